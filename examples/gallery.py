@@ -129,7 +129,6 @@ def main() -> None:
             model.get_parameter("0.weight"), title="first weights"
         ),
     }
-    axes["confusion_matrix"] = tt.plot.confusion_matrix(logits[-1], label, classes=["fast", "slow"])
     axes["learning_curves"] = tt.plot.learning_curves(
         {"loss": losses}, best="lowest", xlabel="round", ylabel="loss"
     )

@@ -3,7 +3,7 @@
     python examples/playground.py --out runs/playground
 
 Both pages open from the file system. Writing the first takes some seconds, for every layer is
-traced with every reset, for the page, for C and for Verilog.
+traced with every reset.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import tracetorch as tt
 from examples import common, networks
+from examples.common import count
 from tracetorch import snn
-from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -50,12 +50,9 @@ def cache() -> str:
     """Folder of the compiled kernels, their number, and their size."""
     kernels = kernel_cache.cached_kernels()
     size = sum(kernel.size for kernel in kernels)
-    return "\n".join(
-        (
-            f"folder  {kernel_cache.folder()}",
-            f"kernels {len(kernels)}",
-            f"size    {size / 1e6:.1f} MB of at most {kernel_cache.limit() / 1e6:g} MB",
-        )
+    return (
+        f"folder  {kernel_cache.folder()}\nkernels {len(kernels)}\n"
+        f"size    {size / 1e6:.1f} MB of at most {kernel_cache.limit() / 1e6:g} MB"
     )
 
 
@@ -94,13 +91,8 @@ def tree() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command; the exit status."""
-    commands = {
-        ("info",): info,
-        ("cache",): cache,
-        ("cache", "--clear"): clear_cache,
-        ("tree",): tree,
-    }
-    command: Callable[[], str] | None = commands.get(tuple(arguments))
+    commands = {"info": info, "cache": cache, "cache --clear": clear_cache, "tree": tree}
+    command: Callable[[], str] | None = commands.get(" ".join(arguments))
     if len(arguments) == 2 and arguments[0] == "kernels":
         command = partial(kernels, arguments[1])
     if command is None:

@@ -577,9 +577,8 @@ def test_sums_differences_and_cat_are_converted(name: str) -> None:
     assert (converted(x[::2] / 2) - model(x[::2] / 2)).abs().max() < 0.02
     with torch.no_grad():
         by_layer = tt.unroll(converted.model, x, steps=5, from_rest=True)
-        assert torch.equal(
-            by_layer, tt.unroll(converted.model, x, steps=5, by="step", from_rest=True)
-        )
+        by_step = tt.unroll(converted.model, x, steps=5, by="step", from_rest=True)
+        torch.testing.assert_close(by_layer, by_step)  # products of two shapes
 
 
 CLIPS: dict[str, Callable[[Any, Tensor, float], Tensor]] = {

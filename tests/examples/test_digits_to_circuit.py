@@ -13,7 +13,7 @@ import torch
 from examples import digits_to_circuit as example
 
 PAGE = (Path(__file__).parents[2] / "docs/use/circuit.md").read_text()
-TOOLS = ("make", "cc", "iverilog", "verilator", "yosys", "z3", "nextpnr-ice40", "nextpnr-ecp5")
+TOOLS = ("make", "cc", "iverilog", "verilator", "yosys", "nextpnr-ice40", "nextpnr-ecp5")
 MISSING = example.missing(TOOLS)
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} on this machine")
 needs_iverilog = pytest.mark.skipif(shutil.which("iverilog") is None, reason="there is no iverilog")
@@ -146,8 +146,6 @@ def test_the_page_says_what_was_recorded() -> None:
     # all held-out digits, equal after synthesis
     assert round(row["netlist_cycles"] / (1000 * example.STEPS), 1) == row["cycles_per_step"]
     assert abs(row["accuracy"] - row["floats"]) < 0.01
-    assert row["proofs"] > 8
-    assert row["proof_seconds"] < 10  # "in seconds"
     for found in row["parts"].values():
         assert found["cells"] <= 1600
         assert found["seconds"] < 600
@@ -184,4 +182,3 @@ def test_a_small_run_is_equal_in_every_form(tmp_path, capsys) -> None:
         assert found["MHz"] > 5
         assert found["images_per_second"] > 100
     assert sum(row["layers"].values()) > 100
-    assert row["proofs"] > 8

@@ -295,7 +295,6 @@ def pair(size: int) -> nn.Sequential:
 
 @refusals(
     r"""
-    fluctuation_(pair(50), rate=0.02, target=0.22) -> ValueError: '3' gets .* Choose a larger target
     fluctuation_(pair(50), shape=(3,)) -> ValueError: does not run on one input of \[3\]
     fluctuation_("net") -> TypeError: nn.Module
     fluctuation_(pair(50), shape=3) -> TypeError: shape must be a tuple of integers
@@ -303,5 +302,12 @@ def pair(size: int) -> nn.Sequential:
         -> ValueError: does not run on the shapes that its layers show.*shape=
     """
 )
-def test_rates_too_rare_to_tell_are_refused_and_shapes_are_checked(call: str, error: str) -> None:
+def test_shapes_are_checked(call: str, error: str) -> None:
     check(call, error, globals())
+
+
+def test_spikes_too_rare_to_tell_are_logged_or_refused(caplog: pytest.LogCaptureFixture) -> None:
+    fluctuation_(pair(50), rate=0.02, target=0.22)
+    assert "made the weight of '2', before '3'" in caplog.text
+    with pytest.raises(ValueError, match=r"'3' gets the same input .* or a larger target"):
+        fluctuation_(pair(50), rate=0.02, target=0.1)

@@ -92,9 +92,6 @@ PLOTS: dict[str, Plot] = {
     "halflives": lambda **k: tt.plot.halflives(model(), model(2.0), bins=20, **k),
     "surrogate_curves": lambda **k: tt.plot.surrogate_curves(**k),
     "gradient_flow": lambda **k: tt.plot.gradient_flow(gradients(), **k),
-    "confusion_matrix": lambda **k: tt.plot.confusion_matrix(
-        uniform(60, 4), torch.arange(60) % 4, **k
-    ),
     "learning_curves": lambda **k: tt.plot.learning_curves(
         {"training": uniform(3, 9), "validation": [0.9, 0.5, 0.6]}, **k
     ),

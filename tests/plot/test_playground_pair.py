@@ -294,20 +294,18 @@ def test_a_neuron_that_cannot_be_made_alone_has_no_pair(opened: Open, tmp_path: 
 
 @pytest.mark.parametrize("width", [390, 740])
 @pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_a_pair_and_its_sources_fit_a_phone(opened: Open, width: int, scheme: str) -> None:
+def test_a_pair_fits_a_phone(opened: Open, width: int, scheme: str) -> None:
     page = opened(viewport={"width": width, "height": 844}, has_touch=True, color_scheme=scheme)
     page.get_by_role("button", name="half-centre oscillator").tap()
     wait_until(page, "document.getElementById('plots').getBoundingClientRect().top >= 0")
     shown = page.locator("#plots").bounding_box()
     assert 0 <= shown["y"] < 844 - shown["height"]
-    for language in ("PyTorch", "C", "Verilog"):
-        page.get_by_role("button", name=language, exact=True).tap()
-        wait_for_frame(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wait_for_frame(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.get_by_role("button", name="neuron 2").tap()
     assert read(page)["other"]["output"].count(1) > 20
     assert stuck(page) <= (1 / 3 if width < 620 else 2 / 3)
-    for button in page.locator("#sides button, #pairs button, #languages button").all():
+    for button in page.locator("#sides button, #pairs button").all():
         assert button.bounding_box()["height"] >= (32 if width < 620 else 24)
     for touched in page.locator("#tries a, .line label:has(input):visible").all():
         assert touched.bounding_box()["height"] >= (28 if width < 640 else 14)

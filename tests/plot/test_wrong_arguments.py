@@ -19,7 +19,6 @@ from tracetorch.plot.recorded import check_index, flat_numbers
 plot: Any = tt.plot
 
 MEM, SEEN = torch.zeros(5, 2, 4), torch.ones(5, 4, 2)
-TRUE, FOUND = torch.tensor([0, 0, 0, 2, 2, 1]), torch.tensor([0, 0, 1, 2, 0, 1])
 NAN = torch.full((6, 3), torch.nan)
 FRAMES = uniform(2, 1, 1, 4, 4)
 
@@ -52,13 +51,6 @@ VALUES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("halflives", (nn.Linear(2, 2),), {}, "before has no decays"),
     ("halflives", ({"a": torch.ones(2)},), {}, "strictly between 0 and 1"),
     ("halflives", (snn.LIF(2), snn.SLIF(2)), {}, r"before has \['beta'\], after has \['alpha'"),
-    ("confusion_matrix", (FOUND, TRUE), {"classes": 0}, "classes must be at least 1, got 0"),
-    ("confusion_matrix", (FOUND, TRUE), {"classes": []}, "classes must be 0 to -1, got 0 to 2"),
-    ("confusion_matrix", (FOUND, TRUE), {"classes": 2}, "classes must be 0 to 1, got 0 to 2"),
-    ("confusion_matrix", (FOUND, TRUE - 1), {}, "classes must be 0 to 2, got -1 to 2"),
-    ("confusion_matrix", (FOUND, TRUE[:3]), {}, r"got \[6\] and \[3\]"),
-    ("confusion_matrix", (FOUND[:0], TRUE[:0]), {}, "of some samples"),
-    ("confusion_matrix", (uniform(5, 6, 3), TRUE), {}, r"over time \[T, N, C\]: tt\.decode\.rate"),
     ("distributions", ([MEM], "t"), {"bandwidths": [0.1, 0.1]}, "argument 2 is longer"),
     ("distributions", ([uniform(2)], "t"), {"bandwidths": [0.0]}, "bandwidth must be positive"),
     ("distributions", ([torch.tensor([1.0, math.nan])], "t"), {}, "layer 0 must hold finite value"),
@@ -105,9 +97,6 @@ TYPES: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("state_trace", (MEM,), {"neurons": [0.5]}, r"neurons must be an integer, got 0\.5"),
     ("gradient_flow", ({"a": None},), {}, "from names to tensors, got str 'a' to NoneType"),
     ("decays", ({},), {}, r"expected an nn\.Module, got dict"),
-    ("confusion_matrix", (FOUND.float(), TRUE), {}, "integers, got torch.float32 and torch.int64"),
-    ("confusion_matrix", (FOUND, TRUE.float()), {}, "integers, got torch.int64 and torch.float32"),
-    ("confusion_matrix", (FOUND, TRUE), {"share": 1}, "share must be True or False"),
     ("learning_curves", ({"a": 3.0},), {}, "'a' takes numbers"),
     ("learning_curves", ({"a": ["loss"]},), {}, "'a' takes numbers"),
     ("learning_curves", ({"a": "loss"},), {}, "'a' takes numbers"),

@@ -522,7 +522,7 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(turned(-1.0), X), ValueError,
      r"1 \(BatchNorm1d\) has a negative weight, which turns the signs around"),
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Readout(2, beta=0.99999)), X), ValueError,
-     "1: beta=0.99999 becomes 1 in integers of 12 bits.* below 0.999878"),
+     r"1: beta=0\.9999\d+ becomes 1 in integers of 12 bits.* below 0.999878"),
     (lambda: ANY.prepare(nn.Dropout(), X), ValueError, "no Linear or convolution"),
     (lambda: ANY.convert(LIF), TypeError, "what tt.quantize.prepare returned, got Sequential"),
 ]  # fmt: skip
@@ -559,7 +559,9 @@ def test_integers_load_into_those_of_another_sample(tmp_path: Path) -> None:
         assert (repr(other[0]), repr(other[2])) == (repr(one[0]), repr(one[2]))
     with pytest.raises(RuntimeError, match=r"0\._extra_state: made with another weight_bits, .*=4"):
         made(0.3, bits=4).load_state_dict(one.state_dict())
-    with pytest.raises(ValueError, match=r"weight_bits: 8 in the file, 4 .* file describes it\.$"):
+    with pytest.raises(
+        ValueError, match=r"weight_bits: 8 in the file, 4 .* as the file describes it"
+    ):
         tt.load(tmp_path / "one.safetensors", made(0.3, bits=4))
 
 

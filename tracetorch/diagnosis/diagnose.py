@@ -145,7 +145,7 @@ def diagnose(
             )
         return found.reshape(())
 
-    inputs, dtypes = _castable(model, inputs, by)
+    inputs, dtypes = _castable(model, inputs)
     evidence = gather(model, inputs, value, mask=mask, by=by)
     evidence.dtypes, evidence.time_dim = dtypes, time_dim
     if all(each.function not in (*CLASSIFIES, BINARY) for each in evidence.criteria):
@@ -195,9 +195,7 @@ def _check_arguments(loss: Loss, rest: Sequence[Any]) -> None:
         ) from None
 
 
-def _castable(
-    model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]
-) -> tuple[Inputs, dict[str, torch.dtype]]:
+def _castable(model: nn.Module, inputs: Inputs) -> tuple[Inputs, dict[str, torch.dtype]]:
     """Return inputs that the model runs on, and dtypes that were cast."""
     dtype = next((p.dtype for _, m in named_modules(model) for p in m.parameters(False)), None)
     named = tensors_by_name(inputs.tensors)
@@ -209,7 +207,7 @@ def _castable(
         try:
             with restored(model), torch.inference_mode(False), torch.no_grad():
                 zero_states(model)
-                call_order(model, inputs, by)
+                call_order(model, inputs)
         except (RuntimeError, TypeError, ValueError) as error:
             return error
         return None

@@ -217,7 +217,7 @@ def gather(
     # A caller's inference mode would make tensors that autograd cannot use.
     with restored(model), torch.inference_mode(False):
         zero_states(model)
-        order = {p: neurons[p] for p in call_order(model, inputs, by) if p in neurons}
+        order = {p: neurons[p] for p in call_order(model, inputs) if p in neurons}
         # a dropout that is off has no mask
         order = {p: n for p, n in order.items() if n.training or type(n) is not LockedDropout}
         zeroed = _layers_zeroed_between_steps(model, inputs, order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,17 +14,85 @@ from tracetorch.core.checks import check_integer, check_module
 from tracetorch.core.files import write_texts
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time
-from tracetorch.export.c_code.read_program import named_leaves
 from tracetorch.export.c_code.recorded import RecordedStep, record_step
+from tracetorch.export.program import named_leaves
 from tracetorch.export.verilog_code.arrangement import arranged
 from tracetorch.export.verilog_code.files import bench_module, makefile, recorded_files
 from tracetorch.export.verilog_code.network import network
-from tracetorch.export.verilog_code.proof import PROVE_SCRIPT, proof_files
-from tracetorch.export.verilog_code.report import VerilogReport
 from tracetorch.snn.module import zero_states
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
 
 _MOST_LANES = 32
+
+
+@dataclass(frozen=True)
+class VerilogReport:
+    """Memories of a network as a circuit, and the cycles of its step as a formula of spikes.
+
+    Cells and the clock are what the tools find: ``make synth`` and ``make route`` print them.
+
+    Args:
+        files: names of the files.
+        lanes: values that a word of a memory holds.
+        memory_bits: size of each memory that is written, by what it holds.
+        table_bits: size of all tables of constants, weights among them.
+        fixed_cycles: cycles of a step without any spike, from ``step`` to ``done``.
+        event_cycles: cycles that each spike adds, by who fired.
+        reset_cycles: cycles from the end of a reset until the network is ready.
+        ports: words of each ``value``: ``"int8"`` of 8 bits in two's complement, ``"uint1"``, by
+            the name of the input or output.
+        input_range: least and largest value of each input for which widths are proved, by name.
+
+    Example:
+        >>> report = VerilogReport((), 1, {}, 0, 20, {"x": 3, "1": 2}, 7, {}, {})
+        >>> report.cycles({"x": 4, "1": 1})
+        34
+        >>> report.formula
+        '20 + 3*[x] + 2*[1]'
+    """
+
+    files: tuple[str, ...]
+    lanes: int
+    memory_bits: Mapping[str, int]
+    table_bits: int
+    fixed_cycles: int
+    event_cycles: Mapping[str, int]
+    reset_cycles: int
+    ports: Mapping[str, str]
+    input_range: Mapping[str, tuple[float, float]]
+
+    def cycles(self, events: Mapping[str, int]) -> int:
+        """Return the cycles of a step in which so many values of each source are not zero."""
+        unknown = [name for name in events if name not in self.event_cycles]
+        if unknown:
+            raise ValueError(f"events are of {[*self.event_cycles]}, got {unknown[0]!r}.")
+        return self.fixed_cycles + sum(n * self.event_cycles[name] for name, n in events.items())
+
+    @property
+    def formula(self) -> str:
+        """The cycles of a step, in terms of how many values of each source are not zero."""
+        terms = [str(self.fixed_cycles)]
+        terms += [f"{each}*[{name}]" for name, each in self.event_cycles.items()]
+        return " + ".join(terms)
+
+    def __str__(self) -> str:
+        ranges = ", ".join(
+            f"{n} {low:.0f} to {high:.0f}" for n, (low, high) in self.input_range.items()
+        )
+        lines = [
+            f"lanes        {self.lanes}",
+            f"inputs       {ranges}",
+            "values       " + ", ".join(f"{name} {word}" for name, word in self.ports.items()),
+            f"memories     {sum(self.memory_bits.values())} bits: "
+            + ", ".join(f"{name} {bits}" for name, bits in self.memory_bits.items()),
+            f"tables       {self.table_bits} bits of constants",
+            f"cycles       {self.formula} from step to done, if outputs are taken at once; [name] "
+            f"is how many of its values are not zero; {self.reset_cycles} after a reset",
+            "cells        make synth",
+            "clock        make route",
+            "power        not estimated: no tool here knows it",
+        ]
+        return "\n".join(lines) + "\n"
 
 
 def verilog(
@@ -48,9 +116,7 @@ def verilog(
     time; convolutions, pools, copies and sums one value in a cycle.
 
     ``make sim`` plays the sample through it and compares with PyTorch; ``make lint``, ``synth``,
-    ``netlist``, ``route`` need ``iverilog``, ``verilator``, ``yosys`` and ``nextpnr``, and ``make
-    prove``, with ``yosys`` and ``z3``, proves of every step that it is equal to the graph that was
-    traced, for all states and inputs in their ranges, and that states stay in theirs.
+    ``netlist``, ``route`` need ``iverilog``, ``verilator``, ``yosys`` and ``nextpnr``.
 
     A first ``tt.integers.Quantize`` is left to whoever gives the inputs, as in
     :func:`tt.export.c`.
@@ -91,13 +157,12 @@ def verilog(
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
     files, report = _files(model, inputs, lanes)
-    write_texts(Path(folder), files)
+    write_texts(folder, files)
     return report
 
 
 @one_trace_at_a_time
 def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str], VerilogReport]:
-    """Return the text of every file, and the report."""
     recorded = record_step(model, inputs, True)
     arrangement = arranged(recorded.program, recorded.widths, lanes)
     made = network(arrangement, recorded.notes)
@@ -106,10 +171,6 @@ def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str]
     files |= recorded_files(made, recorded.named, _answers(recorded))
     files["testbench.v"] = bench_module(made, recorded.inputs.batch, recorded.inputs.steps)
     files["Makefile"] = makefile([*made.modules])
-    files["proof/prove.sh"] = PROVE_SCRIPT
-    for name, (stage, circuit) in made.steps.items():
-        given = circuit, stage, arrangement.widths, arrangement.program
-        files |= {f"proof/{file}": text for file, text in proof_files(name, *given).items()}
     events: dict[str, int] = {}
     for layer in made.layers:
         if layer.source is not None:

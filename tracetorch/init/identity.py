@@ -10,17 +10,16 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored, restored_on_error
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.init.random_spikes import find_shape, zeros_like_input
-from tracetorch.init.response import distance_to_threshold, run_from_rest
+from tracetorch.init.response import distance_to_threshold
 from tracetorch.init.stages import Stage, follow_calls, overlap, weight_of
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.neuron import has_step
 from tracetorch.snn.residual import SEWBlock
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import parse_inputs
 
-_STEPS = 50  # in which a neuron must keep silent, or fire at each
+_STEPS = 50  # in which a body must keep silent, or fire at each
 _MOST_DOUBLED = 6  # a drive that lets it fire, from the distance to the threshold
-_COMPARED = 10  # steps of a block and its shortcut
 _SAMPLES = 4
 
 
@@ -29,7 +28,7 @@ def identity_(model: nn.Module) -> None:
 
     The last batch norm, linear layer or convolution of the body gets a weight of 0, and a bias of
     0, so that the body is silent; with ``"and"`` a bias from which it fires at every step. The
-    neuron behind it is run, to be sure that it does, and then the block, on random spikes.
+    block is run on random spikes, to be sure that it is the identity.
 
     Args:
         model: any module with such blocks.
@@ -37,10 +36,9 @@ def identity_(model: nn.Module) -> None:
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: it has no such block; a body does not end in neurons that spike, behind a layer
-            with a weight, is recurrent there, needs a bias that it does not have, shares memory
-            with a layer elsewhere, or does not keep silent, or fire, as it should; or the block is
-            not the identity then, or takes another shape than its layers show. Nothing has been
-            changed then.
+            with a weight, is recurrent there, needs a bias that it does not have, or shares memory
+            with a layer elsewhere; or the block is not the identity then, or takes another shape
+            than its layers show. Nothing has been changed then.
 
     Example:
         >>> body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), LIF(3))
@@ -56,27 +54,12 @@ def identity_(model: nn.Module) -> None:
     blocks = {path: m for path, m in named_modules(model) if isinstance(m, SEWBlock)}
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no snn.SEWBlock to start as the identity.")
-    values: list[tuple[Tensor, Tensor]] = []
-    last: dict[str, nn.Module] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    # Fang et al. (2021): add and iand are the identity of a silent body, and of one that fires
-    for path, block in blocks.items():
-        shapes[path] = find_shape(block, None)
-        stage = _last_stage(path, block, shapes[path])
-        source = stage.source
-        last[join_path(path, stage.source_path)] = source
-        bias = _bias(path, block, stage)
-        if isinstance(source.bias, Tensor):
-            values.append((source.bias, bias.to(source.bias).expand_as(source.bias)))
-        weight = weight_of(source)
-        values.append((weight, torch.zeros_like(weight)))
-    _check_own_states(model, last)
-    with restored_on_error(parameter for parameter, _ in values):
-        with torch.no_grad():
-            for parameter, value in values:
-                parameter.copy_(value)
+    shapes = {path: find_shape(block, None) for path, block in blocks.items()}
+    last = {path: _last_stage(path, block, shapes[path]) for path, block in blocks.items()}
+    _check_own_states(model, {join_path(p, s.source_path): s.source for p, s in last.items()})
+    with restored_on_error(p for stage in last.values() for p in stage.source.parameters()):
         for path, block in blocks.items():
-            _check_identity(path, block, shapes[path])
+            _set_last(path, block, last[path], shapes[path])
 
 
 def _last_stage(path: str, block: SEWBlock, shape: tuple[int, ...]) -> Stage:
@@ -112,40 +95,40 @@ def _check_own_states(model: nn.Module, last: dict[str, nn.Module]) -> None:
                     )
 
 
-def _bias(path: str, block: SEWBlock, stage: Stage) -> Tensor:
-    """Return the drive by which the neurons are silent, or fire at every step: ``[neurons]``."""
+def _set_last(path: str, block: SEWBlock, stage: Stage, shape: tuple[int, ...]) -> None:
+    """Set the last layer of a body so that its neurons are silent, or fire at every step."""
     name = join_path(path, stage.path)
-    distance = distance_to_threshold(stage.neuron, name)
-    if block.combine != "and":
-        if not _always(stage.neuron, torch.zeros_like(distance), 0.0):
-            raise ValueError(f"{name!r} fires without input, so its block is not the identity.")
-        return torch.zeros_like(distance)
-    if not isinstance(stage.source.bias, Tensor):
-        raise ValueError(
-            f"{join_path(path, stage.source_path)!r} has no bias, without which {name!r} "
-            'cannot fire at every step, as combine="and" needs it.'
-        )
-    for doubled in range(1, _MOST_DOUBLED + 1):
-        drive = distance * float(2**doubled)
-        if _always(stage.neuron, drive, 1.0):
-            return drive
+    distance, bias = distance_to_threshold(stage.neuron, name), stage.source.bias
+    drives = [0 * distance]
+    # Fang et al. (2021): add and iand are the identity of a silent body, and of one that fires
+    if block.combine == "and":
+        if not isinstance(bias, Tensor):
+            raise ValueError(
+                f"{join_path(path, stage.source_path)!r} has no bias, without which {name!r} "
+                'cannot fire at every step, as combine="and" needs it.'
+            )
+        drives = [distance * 2.0**doubled for doubled in range(1, _MOST_DOUBLED + 1)]
+    for drive in drives:
+        with torch.no_grad():
+            weight_of(stage.source).zero_()
+            if isinstance(bias, Tensor):
+                bias.copy_(drive.to(bias).expand_as(bias))
+        if _is_identity(block, shape):
+            return
+    title = f"block {path!r}" if path else "the block"
     raise ValueError(
-        f'{name!r} fires at every step from no drive, as combine="and" needs it: it is refractory '
-        'or slow. Use combine="add" or "iand".'
+        f"{title} is not the identity with the last neurons of its body silent, or driven to fire "
+        f'at every step for "and": its output on random spikes {list(shape)} is not its '
+        "shortcut's. Let the body return what its last neurons give, and nothing else; for "
+        f'"and" {name!r} must not be refractory or slow.'
     )
 
 
-def _always(neuron: Neuron, drive: Tensor, spike: float) -> bool:
-    """Whether neurons give this output at every step, from rest, for a constant drive."""
-    output = run_from_rest(neuron, drive.expand(_STEPS, 1, -1).contiguous())
-    return bool((output == spike).all())
-
-
-def _check_identity(path: str, block: SEWBlock, shape: tuple[int, ...]) -> None:
-    """Raise where the output of a block on random spikes is not that of its shortcut."""
+def _is_identity(block: SEWBlock, shape: tuple[int, ...]) -> bool:
+    """Whether the output of a block on random spikes is that of its shortcut."""
     shortcuts: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
-    spikes = torch.rand(_COMPARED, _SAMPLES, *shape, generator=generator) < 0.5
+    spikes = torch.rand(_STEPS, _SAMPLES, *shape, generator=generator) < 0.5
     with (
         restored(block, training=False),
         forward_hooks(after=[(block.shortcut, lambda m, a, k, y: shortcuts.append(y))]),
@@ -153,10 +136,4 @@ def _check_identity(path: str, block: SEWBlock, shape: tuple[int, ...]) -> None:
     ):
         zero_states(block)
         outputs = [block(x) for x in spikes.to(next(block.parameters()))]
-    if not all(map(torch.equal, outputs, shortcuts)):
-        title = f"block {path!r}" if path else "the block"
-        raise ValueError(
-            f"{title} is not the identity with the last neurons of its body silent, or firing at "
-            f'every step for "and": its output on random spikes {list(shape)} is not its '
-            "shortcut's. Let the body return what its last neurons give, and nothing else."
-        )
+    return all(map(torch.equal, outputs, shortcuts))

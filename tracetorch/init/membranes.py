@@ -49,11 +49,6 @@ class Trial:
     target: float  # deviation that the membranes shall have
     mean: float  # mean that they shall have
     mask: Tensor | None = None  # real steps [T, B], in front of each sequence; None: all are
-    # first step that is measured; above 0 the moments are those of a run without an end
-    start: int = 0
-    # whether the weights were drawn for the target: layers that hold it, but for scatter, are left
-    # alone
-    drawn: bool = False
     left: Sequence[tuple[Stage, str]] = ()  # layers behind a norm that stays as it is, and why
 
 
@@ -70,7 +65,6 @@ class Moments(NamedTuple):
     gain: Tensor  # the mean for a constant input of 1
     rate: float  # share of the steps in which the neurons of a recurrence spike
     highest: Tensor  # of each membrane
-    error: float  # relative standard error of the variance of all, over the samples
 
     @property
     def driven(self) -> Tensor:
@@ -133,22 +127,14 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
             "Calibrate without a mask."
         )
 
-    def measured(values: Tensor) -> Tensor:
-        """Return the steps that count, ``[steps, B, places, neurons]``, or in one row."""
-        return values[trial.start :] if mask is None else values[mask]
-
     def flat(values: Tensor) -> Tensor:
-        return measured(values).flatten(0, -2)
+        """Return the real steps, in one row."""
+        return (values if mask is None else values[mask]).flatten(0, -2)
 
     # without a loop all that drives a layer comes from outside
     outside, filtered = drive, _filtered(drive, kernel, mask)
     own = whole = flat(filtered)
     own_mean, own_deviation = mean, deviation = whole.mean(0), whole.std(0, correction=0)
-    error = 0.0  # of the variance, over the samples
-    if mask is None and drive.shape[1] > 1:
-        squares = (measured(filtered) - mean).square()
-        by_sample = squares.mean((0, 2, 3))
-        error = float(by_sample.std() / len(by_sample) ** 0.5 / by_sample.mean().clamp(min=1e-30))
     fed_back = covariance = torch.zeros_like(mean)
     rate = 0.0
     if stage.loop is not None:
@@ -161,31 +147,22 @@ def _moments(trial: Trial, stage: Stage, seen: dict[str, Tensor]) -> Moments:
         own_mean, own_deviation = own.mean(0), own.std(0, correction=0)
         fed_back = (whole - own).std(0, correction=0)
         covariance = ((own - own_mean) * (whole - own)).mean(0)
-        rate = float((measured(spikes) != 0).double().mean())
+        rate = float((flat(spikes) != 0).double().mean())
     samples = torch.full((len(drive),), drive.shape[1]) if mask is None else mask.sum(1)
-    samples = samples.to(kernel)
-    gain = _risen(kernel, samples, trial.start)
-    to_end, scale = torch.ones_like(gain), torch.ones_like(gain)
-    if trial.start:  # what is not risen yet would have come
-        to_end = kernel.sum(0) / gain
-        to_end = torch.where(torch.isfinite(to_end) & (to_end > 0), to_end, 1.0)
-        squares = kernel.square()
-        scale = (squares.sum(0) / _risen(squares, samples, trial.start)).sqrt()
-
+    shares = (samples / samples.sum()).to(kernel)
     rise = torch.cat([kernel.cumsum(0), kernel.sum(0).expand(len(drive) - len(kernel), -1)])
-    rise = (rise * flat(outside).mean(0))[:, None, None]
+    risen = (rise * flat(outside).mean(0))[:, None, None]
     return Moments(
-        means=mean * to_end,
-        deviations=deviation * scale,
-        own_means=own_mean * to_end,
-        own_deviations=own_deviation * scale,
-        steady=flat(filtered - rise).std(0, correction=0) * scale,
-        fed_back=fed_back * scale,
-        covariance=covariance * scale.square(),
-        gain=gain * to_end,
+        means=mean,
+        deviations=deviation,
+        own_means=own_mean,
+        own_deviations=own_deviation,
+        steady=flat(filtered - risen).std(0, correction=0),
+        fed_back=fed_back,
+        covariance=covariance,
+        gain=(rise * shares[:, None]).sum(0),
         rate=rate,
         highest=whole.amax(0),
-        error=error,
     )
 
 
@@ -199,12 +176,6 @@ def _filtered(drive: Tensor, kernel: Tensor, mask: Tensor | None) -> Tensor:
     spectra = torch.fft.rfft(drive, length, dim=0) * spectrum
     filtered: Tensor = torch.fft.irfft(spectra, length, dim=0)[: len(drive)]
     return filtered
-
-
-def _risen(values: Tensor, samples: Tensor, start: int) -> Tensor:
-    """Return the running sum of values from rest, as a mean over the samples from a step on."""
-    sums = torch.cat([values.cumsum(0), values.sum(0).expand(len(samples) - len(values), -1)])
-    return (sums[start:] * samples[start:, None]).sum(0) / samples[start:].sum()
 
 
 def neurons_last(drive: Tensor, neuron: SequenceLayer) -> Tensor:

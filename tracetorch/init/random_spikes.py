@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import named_modules
 from tracetorch.fuse import backend
-from tracetorch.init.response import ImpulseResponse
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
 
@@ -57,24 +56,17 @@ def _like(model: nn.Module, x: Tensor) -> Tensor:
     return x.to(next((p for p in model.parameters() if p.is_floating_point()), x))
 
 
-def random_spikes(
-    model: nn.Module, shape: tuple[int, ...], rate: float, responses: Iterable[ImpulseResponse]
-) -> tuple[Tensor, int]:
-    """Return independent spikes ``[T, B, *shape]``, and the step from which to measure.
-
-    They last for two of the longest responses, and are as many samples as the memory of the
-    neurons' inputs allows.
-    """
+def random_spikes(model: nn.Module, shape: tuple[int, ...], rate: float) -> Tensor:
+    """Return independent spikes ``[T, B, *shape]``, as many as the inputs of all neurons allow."""
     with restored(model, training=False), torch.no_grad(), backend("eager"):
         x = zeros_like_input(model, shape)
         _, seen = unroll(model, x, by="step", record="input", from_rest=True)
     values = max(1, sum(each[0, 0].numel() for each in seen.values()))
-    longest = max(len(response.kernel) for response in responses)
-    steps = min(2 * longest, _STEPS, max(64, _VALUES // (2 * values)))
+    steps = min(_STEPS, max(64, _VALUES // (2 * values)))
     samples = min(_SAMPLES, max(2, _VALUES // (steps * values)))
     generator = torch.Generator().manual_seed(0)
     spikes = torch.rand(steps, samples, *shape, generator=generator) < rate
-    return _like(model, spikes), steps // 2
+    return _like(model, spikes)
 
 
 def _shapes(model: nn.Module) -> list[tuple[int, ...]]:

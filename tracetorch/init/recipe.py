@@ -130,8 +130,7 @@ def recipe(
                 reached = scale_all(trial)
             rate, reason = _rate(trial, spread) if lr is None else (lr, "as given")
             groups = _own_rates(trial, param_groups(model, _DECAY, lr=rate, relative=True))
-            optimizer = torch.optim.AdamW(groups, fused=True)
-            optimizer.register_step_post_hook(_count_writes)
+            optimizer = _AdamW(groups)
             rates = [group["lr"] for group in groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
     print(f"recipe: AdamW, one cycle of {total_steps:,} steps up to {rate:g}, {reason}")
@@ -148,11 +147,24 @@ def recipe(
     return optimizer, scheduler
 
 
-def _count_writes(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Tell autograd that the parameters were written to, which the fused kernel leaves out.
+class _AdamW(torch.optim.AdamW):
+    """AdamW that tells autograd of its writes, which the fused kernel leaves out.
 
     A backward pass through the graph of an earlier step then raises, as with any other optimizer.
+    Copies and pickles lose their hooks, and so one is added where they are made.
     """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, fused=True)
+        self._count = self.register_step_post_hook(_count_writes)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not hasattr(self, "_count"):
+            self._count = self.register_step_post_hook(_count_writes)
+
+
+def _count_writes(optimizer: torch.optim.Optimizer, *_: object) -> None:
     for group in optimizer.param_groups:
         increment_version([p for p in group["params"] if p.grad is not None])
 

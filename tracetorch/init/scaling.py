@@ -13,11 +13,10 @@ from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.init.membranes import Membranes, Moments, Trial, measure, root_mean_square
 from tracetorch.init.stages import RECURRENT, Stage, outputs_of, scale_rows, weight_of
 
-_UNKNOWN = 0.12  # relative standard error of a variance that says nothing
 _LEAST_POWER = 0.2  # of a scale in what it makes of a deviation: below, it is lost on the way
 _VARIES = 1e-5  # of a deviation: less is rounding
 _MOST_PAST = 0.9  # share of the target that is there without a source, so that no scale reaches it
-LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
+_LEAST_RATE = 1e-3  # weights for rarer spikes would be huge
 _SWEEPS = 3
 _ROUNDS = 12
 _PROBED = 1.1  # a scale by which it is seen what a scale does
@@ -27,17 +26,12 @@ _MOST_FACTOR = 4.0  # in a round, once it is known that the scale is not passed 
 # shares of the target by which a layer may miss it
 _AIMED = 0.01  # no further round follows
 _ACCEPTED = 0.05  # after the last round
-_FIXED = 0.1  # once all layers are done, and where only a sample of random spikes is known
-_DRAWN = 0.05  # weights that were drawn for the target are kept
+_FIXED = 0.1  # once all layers are done
 
 
 def scale_all(trial: Trial) -> dict[str, Membranes]:
     """Scale what drives each layer, in the order of the calls, and check all at the end."""
     found = trial.calls.stages
-    if trial.drawn:  # most often all of them hold it
-        measured = measure(trial, found)
-        if all(_holds_as_drawn(trial, stage, measured[stage.path]) for stage in found):
-            return {path: moments.summary for path, moments in measured.items()}
     reached: dict[str, Membranes] = {}
     lost: list[str] = []
     for _ in range(_SWEEPS):
@@ -73,11 +67,10 @@ def _scale_stage(trial: Trial, stage: Stage) -> Membranes:
     others = [m for m in stage.drivers if m is not stage.source and outputs_of(m) == size]
     group = [stage.source]
     missed, reached = _scale(trial, stage, group)
-    accepted = _FIXED if trial.drawn else _ACCEPTED
-    if missed > accepted and others:
+    if missed > _ACCEPTED and others:
         group = [stage.source, *others]
         missed, reached = _scale(trial, stage, group)
-    if missed > accepted:
+    if missed > _ACCEPTED:
         raise ValueError(_reason(trial, stage, group, reached, _ACCEPTED * trial.target))
     return reached
 
@@ -109,8 +102,7 @@ def _scale(trial: Trial, stage: Stage, group: list[nn.Module]) -> tuple[float, M
         missed = max(_misses(trial, stage, seen))
         if missed < best[0]:
             best = missed, seen.summary, [t.detach().clone() for t in written]
-        kept = number == 0 and _holds_as_drawn(trial, stage, seen)
-        if missed <= _AIMED or kept or number == _ROUNDS:
+        if missed <= _AIMED or number == _ROUNDS:
             break
         if number == 0 or stage.connection is not None:
             _move(trial, stage, group, seen, None)
@@ -128,22 +120,10 @@ def _scale(trial: Trial, stage: Stage, group: list[nn.Module]) -> tuple[float, M
 def _misses(trial: Trial, stage: Stage, seen: Moments) -> tuple[float, float]:
     """Return by how much deviation and mean miss, relative to the deviation's target."""
     deviation = abs(seen.summary.deviation - trial.target) / trial.target
+    if not isinstance(stage.source.bias, Tensor):
+        return deviation, 0.0
     missing = (seen.means - trial.mean)[seen.driven]
-    has_bias = isinstance(stage.source.bias, Tensor)
-    if not trial.drawn:
-        return deviation, float(missing.abs().mean()) / trial.target if has_bias else 0.0
-    # of weights that were drawn, the means differ by the rates of what drives them
-    scatter_of_mean = missing.std(correction=0) * 3 / len(missing) ** 0.5
-    mean = float((missing.mean().abs() - scatter_of_mean).clamp(min=0)) / trial.target
-    return deviation, mean if has_bias or mean > 0.5 else 0.0
-
-
-def _holds_as_drawn(trial: Trial, stage: Stage, seen: Moments) -> bool:
-    """Whether weights that were drawn for the target hold it, but for scatter."""
-    if not trial.drawn or not seen.usable or seen.error > _UNKNOWN:
-        return False
-    scatter = root_mean_square(seen.deviations[seen.driven] / trial.target - 1)
-    return max(*_misses(trial, stage, seen), scatter / 3) <= _DRAWN
+    return deviation, float(missing.abs().mean()) / trial.target
 
 
 def _probe(trial: Trial, stage: Stage, group: list[nn.Module], seen: Moments) -> _Answer:
@@ -183,7 +163,7 @@ def _move(
     back, fed_back = 1.0, root_mean_square(seen.fed_back)
     if stage.connection is not None and fed_back > 0:
         # less where spikes are so rare that its weights would be huge
-        share = RECURRENT * min(1.0, seen.rate / LEAST_RATE)
+        share = RECURRENT * min(1.0, seen.rate / _LEAST_RATE)
         back = float(trial.target * share**0.5 / fed_back)
     if answer is None:
         growth, slope = seen.own_means, torch.ones_like(seen.means)
@@ -233,21 +213,11 @@ def _check_input(trial: Trial, stage: Stage, seen: Moments) -> None:
     varies = seen.steady[seen.driven] > _VARIES * seen.own_deviations[seen.driven]
     # a bias makes up for what does not vary
     constant = isinstance(stage.source.bias, Tensor) and stage.connection is None
-    if not bool(seen.driven.any()) or (not trial.drawn and constant and not bool(varies.any())):
-        ending = (
-            "neurons before it do not spike at this target and rate. Choose a larger target."
-            if trial.drawn
-            else "layers before it do not spike on this batch, or its samples do not differ. Give "
-            "one with input events, or of different samples, or a larger target, at which they do."
-        )
+    if not bool(seen.driven.any()) or (constant and not bool(varies.any())):
         raise ValueError(
-            f"{path!r} gets the same input at every step of every sample, or none: the {ending}"
-        )
-    if trial.drawn and seen.error > _UNKNOWN:
-        raise ValueError(
-            f"{path!r} gets spikes so rarely at this target and rate that its deviation is not "
-            "known: weights that make up for it would be huge. Choose a larger target, or a larger "
-            "rate."
+            f"{path!r} gets the same input at every step of every sample, or none: the layers "
+            "before it do not spike on this batch, or its samples do not differ. Give one with "
+            "input events, or of different samples, or a larger target, at which they do."
         )
 
 

@@ -17,8 +17,7 @@ from tracetorch.core.torch_private import BatchNormBase, is_alias
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connectivity import connectivity, raw_weight
-from tracetorch.snn.delay import Delay, SynapticDelays
-from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, read_model
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
@@ -45,11 +44,6 @@ class Stage(NamedTuple):
     source: nn.Module
     # the linear layer or convolution that feeds its output back, or None
     connection: nn.Module | None
-    delays: SynapticDelays | None  # the layer whose product the source is, or None
-    connection_delays: SynapticDelays | None  # the layer whose product the connection is, or None
-    # all layers with delays between the neurons before and these, by path
-    delaying: dict[str, DelayingLayer]
-    behind: dict[str, DelayingLayer]  # those of them between the source and these neurons
     loop: str | None  # path of the Recurrent that the layer is in, or None
     drivers: list[nn.Module]  # all affine layers that drive the neurons, the source too
     between: list[str]  # what is called between the source and the neurons, as messages name it
@@ -211,7 +205,6 @@ def _stage(
         _walk(graph.users[last], graph.users, lambda n: has_step(n.module))
     ).intersection(upstream)
     between = sorted(on_the_way, key=lambda each: each.index)
-    delaying = {n.path: n.module for n in upstream if isinstance(n.module, DelayingLayer)}
     connection = None if loop is None else loop.connection
     source_path, source = unwrapped(last.path, cast(nn.Module, last.module))
     return Stage(
@@ -220,10 +213,6 @@ def _stage(
         source_path=source_path,
         source=source,
         connection=connection.product if isinstance(connection, SynapticDelays) else connection,
-        delays=last.module if isinstance(last.module, SynapticDelays) else None,
-        connection_delays=connection if isinstance(connection, SynapticDelays) else None,
-        delaying={p: m for p, m in delaying.items() if m not in (last.module, connection)},
-        behind={n.path: n.module for n in between if isinstance(n.module, Delay)},
         loop=loop_path,
         drivers=[unwrapped("", cast(nn.Module, each.module))[1] for each in own],
         between=[each.place for each in between],

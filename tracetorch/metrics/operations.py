@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
 from tracetorch.snn.spike_functions import spike_functions
 
-# Activations in NeuroBench's sense, besides neurons that spike
+# Activations in NeuroBench's sense, besides neurons that spike; layers whose weights it counts
 _ACTIVATIONS = (nn.ReLU, nn.Sigmoid)
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class ModuleStats:
     shape: tuple[int, ...] | None = None  # of the output at one step, without the batch
     values: int = 0  # of the outputs of an activation
     nonzero: float = 0  # NaN where a value is
-    fired: Tensor | None = None  # spikes per neuron
-    total: Tensor | None = None  # steps at which each neuron could have fired
+    fired: Tensor | Literal[0] = 0  # spikes per neuron, where there are some
+    total: Tensor | Literal[0] = 0  # steps at which each neuron could have fired
     updates: float = 0.0  # of membranes
     output_bytes: int = 0  # views of the input excepted
     state_bytes: int = 0
@@ -81,13 +83,12 @@ class ModuleStats:
 
 def check_counted(modules: list[ModuleStats]) -> None:
     """Raise ``ValueError`` where products of a module cannot be counted."""
-    for line in uncounted_products(modules):
-        module, _, reason = line.partition(": ")
+    if uncounted := uncounted_products(modules):
+        module, _, reason = uncounted[0].partition(": ")
         raise ValueError(
-            f"{module} multiplies by weights or activations in a way that is not counted: "
-            f"{reason}. Linear layers, convolutions, matrix products and attention are. Count the "
-            "parts of the model that consist of those; tt.metrics.profile counts them and names "
-            "the others."
+            f"{module} multiplies by weights or activations in a way that is not counted: {reason}."
+            " Linear layers, convolutions, matrix products and attention are. Count the parts of "
+            "the model that consist of those; tt.metrics.profile counts them and names the others."
         )
 
 

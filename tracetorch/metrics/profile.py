@@ -48,7 +48,7 @@ def profile(
         model: any ``nn.Module``.
         x: as for ``tt.unroll``.
         steps: as for ``tt.unroll``; every layer is then run and timed at every step.
-        by: as for ``tt.unroll``.
+        by: as for ``tt.unroll``, of the runs that are timed; what is counted are single steps.
         mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
             belongs at the end.
         repeats: number of timed runs, of which the median is returned; at least 1.
@@ -151,30 +151,20 @@ def _row(
     product: Product | None,
 ) -> LayerProfile:
     """Convert sums over a batch to the row of a layer, with costs per sample."""
-    rate = dead = saturated = None
-    if stats.fired is not None and stats.total is not None:
-        rate, dead, saturated = firing_shares(stats.fired, stats.total)
+    shares: tuple[float | None, float | None, float | None] = (None, None, None)
+    if isinstance(stats.fired, Tensor) and isinstance(stats.total, Tensor):
+        shares = firing_shares(stats.fired, stats.total)
     operations = sum_operations([stats], batch)
     macs, acs, dense = astuple(operations) if stats.multiplies else (None, None, None)
     updates = stats.updates / batch if isinstance(stats.module, SequenceLayer) else None
-    estimate = energy(operations, updates=updates or 0.0, assumptions=cost)
+    picojoules = None
     # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
-    counted = stats.multiplies or updates is not None
+    if stats.multiplies or updates is not None:
+        picojoules = energy(operations, updates=updates or 0.0, assumptions=cost).total_pj
     tensors = [tensor for both in _own_tensors(stats.module) for tensor in both]
     return LayerProfile(
-        path=stats.path,
-        kind=plain_class(stats.module).__name__,
-        shape=stats.shape,
-        parameters=parameters,
-        rate=rate,
-        dead=dead,
-        saturated=saturated,
-        macs=macs,
-        acs=acs,
-        dense=dense,
-        updates=updates,
-        energy_pj=estimate.total_pj if counted else None,
-        seconds=seconds,
+        *(stats.path, plain_class(stats.module).__name__, stats.shape, parameters, *shares),
+        *(macs, acs, dense, updates, picojoules, seconds),
         held_bytes=sum(t.nbytes for t in tensors) + stats.state_bytes,
         output_bytes=stats.output_bytes,
         by_events=None if product is None else product.events,

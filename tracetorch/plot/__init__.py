@@ -15,7 +15,6 @@ no global state. All that can be wrong is found before anything is drawn.
 
 from tracetorch.core.html_page import show_html
 from tracetorch.plot.animation import animate_events, animate_run, save_animation
-from tracetorch.plot.confusion_matrix import confusion_matrix
 from tracetorch.plot.curves import learning_curves, line_graph
 from tracetorch.plot.distributions import distributions
 from tracetorch.plot.gradient_flow import gradient_flow
@@ -33,7 +32,6 @@ __all__ = [
     "MeasurementManager",
     "animate_events",
     "animate_run",
-    "confusion_matrix",
     "decays",
     "distributions",
     "gradient_flow",

@@ -52,8 +52,7 @@ def set_integer_ticks(ax: Axes, *names: str) -> None:
 class TimeScale:
     """Scale of the axis of time: steps, or milliseconds.
 
-    A step is an interval: step 0 lasts from 0 to ``dt``, and is drawn in its middle, where
-    :meth:`tracetorch.probe.Recording.to_neo` has its spikes too.
+    A step is an interval: step 0 lasts from 0 to ``dt``, and is drawn in its middle.
     """
 
     dt: float | None  # duration of a step in milliseconds; None: time is counted in steps

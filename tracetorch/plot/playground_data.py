@@ -40,7 +40,6 @@ from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.plot import playground_story as story
 from tracetorch.plot.firing_lines import firing_lines, is_parameter, smallest_shape, spike_alone
-from tracetorch.plot.playground_sources import described_sources, kwargs_in
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron, beside_step
 from tracetorch.snn.parameters import fraction, is_decay, negative_softplus, softplus
@@ -196,7 +195,6 @@ def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) ->
         parts = kind.__name__.removesuffix("Readout").removesuffix("LIF")
         readout = kind.__name__.endswith("Readout")
         letters = {**{letter: letter in parts for letter in "SRB"}, "readout": readout}
-    resets = [each for o, d in choices if d["name"] == "reset" for each in o] or [{}]
     fixed = [
         f"{name}={getattr(layer, name)!r}"
         for name in layer._options
@@ -224,7 +222,6 @@ def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) ->
         "variants": variants,
         "slopes": slopes,
         "call": described_call(cell, [*changed, *cell.constraints]),
-        "sources": described_sources(layer, resets),
     }
 
 
@@ -240,7 +237,13 @@ def _variants(
     cell, spikes = layer.cell, spike_functions(layer)
     ndim = len(smallest_shape(cell))
     where = f"save_playground: {layer!r}"
-    own = kwargs_in(layer, torch.float64)
+    with torch.no_grad():
+        own = layer.step_kwargs(ndim, torch.float64)
+    # options that are tensors, too
+    own = {
+        name: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v
+        for name, v in own.items()
+    }
     plan = page_plan(where, cell, ndim, own)
     params, lines = plan.program.params, firing_lines(cell, spikes, start, own)
     thresholds = [is_parameter(line, cell, start, own) for line in lines]

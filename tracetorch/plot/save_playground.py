@@ -12,14 +12,13 @@ from tracetorch.core.html_page import json_element, write_page
 from tracetorch.plot import playground_story as story
 from tracetorch.plot.network_data import describe_data, describe_network, network_tries
 from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
-from tracetorch.plot.playground_sources import INTEGERS, header_ends
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 TEMPLATES = Path(__file__).parent
 _SHARED = ("controls.css", "controls.js", "links.js", "stimuli.js", "drawing.js", "playhead.js")
 _PARTS = {  # beside those that both pages share
-    "playground": ("settings", "run", "rows", "panels", "knobs", "pair", "sources", "story"),
+    "playground": ("settings", "run", "rows", "panels", "knobs", "pair", "story"),
     "network": ("engine", "settings", "builder", "layers", "panels", "story"),
 }
 
@@ -45,9 +44,7 @@ def save_playground(
     every step and to every parameter; beside them the spikes of constant inputs, and the plane of
     two states. A second neuron may stand beside it, of this kind or of another one on the page,
     with a weight in either direction, as in a :class:`tt.snn.Recurrent`. It writes the Python that
-    makes the neuron, or both, the C of one step as :func:`tt.export.c <tracetorch.export.c>` does,
-    and the Verilog of the integer neuron that ``tt.quantize`` makes, or why there is none. The
-    fragment of its address holds all settings.
+    makes the neuron, or both. The fragment of its address holds all settings.
 
     The page of a network shows what every layer does with an input, and with ``data`` it trains:
     backpropagation through time of the cross entropy of the outputs' means over time, by Adam, on
@@ -133,8 +130,6 @@ def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]
         "neurons": described,
         "tries": described_tries(story.TRIES, checked, units),
         "pairs": described_tries(story.PAIRS, checked, units),
-        "integers": INTEGERS,
-        "cHeader": header_ends(next(iter(checked.values()))),
     }
 
 

@@ -2,18 +2,14 @@
 
 By layer is right where nothing remembers outside of layers, and samples are treated alike. Whether
 that is so is not read off the code: it is run. The first time a model is met in a mode, its pass by
-layer is one side. The other are its first three steps, one by one, in which layers are not run:
-they return what they gave by layer. What remains is the model's own code, in which both ways agree
-to rounding, or not at all. Norms and dropout in training return what they gave, too. Then the same
-once more with random spikes in place of what the layers gave, for a silent network shows little.
-No two whole runs are compared: they differ in rounding, and one spike moves all behind it.
+layer is compared with its first three steps, in which layers return what they gave by layer; then
+once more with random spikes in their place, for a silent network shows little. No two whole runs
+are compared: they differ in rounding, and one spike moves all behind it.
 
-A difference is an error that names the module and the reason. Found are neither what remembers
-after the third step, or only with other values, nor a module that is replaced, or a flag that is
-switched, after the first call; ``check=`` runs as many steps as one likes. What is random is
-believed. The model's ``forward`` is called seven times more, hooks and logs too; buffers and
-generators of random numbers are restored, and no module is touched in evaluation. What a
-``Recurrent`` of a user's own code shares with others is found by :mod:`tracetorch.unrolling.loops`.
+Not found is what remembers after the third step, and what is switched after the first call;
+``check=`` runs as many steps as one likes. What is random is believed. Buffers, attributes and
+generators are restored. What a ``Recurrent`` of a user's own code shares is found by
+:mod:`tracetorch.unrolling.loops`.
 """
 
 from __future__ import annotations

@@ -108,12 +108,19 @@ def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
     # what the layers of the part start from, known when it has run once
     starts: Pass | None = None
     ran: list[Pass] = []  # of the first run
+    failed: list[BaseException] = []
 
     def steps(*saved: Tensor) -> tuple[Any, list[Tensor | None]]:
         nonlocal starts
         now = replace(part, tensors=pytree.tree_unflatten(list(saved), spec))
         before = starts if starts is not None else whole
-        y, trajectories, inner = before.call(run, now, from_rest=False)
+        try:
+            y, trajectories, inner = before.call(run, now, from_rest=False)
+        except BaseException as error:
+            if starts is not None:
+                raise
+            failed.append(error)  # through checkpoint of PyTorch 2.12 it would leave its hooks set
+            return None, []
         ends = [s for each in inner.entries.values() for s in each.states.values()]
         replay.compare(pytree.tree_leaves((y, trajectories)), ends)
         if starts is None:
@@ -127,6 +134,8 @@ def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
         result, ends = checkpoint(
             steps, *leaves, use_reentrant=False, context_fn=lambda: (nullcontext(), replay)
         )
+    if failed:
+        raise failed.pop()
     # what checkpointing returns is part of the graph
     values = iter(ends)
     for inner in ran:

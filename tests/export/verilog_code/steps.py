@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from tracetorch import chips, integers, snn
 from tracetorch.export.c_code.arrangement import living
-from tracetorch.export.c_code.read_program import read_step
+from tracetorch.export.c_code.recorded import read_step
 from tracetorch.export.c_code.stages import Copy, Pointwise, Role, StepProgram, View
 from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
-from tracetorch.export.verilog_code.proof import PROVE_SCRIPT, proof_files
 from tracetorch.export.verilog_code.step_module import step_module
+from tracetorch.export.verilog_code.wires import COMPUTE, PLACES
 from tracetorch.fuse.ir.intervals import Interval
 
 
@@ -91,6 +91,19 @@ def step_of(layer: nn.Module, *, span: tuple[int, int] = (-100, 100), double: bo
     (stage,) = (each for each in program.stages if isinstance(each, Pointwise))
     circuit = step_circuit(stage, widths)
     return Step(layer, program, widths, stage, circuit, inputs)
+
+
+def evaluated(circuit: Circuit, reads: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a circuit writes, in units of ``2^-point`` where a table has a point."""
+    values: dict[int, Any] = {}
+    for wire in circuit.wires:
+        if wire.op in ("read", "const"):
+            found = reads[wire.name] if wire.op == "read" else wire.k
+        else:
+            places = (wire.k,) if wire.op in PLACES else ()
+            found = COMPUTE[wire.op](*(values[arg.number] for arg in wire.args), *places)
+        values[wire.number] = found
+    return {name: values[wire.number] for name, wire in circuit.ends.items()}
 
 
 def drawn(step: Step, count: int, seed: int = 0) -> dict[str, Tensor]:
@@ -265,28 +278,3 @@ def run(command: list[str], folder: Path, quiet: bool = True) -> str:
     assert done.returncode == 0, "\n".join(said)
     assert not (quiet and [line for line in said if "arning" in line]), "\n".join(said)
     return done.stdout
-
-
-def proved(step: Step, folder: Path, text: str | None = None, seconds: int = 60) -> list[str]:
-    """Write a step and its proofs, prove them, and return the lines of those that failed.
-
-    All that is printed is in ``printed.txt``.
-    """
-    proof = folder / "proof"
-    proof.mkdir(exist_ok=True)
-    (folder / "step.v").write_text(step_module("step", step.circuit) if text is None else text)
-    files = proof_files("step", step.circuit, step.stage, step.widths, step.program)
-    for name, each in {**files, "prove.sh": PROVE_SCRIPT}.items():
-        (proof / name).write_text(each)
-    done = subprocess.run(
-        ["sh", "proof/prove.sh"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PROVE_SECONDS": str(seconds)},
-    )
-    (folder / "printed.txt").write_text(done.stdout)
-    lines = done.stdout.splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "OPEN"))]
-    assert (done.returncode == 0) == (not failed and bool(lines)), done.stdout + done.stderr
-    return failed

@@ -18,6 +18,7 @@ from tests.export.verilog_code.steps import (
     LEAKS,
     PARTS,
     drawn,
+    evaluated,
     expected_ports,
     leaky,
     port_values,
@@ -48,7 +49,7 @@ def check(layer: nn.Module, count: int = 2000, **how: Any) -> None:
     """Compare a circuit with the step of PyTorch."""
     step = step_of(layer, **how)
     values = drawn(step, count)
-    found = step.circuit.evaluate(port_values(step, values))
+    found = evaluated(step.circuit, port_values(step, values))
     for name, wanted in expected_ports(step, values).items():
         np.testing.assert_array_equal(np.broadcast_to(found[name], wanted.shape), wanted, name)
     for wire in step.circuit.wires:
@@ -119,7 +120,7 @@ def test_wrapping_takes_the_low_bits() -> None:
 
     circuit = step_of(Wrapping(3)).circuit
     assert [wire.op for wire in circuit.wires] == ["read", "read", "add", "part"]
-    assert str(circuit).splitlines()[3] == "n3 = part(n2, 8)"
+    assert circuit.wires[-1].k == 8
 
 
 def test_what_is_no_integer_arithmetic_is_refused() -> None:

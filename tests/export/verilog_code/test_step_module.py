@@ -57,8 +57,6 @@ def test_equal_steps_have_equal_texts() -> None:
 
 def test_names_from_outside_do_not_escape() -> None:
     circuit = step_of(leaky(integers.Shift())).circuit
-    with pytest.raises(ValueError, match="no name of a module"):
-        step_module("x; endmodule", circuit)
     assert all(name.isidentifier() for name in circuit.port_names.values())
 
 

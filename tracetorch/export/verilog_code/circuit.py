@@ -20,11 +20,9 @@ from tracetorch.export.c_code.stages import Array, Pointwise, Role
 from tracetorch.export.c_code.widths import IntegerLines, Number, Widths
 from tracetorch.export.verilog_code.peephole import LAST_RULES, RULES
 from tracetorch.export.verilog_code.wires import (
-    Values,
     Wire,
     Wires,
     Word,
-    evaluated,
     needed,
     whole_ends,
     word_of,
@@ -45,7 +43,6 @@ class Circuit:
         port_names: the identifiers of both in Verilog.
         inputs: the wires of what it reads.
         ends: the wires of what it writes.
-        powers: the exponents of what is read from a table of nothing but powers of two.
     """
 
     path: str
@@ -54,29 +51,18 @@ class Circuit:
     port_names: Mapping[str, str]
     inputs: Mapping[str, Wire]
     ends: Mapping[str, Wire]
-    powers: Mapping[str, tuple[int, ...]]
 
     @property
     def wires(self) -> tuple[Wire, ...]:
         """The wires that what it writes depends on, in order."""
         return tuple(needed(list(self.ends.values())))
 
-    def evaluate(self, reads: Mapping[str, Values]) -> dict[str, Values]:
-        """Return what it writes: integers, in units of ``2^-point`` where a table has a point."""
-        return evaluated(self.ends, reads)
-
-    def __str__(self) -> str:
-        ends = (f"{name}: n{wire.number}" for name, wire in self.ends.items())
-        return "\n".join([*map(str, self.wires), *ends])
-
 
 def step_circuit(stage: Pointwise, widths: Widths) -> Circuit:
-    """Return the circuit of a pointwise stage."""
     return _Lines(stage, widths).circuit()
 
 
 def word_of_array(array: Array, widths: Widths) -> Word:
-    """Return the word in which an array is stored."""
     return word_of(widths.ranges[array], widths.points.get(array, 0), array.boolean)
 
 
@@ -86,10 +72,12 @@ class _Lines(IntegerLines):
     def __init__(self, stage: Pointwise, widths: Widths) -> None:
         super().__init__(stage, widths)
         self.w, self.values = Wires(RULES), {}
-        self.powers: dict[str, tuple[int, ...]] = {}
+        self.lines: dict[Any, Line] = {line.name: line for line in stage.graph.lines}
+        self.names: dict[tuple[Any, ...], str] = {
+            (line.op, *line.args): line.name for line in stage.graph.lines
+        }
 
     def circuit(self) -> Circuit:
-        """Return the circuit."""
         stage, widths = self.stage, self.widths
         for name, view in stage.reads.items():
             point = widths.points.get(view.array, 0)
@@ -97,7 +85,7 @@ class _Lines(IntegerLines):
             wire = self.w.read(name, *span)
             powers = _powers(view.array, point)
             if len(powers) > 1:
-                self.powers[name], wire = powers, _power_of_two(self.w, wire, powers)
+                wire = _power_of_two(self.w, wire, powers)
             self.values[name] = self.loaded(wire, view.array)
         for line in stage.graph.lines:
             self.values[line.name] = self.line(line)
@@ -111,7 +99,7 @@ class _Lines(IntegerLines):
             {name: word_of_array(view.array, widths) for name, view in views.items()}
             for views in (stage.reads, stage.writes)
         )
-        return Circuit(stage.path, reads, writes, _port_names(stage), read, ends, self.powers)
+        return Circuit(stage.path, reads, writes, _port_names(stage), read, ends)
 
     # Lines
 
@@ -132,10 +120,42 @@ class _Lines(IntegerLines):
                 point = of.point + math.frexp(by.value)[1] - 1 - by.point
                 if point >= 0:
                     return replace(of, point=point)
-        number = super().line(line)
+        number = self._multiplied(line) or super().line(line)
         if number.divisor is None and isinstance(number.value, Wire) and np.all(span.exact):
             return replace(number, value=self._narrowed(number.value, span, number.point))
         return number
+
+    def _multiplied(self, line: Line) -> Number | None:
+        """Return the last line of ``tt.integers.multiply`` as one product, then shifted."""
+
+        def traced(op: str, *args: GraphValue | None) -> str | None:
+            return self.names.get((op, *args))
+
+        whole = self.lines.get(line.args[0])
+        parts = whole and self.lines.get(whole.args[0])
+        scaled = parts and self.lines.get(parts.args[0])
+        if not (whole and parts and scaled) or parts.op not in ("trunc", "floor"):
+            return None
+        if (line.op, whole.op, scaled.op) != ("add", "mul", "mul"):
+            return None
+        x, scale, y = *scaled.args, whole.args[1]
+        k = 1 - math.frexp(scale)[1] if isinstance(scale, float) else 0
+        if k < 1 or scale != 2.0**-k:
+            return None
+        most = 2.0**k - 1
+        rest = traced("sub", x, traced("mul", parts.name, 2.0**k))
+        rest = traced("min", most, traced("max", -most if parts.op == "trunc" else 0.0, rest))
+        product = traced("mul", traced("mul", rest, y), scale)
+        rounded = traced(parts.op, product)
+        up = traced("float", traced("ge", traced("sub", product, rounded), 0.5))
+        nearest = line.args[1] == traced("add", rounded, up)
+        one, other = self._whole(self.operand(x)), self._whole(self.operand(y))
+        if not (nearest or line.args[1] == rounded) or one.point or other.point:
+            return None
+        found = self.op("mul", one.value, other.value)
+        if nearest:
+            found = self.op("add", found, 1 << (k - 1))
+        return Number(self.op("div" if parts.op == "trunc" else "quotient", found, 1 << k))
 
     def stored(self, value: GraphValue) -> Any:
         """Return the integer that is stored for a value."""
@@ -156,7 +176,6 @@ class _Lines(IntegerLines):
         return self._value(self.w.narrow(wire, *whole_ends(span, point)))
 
     def _value(self, wire: Wire) -> Any:
-        """Return a wire, or the number that it is."""
         return wire.low if wire.constant else wire
 
     # Operations
@@ -171,7 +190,6 @@ class _Lines(IntegerLines):
         return bool(found.low) if found.constant else found
 
     def op(self, op: str, *args: Any, like: Interval | None = None, point: int = 0) -> Any:
-        """Append an operation on integers."""
         w, given = self.w, [_given(arg) for arg in args]
         wires = [w.const(each) if isinstance(each, int) else each for each in given]
         first = wires[0]
@@ -198,7 +216,12 @@ class _Lines(IntegerLines):
             return w.make("shr", value, k=by.low)
         k = by.low.bit_length() - 1
         if by.op == "const" and by.low == 1 << k:
-            return w.make("cut" if op == "div" else "shr", value, k=k)
+            down = w.make("shr", value, k=k)
+            if op == "quotient" or value.low >= 0:
+                return down
+            # one more than rounded down, where a negative number lost bits
+            lost = w.opposite(w.make("eq", w.make("low", value, k=k), 0))
+            return w.make("add", down, w.make("and", w.make("lt", value, 0), lost))
         if op == "quotient" or value.low >= 0:
             return _quotient(w, value, by)
         negative = w.make("lt", value, 0)
@@ -245,7 +268,6 @@ def _power_of_two(w: Wires, read: Wire, powers: tuple[int, ...]) -> Wire:
 
 
 def _port_names(stage: Pointwise) -> dict[str, str]:
-    """Return the identifiers of what a stage reads and writes."""
     names: dict[str, str] = {}
     for letter, views in (("r", stage.reads), ("w", stage.writes)):
         for number, name in enumerate(views):
@@ -254,11 +276,8 @@ def _port_names(stage: Pointwise) -> dict[str, str]:
     return names
 
 
-# Operations that are made of simpler ones, last: until then rules know them by their names
-
-
 def _simple(ends: Mapping[str, Wire]) -> dict[str, Wire]:
-    """Return wires without shifts towards zero and quotients."""
+    """Return wires without quotients, by the rules of the last pass."""
     w, made = Wires(LAST_RULES), dict[int, Wire]()
     for wire in needed(list(ends.values())):
         args = [made[arg.number] for arg in wire.args]
@@ -266,26 +285,12 @@ def _simple(ends: Mapping[str, Wire]) -> dict[str, Wire]:
             found = w.read(wire.name, wire.low, wire.high)
         elif wire.op == "const":
             found = w.const(wire.k)
-        elif wire.op == "cut":
-            found = w.make("cut", args[0], k=wire.k)
-            found = _cut(w, found.args[0], found.k) if found.op == "cut" else found
         elif wire.op == "quotient":
             found = _restoring(w, args[0], args[1], wire.k)
         else:
             found = w.make(wire.op, *args, k=wire.k)
         made[wire.number] = w.narrow(found, wire.low, wire.high)
     return {name: made[wire.number] for name, wire in ends.items()}
-
-
-def _cut(w: Wires, value: Wire, k: int) -> Wire:
-    """Return a shift towards zero: one more than rounded down where a negative number lost bits."""
-    sign = value
-    while sign.op == "mul" and any(arg.low >= 0 for arg in sign.args):
-        # of a product by what is not negative, the sign of the other factor: a product of zero has
-        # no bits to lose
-        sign = sign.args[0] if sign.args[1].low >= 0 else sign.args[1]
-    lost = w.opposite(w.make("eq", w.make("low", value, k=k), 0))
-    return w.make("add", w.make("shr", value, k=k), w.make("and", w.make("lt", sign, 0), lost))
 
 
 def _restoring(w: Wires, value: Wire, by: Wire, k: int) -> Wire:

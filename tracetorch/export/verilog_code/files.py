@@ -83,7 +83,6 @@ MAKEFILE = """\
 # make sim: play the recorded input, and compare; make verilated: the same, faster
 # make lint, make synth (cells), make layers (cells of each module), make route (clock)
 # make netlist: play it after synthesis; make netlist_verilated: the same, faster
-# make prove: every step equals its graph, for all states and inputs
 # FAMILY=ecp5 for a Lattice ECP5
 SOURCES = {sources}
 FAMILY ?= ice40
@@ -146,15 +145,11 @@ route_ecp5: network_ecp5.json
 \tnextpnr-ecp5 $(ECP5) --json $< --textcfg network.config -q -l route.log
 \t@grep -E "(TRELLIS_|DP16|MULT18).*%|Max frequency for clock" route.log
 
-prove: $(SOURCES)
-	sh proof/prove.sh
-
 clean:
-\trm -rf verilated netlist_* proof/build cells_*.txt layers_*.txt *.vvp *.log *.json *.asc \\
-\t  *.config
+\trm -rf verilated netlist_* cells_*.txt layers_*.txt *.vvp *.log *.json *.asc *.config
 
 .PHONY: sim verilated lint synth layers netlist netlist_verilated route route_ice40 route_ecp5 \\
-\tprove clean
+\tclean
 """
 
 
@@ -204,5 +199,4 @@ def bench_module(network: Network, streams: int, steps: int) -> str:
 
 
 def makefile(modules: Sequence[str]) -> str:
-    """Return the Makefile."""
     return MAKEFILE.format(sources=" ".join(f"{name}.v" for name in modules))

@@ -42,7 +42,6 @@ class Ports:
     more: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Return the declarations."""
         lines = ["input wire clk", "input wire reset", "input wire start", "output wire done"]
         for each in self.reads:
             lines.append(f"output wire [{each.address - 1}:0] {each.name}_read")
@@ -55,7 +54,6 @@ class Ports:
 
 
 def module(name: str, what: str, ports: Sequence[str], body: Sequence[str]) -> str:
-    """Return the text of a module."""
     lines = [f"// {comment(what)}", f"module {name} ("]
     lines += [f"    {port}," for port in ports[:-1]] + [f"    {ports[-1]}", ");"]
     return "\n".join([*lines, *(f"    {line}" if line else "" for line in body), "endmodule", ""])
@@ -87,33 +85,53 @@ def extended(name: str, word: Word, bits: int) -> str:
 
 
 def word_address(store: Store, place: str) -> str:
-    """Return the address of the word that holds a place."""
     return f"{place}[{store.place - 1}:{store.shift}]" if store.shift else place
 
 
 def lane_bits(store: Store, place: str) -> str:
-    """Return the lane of a place."""
     return f"{place}[{store.shift - 1}:0]"
 
 
 def picked(store: Store, data: str, lane: str) -> str:
-    """Return the value in a lane of a word."""
     bits = store.word.bits
     parts = [f"{data}[{(i + 1) * bits - 1}:{i * bits}]" for i in range(store.lanes)]
     tests = [f"{lane} == {number(store.shift, i)} ? {part} : " for i, part in enumerate(parts[:-1])]
     return f"{''.join(tests)}{parts[-1]}" if store.lanes > 1 else data
 
 
-def write_one(store: Store, when: str, place: str, value: str) -> list[str]:
-    """Return the lines that write a value at a place."""
+def written(store: Store, when: str, place: str, value: str) -> dict[str, str]:
+    """Return what the write port of a memory is given for a value at a place."""
     lanes = [when]
     if store.lanes > 1:
         lane = lane_bits(store, place)
         lanes = [f"{when} && {lane} == {number(store.shift, i)}" for i in range(store.lanes)]
+    return {
+        "write": f"{{{', '.join(reversed(lanes))}}}",
+        "to": word_address(store, place),
+        "value": f"{{{store.lanes}{{{value}}}}}",
+    }
+
+
+def write_one(store: Store, when: str, place: str, value: str) -> list[str]:
+    """Return the lines that write a value at a place."""
+    ports = written(store, when, place, value).items()
+    return [f"assign {store.name}_{port} = {text};" for port, text in ports]
+
+
+def write_words(store: Store, when: str, to: str) -> list[str]:
+    """Return the lines that write whole words, but for their values."""
     return [
-        f"assign {store.name}_write = {{{', '.join(reversed(lanes))}}};",
-        f"assign {store.name}_to = {word_address(store, place)};",
-        f"assign {store.name}_value = {{{store.lanes}{{{value}}}}};",
+        f"assign {store.name}_write = {{{store.lanes}{{{when}}}}};",
+        f"assign {store.name}_to = {to};",
+    ]
+
+
+def read_one(store: Store, name: str) -> list[str]:
+    """Return the lines that read the value at the place ``at``, of which ``lane`` is kept."""
+    value = picked(store, f"{store.name}_data", "lane")
+    return [
+        f"assign {store.name}_read = {word_address(store, 'at')};",
+        f"wire [{store.word.bits - 1}:0] {name} = {value};",
     ]
 
 
@@ -122,26 +140,26 @@ def follower(store: Store, view: View) -> Follower:
     return Follower(store.place, view.offset, view.strides)
 
 
-def walk(
-    loop: Loop, commits: Mapping[str, tuple[int, str]], reset: Sequence[str] = ()
-) -> list[str]:
+def going(loop: Loop, when: str) -> list[str]:
+    """Return the steps of the registers of a loop, from its start to its end."""
+    return [
+        "if (start) busy <= 1'b1;",
+        f"if ({when}) begin",
+        *(f"    {line}" for line in loop.advance()),
+        f"    if ({loop.ends()}) busy <= 1'b0;",
+        "end",
+    ]
+
+
+def walk(loop: Loop, commits: Mapping[str, tuple[int, str]]) -> list[str]:
     """Return a loop while ``busy``, and ``commit`` a cycle behind, from registers ``commits``."""
     lines = ["reg busy;", "reg commit;"]
     lines += [f"reg [{bits - 1}:0] {name};" for name, (bits, _) in commits.items()]
     lines += loop.declarations()
     steps = [f"{name} <= {value};" for name, (_, value) in commits.items()]
-    advance = loop.advance()
     lines += clocked(
-        ["busy <= 1'b0;", "commit <= 1'b0;", *loop.reset(), *reset],
-        [
-            "commit <= busy;",
-            *steps,
-            "if (start) busy <= 1'b1;",
-            "if (busy) begin",
-            *(f"    {line}" for line in advance),
-            f"    if ({loop.ends()}) busy <= 1'b0;",
-            "end",
-        ],
+        ["busy <= 1'b0;", "commit <= 1'b0;", *loop.reset()],
+        ["commit <= busy;", *steps, *going(loop, "busy")],
     )
     lines.append("assign done = commit && !busy;")
     return lines
@@ -175,16 +193,7 @@ def scanner(name: str, store: Store, loop: Loop, given: Sequence[str], more: str
         f"assign value = {picked(store, f'{store.name}_data', lane_bits(store, 'place'))};",
         f"assign valid = busy && value != {number(store.word.bits, 0)};",
         *(f"assign event_{each} = {each};" for each in given),
-        *clocked(
-            ["busy <= 1'b0;", *loop.reset()],
-            [
-                "if (start) busy <= 1'b1;",
-                "if (advance) begin",
-                *(f"    {line}" for line in loop.advance()),
-                f"    if ({loop.ends()}) busy <= 1'b0;",
-                "end",
-            ],
-        ),
+        *clocked(["busy <= 1'b0;", *loop.reset()], going(loop, "advance")),
     ]
     if store.shift:  # the lane alone is read where the word is not changed
         body.append("wire unused = &{1'b0, ahead[" + f"{store.shift - 1}:0]}};")

@@ -53,7 +53,6 @@ class Loop:
                 self.registers[name] = each.bits, each.offset
 
     def counter(self, dim: int) -> str:
-        """Return the name of the counter of a loop of more than one place."""
         return f"{self.prefix}i{dim}"
 
     def ends(self, dim: int = 0) -> str:
@@ -71,7 +70,6 @@ class Loop:
         return " && ".join(zero) or "1'b1"
 
     def declarations(self) -> list[str]:
-        """Return the lines that declare the registers, and what they become next."""
         lines = [f"reg [{bits - 1}:0] {name};" for name, (bits, _) in self.registers.items()]
         inner = ""
         for i in reversed(self.kept):
@@ -114,10 +112,8 @@ class Loop:
         return each.bits >= address_bits(self.sizes[self.kept[0]])
 
     def reset(self) -> list[str]:
-        """Return the lines that set the registers to the first place."""
         firsts = self.registers.items()
         return [f"{name} <= {number(bits, first)};" for name, (bits, first) in firsts]
 
     def advance(self) -> list[str]:
-        """Return the lines that go on to the next place."""
         return [f"{name} <= {name}_next;" for name in self.registers]

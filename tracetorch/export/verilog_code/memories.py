@@ -67,27 +67,22 @@ class Store:
 
     @property
     def words(self) -> int:
-        """Number of words."""
         return -(-self.size // self.lanes)
 
     @property
     def bits(self) -> int:
-        """Number of bits that it holds."""
         return self.words * self.width
 
     @property
     def width(self) -> int:
-        """Bits of a word: those of all lanes."""
         return self.lanes * self.word.bits
 
     @property
     def address(self) -> int:
-        """Bits of the address of a word."""
         return address_bits(self.words)
 
     @property
     def shift(self) -> int:
-        """Bits of the number of a lane."""
         return self.lanes.bit_length() - 1
 
     @property
@@ -124,22 +119,18 @@ class Table:
 
     @property
     def address(self) -> int:
-        """Bits of an address."""
         return address_bits(self.words)
 
     @property
     def bits(self) -> int:
-        """Number of bits that it holds."""
         return self.words * self.width
 
     @property
     def module(self) -> str:
-        """Text of the module."""
         last, bits, address = self.words - 1, self.width - 1, self.address - 1
         return _TABLE.format(name=self.name, last=last, bits=bits, address=address)
 
     def instance(self, read: str, data: str) -> str:
-        """Return the line that reads it."""
         return f"{self.name} read_{self.name} (.clk(clk), .read({read}), .data({data}));"
 
 

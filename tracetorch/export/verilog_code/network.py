@@ -11,20 +11,23 @@ from tracetorch.export.c_code.files import comment, identifiers
 from tracetorch.export.c_code.stages import Copy, Pointwise, Pool, Product, Sum, View
 from tracetorch.export.verilog_code.arrangement import Arrangement
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
-from tracetorch.export.verilog_code.layer import Layer, module
-from tracetorch.export.verilog_code.layers import clear_layer, output_layer, pointwise_layer
+from tracetorch.export.verilog_code.layer import Layer, extended, module, written
+from tracetorch.export.verilog_code.layers import (
+    clear_layer,
+    copy_layer,
+    output_layer,
+    pointwise_layer,
+    reduce_layer,
+)
 from tracetorch.export.verilog_code.loops import number
 from tracetorch.export.verilog_code.memories import MEMORY, Store, Table, address_bits, table
-from tracetorch.export.verilog_code.moves import copy_layer, reduce_layer
 from tracetorch.export.verilog_code.products import product_layer
 from tracetorch.export.verilog_code.step_module import step_module, step_text
-from tracetorch.export.verilog_code.wires import whole_ends
+from tracetorch.export.verilog_code.wires import Word
 
 
 @dataclass(frozen=True)
 class End:
-    """An input or an output of a network."""
-
     name: str  # of its ports
     label: str
     size: int
@@ -32,7 +35,6 @@ class End:
 
     @property
     def address(self) -> int:
-        """Bits of an address."""
         return address_bits(self.size)
 
 
@@ -41,7 +43,6 @@ class Network:
     """Text of a network in Verilog, and what it consists of."""
 
     modules: Mapping[str, str]  # text of each module, by name
-    steps: Mapping[str, tuple[Pointwise, Circuit]]  # by the name of the module
     layers: tuple[Layer, ...]  # in turn; the last one makes ready for the next step
     inputs: tuple[End, ...]
     outputs: tuple[End, ...]
@@ -50,7 +51,6 @@ class Network:
 
 
 def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
-    """Return a network as Verilog."""
     stores, stages = arrangement.stores, arrangement.program.stages
     steps = _Steps(arrangement)
     layers: list[Layer] = []
@@ -87,14 +87,14 @@ def network(arrangement: Arrangement, notes: Sequence[str]) -> Network:
     tables = [*constants.values(), *(one for each in layers for one in each.tables)]
     modules = {"network": _top(layers, inputs, outputs, list(stores.values()), constants)}
     modules["tt_memory"] = MEMORY
-    modules |= {name: step_module(name, circuit) for name, (_, circuit) in steps.found.items()}
+    modules |= {name: step_module(name, circuit) for name, circuit in steps.found.items()}
     for each in layers:
         modules |= {each.name: each.text, **each.parts}
     modules |= {each.name: each.module for each in tables}
     head = "".join(f"// {comment(note)}\n" for note in notes)
     return Network(
-        {name: f"{head}{text}" for name, text in modules.items()}, steps.found, tuple(layers),
-        inputs, outputs, tuple(s for s in stores.values() if s not in constants), tuple(tables),
+        {name: f"{head}{text}" for name, text in modules.items()}, tuple(layers), inputs,
+        outputs, tuple(s for s in stores.values() if s not in constants), tuple(tables),
     )  # fmt: skip
 
 
@@ -103,18 +103,14 @@ class _Steps:
 
     def __init__(self, arrangement: Arrangement) -> None:
         self.widths, self.stores = arrangement.widths, arrangement.stores
-        self.names: dict[tuple[object, ...], str] = {}
-        self.found: dict[str, tuple[Pointwise, Circuit]] = {}
+        self.names: dict[str, str] = {}  # by the text
+        self.found: dict[str, Circuit] = {}
 
     def layer(self, name: str, stage: Pointwise) -> Layer:
-        """Return the layer of a stage."""
         circuit = step_circuit(stage, self.widths)
         views = {**stage.reads, **stage.writes}
-        # what is proved of a step is proved of all that read the same ranges
-        ends = [whole_ends(self.widths.ranges[view.array]) for view in views.values()]
-        key = (step_text(circuit), *ends, *circuit.powers.items())
-        step = self.names.setdefault(key, f"step_{len(self.names)}")
-        self.found.setdefault(step, (stage, circuit))
+        step = self.names.setdefault(step_text(circuit), f"step_{len(self.names)}")
+        self.found.setdefault(step, circuit)
         known = {each: self.stores[view.array] for each, view in views.items()}
         return pointwise_layer(name, stage, known, step, circuit.port_names)
 
@@ -126,7 +122,6 @@ def _top(
     stores: list[Store],
     constants: Mapping[Store, Table],
 ) -> str:
-    """Return the module of the whole network."""
     ports = ["input wire clk", "input wire reset", "output wire ready", "input wire step"]
     ports.append("output wire done")
     for end in inputs:
@@ -218,22 +213,12 @@ def _memory(
     ports = {n: chosen(n, writers) for n in ("write", "to", "value") if writers}
     for end in inputs:
         if end.store is store:
-            place, shift, lanes = f"{end.name}_address", store.shift, store.lanes
-            # an address has no bits of a word where all values are in one
-            wide = end.address - shift
-            to = f"{place}[{end.address - 1}:{shift}]" if wide > 0 else number(store.address, 0)
-            when = f"{end.name}_valid && {end.name}_ready"
-            lane = [when] if lanes == 1 else [
-                f"{when} && {_lane_of(place, end.address, shift)} == {number(shift, k)}"
-                for k in range(lanes)
-            ]  # fmt: skip
+            # an address may be shorter than a place, which counts lanes that hold nothing
+            address = extended(f"{end.name}_address", Word(end.address, False), store.place)
+            lines.append(f"wire [{store.place - 1}:0] place_{end.name} = {address};")
             lines.append(f"assign {end.name}_ready = ready;")
-            idle = number(bits, len(layers))
-            given = {
-                "write": f"{{{', '.join(reversed(lane))}}}",
-                "to": to,
-                "value": f"{{{lanes}{{{end.name}_value}}}}",
-            }
+            when, idle = f"{end.name}_valid && {end.name}_ready", number(bits, len(layers))
+            given = written(store, when, f"place_{end.name}", f"{end.name}_value")
             ports = {n: f"turn == {idle} ? {given[n]} : {ports[n]}" for n in given}
     lines += [
         f"tt_memory #({store.words}, {store.address}, {store.word.bits}, {store.lanes}) {name} (",
@@ -244,10 +229,3 @@ def _memory(
         ");",
     ]
     return lines
-
-
-def _lane_of(place: str, bits: int, shift: int) -> str:
-    """Return the lane of an address, which may be shorter than that."""
-    if bits >= shift:
-        return f"{place}[{shift - 1}:0]"
-    return f"{{{number(shift - bits, 0)}, {place}}}"

@@ -26,6 +26,7 @@ from tracetorch.export.verilog_code.layer import (
     scanner,
     word_address,
     write_one,
+    write_words,
 )
 from tracetorch.export.verilog_code.loops import Follower, Loop, number
 from tracetorch.export.verilog_code.memories import Store, Table, address_bits, table
@@ -47,8 +48,6 @@ def product_layer(name: str, stage: Product, source: Store, target: Store) -> La
 
 @dataclass(frozen=True)
 class _Weights:
-    """Weights as a table, or as one number."""
-
     values: Tensor  # in the order in which events and loops read them
     lanes: int
 
@@ -57,25 +56,16 @@ class _Weights:
         return word_between(int(self.values.min()), int(self.values.max()))
 
     @property
-    def uniform(self) -> bool:
-        return self.lanes == 1 and bool((self.values == self.values[0]).all())
+    def address(self) -> int:
+        return address_bits(-(-len(self.values) // self.lanes))
 
-    @property
-    def words(self) -> int:
-        return -(-len(self.values) // self.lanes)
-
-    def table(self, name: str) -> Table | None:
-        """Return the table of the weights, if they are not one number."""
-        if self.uniform:
-            return None
+    def table(self, name: str) -> Table:
         return table(f"{name}_weights", self.values, self.word.bits, self.lanes)
 
     def declarations(self, name: str) -> list[str]:
         """Return the lines that make ``weight``, one cycle after its ``pointer``."""
-        bits, constants = self.lanes * self.word.bits, self.table(name)
-        if constants is None:
-            return [f"wire [{bits - 1}:0] weight = {number(bits, int(self.values[0]))};"]
-        return [f"wire [{bits - 1}:0] weight;", constants.instance("pointer", "weight")]
+        constants = self.table(name)
+        return [f"wire [{constants.width - 1}:0] weight;", constants.instance("pointer", "weight")]
 
     def contribution(self, lane: int, value: Word, bits: int) -> tuple[list[str], str]:
         """Return lines, and an expression of a width: what an event adds in a lane."""
@@ -105,21 +95,20 @@ def _events(store: Store, name: str, latched: Mapping[str, int], weights: _Weigh
     if store.word == Word(1, signed=False):
         kept.pop("event_value")
     given = "".join(f".event_{each}(new_{each}), " for each in latched)
-    pointers = not weights.uniform
-    width = address_bits(weights.words)
+    width = weights.address
     lines = [
         "reg active;",
         "reg running;",
         "reg commit;",
         *(f"reg [{bits - 1}:0] {each};" for each, bits in kept.items()),
         *(f"wire [{bits - 1}:0] new_{each};" for each, bits in latched.items()),
-        *([f"reg [{width - 1}:0] pointer;", f"wire [{width - 1}:0] new_row;"] * pointers),
+        *(f"reg [{width - 1}:0] pointer;", f"wire [{width - 1}:0] new_row;"),
         "wire scanning;",
         "wire valid;",
         f"wire [{store.word.bits - 1}:0] value;",
         f"{name} events (",
         "    .clk(clk), .reset(reset), .start(start), .busy(scanning), .valid(valid),",
-        f"    .ready(!running), .value(value), {given}" + ".event_row(new_row), " * pointers,
+        f"    .ready(!running), .value(value), {given}.event_row(new_row),"
         f"    .{store.name}_read({store.name}_read), .{store.name}_data({store.name}_data)",
         ");",
         "wire accept = valid && !running;",
@@ -133,19 +122,18 @@ def _events(store: Store, name: str, latched: Mapping[str, int], weights: _Weigh
 def _taking(store: Store, latched: Mapping[str, int], weights: _Weights, loop: Loop) -> list[str]:
     """Return the registers' steps while events are taken, one after the other."""
     valued = store.word != Word(1, signed=False)
-    pointed = not weights.uniform
     return [
         "if (start) active <= 1'b1;",
         "if (done) active <= 1'b0;",
         "if (accept) begin",
         "    running <= 1'b1;",
         *(["    event_value <= value;"] * valued),
-        *(["    pointer <= new_row;"] * pointed),
+        "    pointer <= new_row;",
         *(f"    {each} <= new_{each};" for each in latched),
         "end",
         "if (running) begin",
         *(f"    {line}" for line in loop.advance()),
-        *([f"    pointer <= pointer + {number(address_bits(weights.words), 1)};"] * pointed),
+        f"    pointer <= pointer + {number(weights.address, 1)};",
         f"    if ({loop.ends()}) running <= 1'b0;",
         "end",
     ]
@@ -156,12 +144,10 @@ def _row_product(name: str, stage: Product, source: Store, target: Store) -> Lay
     rows = torch.zeros(stage.weight.shape[1], words * lanes)
     rows[:, : target.size] = stage.weight.flatten(1).t()
     weights = _Weights(rows.flatten().double(), lanes)
-    scan = {"place": follower(source, stage.source)}
-    if not weights.uniform:
-        scan["row"] = Follower(address_bits(weights.words), 0, (words, 0, 0))
-    over = Loop(stage.source.shape, scan, ahead="place")
-    given = [each for each in scan if each != "place"]
-    text = scanner(f"{name}_events", source, over, given, "ready")
+    row = Follower(weights.address, 0, (words, 0, 0))
+    places = {"place": follower(source, stage.source), "row": row}
+    over = Loop(stage.source.shape, places, ahead="place")
+    text = scanner(f"{name}_events", source, over, ["row"], "ready")
     loop = Loop((words,), {"at": Follower(target.address, 0, (1,))})
     body = _events(source, f"{name}_events", {}, weights)
     body += [f"reg [{target.address - 1}:0] to;", *loop.declarations()]
@@ -174,8 +160,7 @@ def _row_product(name: str, stage: Product, source: Store, target: Store) -> Lay
         body.append(f"assign {target.name}_value{part} = {target.name}_data{part} + {added};")
     body += [
         f"assign {target.name}_read = at;",
-        f"assign {target.name}_to = to;",
-        f"assign {target.name}_write = {{{lanes}{{commit}}}};",
+        *write_words(target, "commit", "to"),
         *clocked(
             ["active <= 1'b0;", "running <= 1'b0;", "commit <= 1'b0;", *loop.reset()],
             ["commit <= running;", "to <= at;", *_taking(source, {}, weights, loop)],
@@ -195,9 +180,10 @@ def _place_product(name: str, stage: Product, source: Store, target: Store) -> L
     view, into = stage.source, stage.target
     strides = (inputs * view.strides[0], *view.strides)
     shape = (groups, inputs, *view.shape[1:])
-    scan = {"place": Follower(source.place, view.offset, strides)}
-    if not weights.uniform:
-        scan["row"] = Follower(address_bits(weights.words), 0, (inputs * block, block, 0, 0))
+    scan = {
+        "place": Follower(source.place, view.offset, strides),
+        "row": Follower(weights.address, 0, (inputs * block, block, 0, 0)),
+    }
     latched = {}
     if groups > 1:
         scan["first"] = Follower(target.place, 0, (per_group * into.strides[0], 0, 0, 0))
@@ -206,7 +192,7 @@ def _place_product(name: str, stage: Product, source: Store, target: Store) -> L
     for dim in (2, 3):
         if shape[dim] > 1:
             latched[over.counter(dim)] = address_bits(shape[dim])
-    given = [*(each for each in scan if each not in ("place", "first")), *latched]
+    given = ["row", *latched]
     text = scanner(f"{name}_events", source, over, given, "ready")
     outs = Follower(target.place, into.offset, (into.strides[0], 0, 0))
     loop = Loop((per_group, *kernel), {"out": outs}, prefix="k")
@@ -287,7 +273,5 @@ def _product(
     places, each = counts
     ports = Ports((source, target), (target,))
     text = module(name, f"{stage.path}: weights of every event are added", ports.lines(), body)
-    constants = weights.table(name)
-    tables = () if constants is None else (constants,)
-    scans = {f"{name}_events": scan}
+    tables, scans = (weights.table(name),), {f"{name}_events": scan}
     return Layer(name, text, ports.reads, ports.writes, places + 2, source, each, tables, scans)

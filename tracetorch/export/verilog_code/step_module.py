@@ -15,9 +15,6 @@ from tracetorch.export.verilog_code.wires import Wire, Word, word_between
 
 
 def step_module(name: str, circuit: Circuit) -> str:
-    """Return the text of a module."""
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None:
-        raise ValueError(f"{name!r} is no name of a module: give letters, digits and _.")
     return f"module {name} (\n{step_text(circuit)}endmodule\n"
 
 
@@ -36,7 +33,6 @@ class _Printer:
         self.used: dict[int, int] = {}  # bit by bit
 
     def text(self) -> str:
-        """Return the ports and the body."""
         circuit, ports = self.circuit, self.circuit.port_names
         heads = [_port("input", word, ports[name]) for name, word in circuit.reads.items()]
         heads += [_port("output", word, ports[name]) for name, word in circuit.writes.items()]
@@ -125,7 +121,7 @@ class _Printer:
         return _PRINTED[wire.op](self, bits, args, k)
 
     def factors(self, wire: Wire) -> list[str]:
-        """Return both factors of a product, as wide as it: signed to be small, named for proofs."""
+        """Return both factors of a product, as wide as it: signed to be small."""
         bits = wire.word.bits
         signed = any(arg.low < 0 for arg in wire.args)
         return [
@@ -135,7 +131,6 @@ class _Printer:
         ]
 
     def mux(self, bits: int, args: tuple[Wire, ...], _: int) -> str:
-        """Return a choice."""
         condition, one, other = args
         then, otherwise = self.extended(one, bits), self.extended(other, bits)
         return f"{self.extended(condition, 1)} ? {then} : {otherwise}"

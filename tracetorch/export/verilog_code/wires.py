@@ -21,12 +21,10 @@ class Word:
 
     @property
     def low(self) -> int:
-        """The least integer that it holds."""
         return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def high(self) -> int:
-        """The largest integer that it holds."""
         return self.low + (1 << self.bits) - 1
 
 
@@ -75,34 +73,21 @@ class Wire:
 
     @property
     def word(self) -> Word:
-        """The narrowest word that holds it."""
         return word_between(self.low, self.high)
 
     @property
     def constant(self) -> bool:
-        """Whether it is one number."""
         return self.low == self.high
 
     @property
     def truth(self) -> bool:
-        """Whether it is 0 or 1."""
         return self.low >= 0 and self.high <= 1
-
-    def __str__(self) -> str:
-        args = [f"n{arg.number}" if not arg.constant else str(arg.low) for arg in self.args]
-        tail = {"read": [self.name], "const": [str(self.k)]}.get(self.op, [])
-        tail += [str(self.k)] if self.op in PLACES else []
-        return f"n{self.number} = {self.op}({', '.join(args + tail)})"
 
 
 def signed_part(value: Values, k: int) -> Values:
     """Return the low ``k`` bits of an integer in two's complement."""
     half = 1 << (k - 1)
     return ((value + half) & ((1 << k) - 1)) - half
-
-
-def _towards_zero(value: Values, k: int) -> Values:
-    return (value + np.where(np.less(value, 0), (1 << k) - 1, 0)) >> k
 
 
 def _quotient(value: Values, divisor: Values, k: int) -> Values:
@@ -126,12 +111,10 @@ COMPUTE: dict[str, Callable[..., Values]] = {
     "shr": lambda a, k: a >> k,  # rounds down
     "low": lambda a, k: a & ((1 << k) - 1),
     "part": signed_part,
-    # The two that become others before they are printed: a shift that rounds towards zero, and a
-    # quotient by what is positive, rounded down, at most 2^k - 1.
-    "cut": _towards_zero,
+    # by what is positive, rounded down, at most 2^k - 1; becomes others before it is printed
     "quotient": _quotient,
 }
-PLACES = frozenset({"shl", "shr", "low", "part", "cut", "quotient"})
+PLACES = frozenset({"shl", "shr", "low", "part", "quotient"})
 
 
 def _range(op: str, args: Sequence[Wire], k: int) -> tuple[int, int]:
@@ -177,11 +160,9 @@ class Wires:
         return self._kept(("read", name), "read", (), 0, name, low, high)
 
     def const(self, value: int) -> Wire:
-        """Return a wire of one number."""
         return self._kept(("const", value), "const", (), value, "", value, value)
 
     def make(self, op: str, *operands: Wire | int, k: int = 0) -> Wire:
-        """Return the wire of an operation."""
         args = tuple(self.const(a) if isinstance(a, int) else a for a in operands)
         args = tuple(self.const(a.low) if a.constant else a for a in args)
         if all(arg.constant for arg in args):
@@ -195,10 +176,6 @@ class Wires:
         if low == high:
             return self.const(low)
         return self._kept((op, *(a.number for a in args), k), op, args, k, "", low, high)
-
-    def has(self, op: str, *args: Wire, k: int = 0) -> bool:
-        """Whether there is a wire of an operation."""
-        return (op, *(arg.number for arg in args), k) in self.known
 
     def narrow(self, wire: Wire, low: int, high: int) -> Wire:
         """Return a wire of which more is known: that it lies between two integers."""
@@ -220,7 +197,6 @@ class Wires:
     # In words of these operations
 
     def negative(self, a: Wire) -> Wire:
-        """Return the negative."""
         return self.make("sub", 0, a)
 
     def opposite(self, a: Wire) -> Wire:
@@ -228,11 +204,9 @@ class Wires:
         return self.make("not", a)
 
     def bit(self, a: Wire, k: int) -> Wire:
-        """Return one bit in two's complement."""
         return self.make("low", self.make("shr", a, k=k), k=1)
 
     def least(self, a: Wire, b: Wire) -> Wire:
-        """Return the smaller of two."""
         if a.high <= b.low or b.high <= a.low:
             return a if a.high <= b.low else b
         for one, other in ((a, b), (b, a)):
@@ -248,7 +222,6 @@ class Wires:
         return self.narrow(found, min(a.low, b.low), min(a.high, b.high))
 
     def largest(self, a: Wire, b: Wire) -> Wire:
-        """Return the larger of two."""
         if a.high <= b.low or b.high <= a.low:
             return b if a.high <= b.low else a
         for one, other in ((a, b), (b, a)):
@@ -262,7 +235,6 @@ class Wires:
         return self.narrow(found, max(a.low, b.low), max(a.high, b.high))
 
     def absolute(self, a: Wire) -> Wire:
-        """Return the magnitude."""
         found = self.make("mux", self.make("lt", a, 0), self.negative(a), a)
         return self.narrow(found, 0, max(abs(a.low), abs(a.high)))
 
@@ -277,16 +249,3 @@ def needed(ends: Sequence[Wire]) -> Iterator[Wire]:
             wanted[wire.number] = wire
             stack.extend(wire.args)
     yield from (wanted[number] for number in sorted(wanted))
-
-
-def evaluated(ends: Mapping[str, Wire], reads: Mapping[str, Values]) -> dict[str, Values]:
-    """Return the values of wires, by name, from integers or arrays (``object``: of any size)."""
-    values: dict[int, Values] = {}
-    for wire in needed(list(ends.values())):
-        if wire.op in ("read", "const"):
-            found = reads[wire.name] if wire.op == "read" else wire.k
-        else:
-            places = (wire.k,) if wire.op in PLACES else ()
-            found = COMPUTE[wire.op](*(values[arg.number] for arg in wire.args), *places)
-        values[wire.number] = found
-    return {name: values[wire.number] for name, wire in ends.items()}

@@ -51,7 +51,8 @@ function showControls() {
   const { of, step, all } = settings.target;
   document.querySelector("main").classList.toggle("plain", !settings.gradients);
   byId("slopes-of").textContent = `∂ ${all ? `sum of ${of}` : `${of}, step ${step}`}`;
-  showSource();
+  // a line may break behind these signs, and is copied whole
+  byId("python").replaceChildren(...python().split(/(?<=[=.(,])(?=\S)/).flatMap((part) => [part, make("wbr")]));
   const field = rows[0].canvas;
   field.setAttribute("aria-valuenow", String(run.x[cursor]));
   field.setAttribute("aria-valuetext", `step ${cursor}: ${brief(run.x[cursor])}`);
@@ -111,7 +112,7 @@ buildChooser();
 buildTries();
 buildCompare();
 buildPair();
-buildSources();
+byId("copy").addEventListener("click", () => copy(python(), "Python copied."));
 byId("share").addEventListener("click", () => {
   clearTimeout(waiting);
   store();

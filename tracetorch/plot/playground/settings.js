@@ -1,6 +1,6 @@
 // Everything that the fragment of the address holds: which neuron, its values, choices and input,
 // and what is differentiated.
-const { title, neurons, tries, pairs, integers, cHeader } = JSON.parse(byId("playground").textContent);
+const { title, neurons, tries, pairs } = JSON.parse(byId("playground").textContent);
 const HALFLIVES = [0.1, 1000]; // ends of the sliders of decays, in steps
 const INPUTS = ["pulses", "noise", "constant", "drawn"];
 
