@@ -89,7 +89,7 @@ LEVEL = (
     "quantize",
     "convert",
 )
-SIBLINGS = {("data", "encode"), ("loss", "decode")}
+SIBLINGS = {("data", "encode"), ("loss", "decode"), ("convert", "quantize")}
 
 
 @cache
