@@ -290,39 +290,6 @@ def test_large_weights_are_logged_with_the_reason(beta, x, reason, caplog) -> No
         assert reason in caplog.text
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("mask", [None, torch.ones(100, 8).bool()])
-def test_a_layer_that_reaches_its_target_and_does_not_fire_is_logged(
-    mask: Tensor | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A sine hardly exceeds 1.41 times its deviation, under a threshold two deviations away."""
-    torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(1, 64), snn.LIF(64))
-    phases = 2 * torch.pi * torch.rand(8)
-    x = torch.sin(torch.arange(100)[:, None] / 6 + phases)[..., None]
-    assert calibrate_(net, x, mask=mask)["1"].deviation == pytest.approx(0.5, 0.1)
-    assert not tt.unroll(net, x, from_rest=True).any()
-    found = re.search(r"64 of its 64 neurons never fire .* target of ([\d.]+) or", caplog.text)
-    assert found
-    caplog.clear()
-    calibrate_(net, x, target=float(found[1]), mask=mask)
-    assert tt.unroll(net, x, from_rest=True).any()
-    assert caplog.text == ""
-=======
-def test_a_diagnosis_that_tries_calibrate_logs_no_weights(caplog: pytest.LogCaptureFixture) -> None:
-    torch.manual_seed(0)
-    net = one()
-    net[0].weight.data.mul_(1e-3)
-    nn.init.constant_(net[0].bias, 1e-3)
-    x = 1 + 1e-3 * batch(9, rate=0.05)
-    found = tt.diagnose(net, (x,), lambda y: y.square().mean())
-    assert "tt.init.calibrate_(model, x) does it" in found.named("dead-neurons")[0].advice
-    assert caplog.text == ""
-    calibrate_(net, x)
-    assert "made the weight of '0'" in caplog.text
->>>>>>> h-d
-
-
 def test_no_faster_decay_is_advised_to_neurons_without_a_decay(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
