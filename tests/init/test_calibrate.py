@@ -291,19 +291,6 @@ def test_large_weights_are_logged_with_the_reason(beta, x, reason, caplog) -> No
         assert reason in caplog.text
 
 
-def test_a_diagnosis_that_tries_calibrate_logs_no_weights(caplog: pytest.LogCaptureFixture) -> None:
-    torch.manual_seed(0)
-    net = one()
-    net[0].weight.data.mul_(1e-3)
-    nn.init.constant_(net[0].bias, 1e-3)
-    x = 1 + 1e-3 * batch(9, rate=0.05)
-    found = tt.diagnose(net, (x,), lambda y: y.square().mean())
-    assert "tt.init.calibrate_(model, x) does it" in found.named("dead-neurons")[0].advice
-    assert caplog.text == ""
-    calibrate_(net, x)
-    assert "made the weight of '0'" in caplog.text
-
-
 @pytest.mark.parametrize("mask", [None, torch.ones(100, 8).bool()])
 def test_a_layer_that_reaches_its_target_and_does_not_fire_is_logged(
     mask: Tensor | None, caplog: pytest.LogCaptureFixture

@@ -67,7 +67,7 @@ def _dead_or_saturated(
     names = decay_names(layer.module)
     decays = [each.format(names[0]) if names else "" for each in (_SLOWER, _FASTER)]
     silent, often = int(dead.sum()), int(saturated.sum())
-    of: dict[str, Any] = {"total": len(rates), "for_all": _for_all(evidence), "often": often}
+    of: dict[str, Any] = {"total": len(rates), "often": often}
     of |= {"steps": steps, "batch": batch, "saturated": 100 * SATURATED, "count": silent}
     verb = {1: "fires"}
     if never >= _MOST:
@@ -136,13 +136,7 @@ def _far_membranes(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding
         for u, threshold in _levels(layer)
     ]
     if ratios and min(ratios) > _FAR:
-        yield measured("far-from-threshold", layer.path, min(ratios), for_all=_for_all(evidence))
-
-
-def _for_all(evidence: Evidence) -> str:
-    """Name the call that scales all layers, where it runs."""
-    call = evidence.calibration
-    return "" if call is None else f" {call} does it for all layers."
+        yield measured("far-from-threshold", layer.path, min(ratios))
 
 
 def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
@@ -156,9 +150,9 @@ def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]
         return
     distance = min(float(layer.real(u).abs().median()) for u in spike_inputs.above.values())
     surrogates = " and ".join(sorted({repr(getattr(layer.module, n)) for n in spike_inputs.above}))
-    of = {"names": surrogates, "for_all": _for_all(evidence)}
     severity = "error" if share == 0 else "warning"
-    yield measured("out-of-reach", layer.path, share, severity, distance=distance, **of)
+    texts = {"names": surrogates, "distance": f"{distance:.3g}"}
+    yield measured("out-of-reach", layer.path, share, severity, **texts)
 
 
 @finder

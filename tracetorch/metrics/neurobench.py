@@ -85,13 +85,14 @@ def activation_sparsity(
         1.0
     """
     modules, _ = observe(model, x, steps=steps, by=by, mask=mask)
-    active = [stats for stats in modules if stats.activates and stats.values]
+    active = [s for s in modules if isinstance(s.total, Tensor)]
     if not active:
         raise ValueError(
             f"{type(model).__name__} has no activation: no neuron that spikes, ReLU or sigmoid was "
             "called."
         )
-    return 1 - sum(stats.nonzero for stats in active) / sum(stats.values for stats in active)
+    fired = sum(float(torch.as_tensor(stats.fired).sum()) for stats in active)
+    return 1 - fired / sum(float(torch.as_tensor(stats.total).sum()) for stats in active)
 
 
 def membrane_updates(

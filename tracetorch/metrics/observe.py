@@ -13,68 +13,14 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.metrics.activity import count_spikes
 from tracetorch.metrics.operations import ModuleStats
-from tracetorch.metrics.product_counter import MULTIPLYING, ProductCounter, WholeCalls
+from tracetorch.metrics.product_counter import MULTIPLYING, Counter, WholeCalls
 from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask, filled, real_steps_first
 from tracetorch.snn.module import keeps_states, zero_states
 from tracetorch.snn.neuron import has_step
-from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
-
-
-class _Run:
-    """A run of a model whose calls of modules are measured: hooks on them."""
-
-    def __init__(self, model: nn.Module, mask: Tensor | None) -> None:
-        self.counter = ProductCounter(model)
-        self._masks = None if mask is None else iter(mask.unbind(0))
-
-    def begin_step(self, model: Any, args: Any) -> None:
-        if self._masks is not None:
-            self.counter.real = next(self._masks)
-
-    def begin(self, stats: ModuleStats, module: Any, args: Any) -> None:
-        self.counter.calls.append(stats)
-
-    def end(self, stats: ModuleStats, module: Any, args: Any, kwargs: Any, y: Any) -> None:
-        calls = self.counter.calls
-        while calls and calls.pop() is not stats:  # one inside has failed
-            pass
-        x = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(x, Tensor) and isinstance(module, MULTIPLYING):
-            self._real(stats, x)
-            self.counter.call(stats, x)
-        if not isinstance(y, Tensor) or not y.ndim:
-            return
-        # A view of the input takes no memory of its own.
-        if not (isinstance(x, Tensor) and x.data_ptr() == y.data_ptr()):
-            stats.output_bytes += y.numel() * y.element_size()
-        stats.shape = tuple(y.shape[1:])
-        if not stats.activates:
-            return
-        with self.counter.suspended():
-            y = self._real(stats, y)[None]
-            stats.values += y.numel()
-            stats.nonzero += float(count_spikes(y, dim=None, mask=None)[0])
-            if stats.spikes and isinstance(module, SequenceLayer):
-                fired, total = count_spikes(y, dim=module.dim, mask=None)
-                stats.fired, stats.total = stats.fired + fired, stats.total + total
-
-    def _real(self, stats: ModuleStats, x: Tensor) -> Tensor:
-        """Return the samples of which this step is no padding."""
-        real = self.counter.real
-        if real is None:
-            return x
-        if len(x) != len(real):
-            raise ValueError(
-                f"mask: {stats.path or 'the model'} ({type(stats.module).__name__}) works on "
-                f"{len(x)} rows where the batch is {len(real)}: which of its rows are padding is "
-                "unknown. Count each sequence by itself, without mask=."
-            )
-        return x[real]
 
 
 def observe(
@@ -103,14 +49,14 @@ def observe(
             for stats in modules
             if stats.path in called and (name := membrane_name(stats.module)) is not None
         }
-        run = _Run(model, mask)
+        run = Counter(model, mask)
         hooks = forward_hooks(
             before=[(model, run.begin_step), *((s.module, partial(run.begin, s)) for s in modules)],
             after=[(s.module, partial(run.end, s)) for s in modules],
         )
         # a compiled model would trace into the hooks
         eager = torch.compiler.set_stance("force_eager")
-        with eager, hooks, WholeCalls(run.counter), run.counter:
+        with eager, hooks, WholeCalls(run), run:
             _, trajectories = unroll(model, x, steps=steps, by="step", record=list(membranes))
         for name, trajectory in trajectories.items():
             membranes[name].updates = _count_updates(trajectory, mask)

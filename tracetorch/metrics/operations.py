@@ -42,11 +42,8 @@ class SynapticOperations:
         return self.effective_macs + self.effective_acs
 
     def __add__(self, other: SynapticOperations) -> SynapticOperations:
-        return SynapticOperations(
-            self.effective_macs + other.effective_macs,
-            self.effective_acs + other.effective_acs,
-            self.dense + other.dense,
-        )
+        both = zip(astuple(self), astuple(other), strict=True)
+        return SynapticOperations(*(one + more for one, more in both))
 
 
 NO_OPERATIONS = SynapticOperations(0.0, 0.0, 0.0)
@@ -62,10 +59,8 @@ class ModuleStats:
     multiplies: bool = False  # it computes products that are counted
     uncounted: dict[str, None] = field(default_factory=dict)  # why others are not, each reason once
     shape: tuple[int, ...] | None = None  # of the output at one step, without the batch
-    values: int = 0  # of the outputs of an activation
-    nonzero: float = 0  # NaN where a value is
-    fired: Tensor | Literal[0] = 0  # spikes per neuron, where there are some
-    total: Tensor | Literal[0] = 0  # steps at which each neuron could have fired
+    fired: Tensor | Literal[0] = 0  # outputs of an activation that are not 0, spikes by neuron
+    total: Tensor | Literal[0] = 0  # and those that could be; 0: it is none, or was not called
     updates: float = 0.0  # of membranes
     output_bytes: int = 0  # views of the input excepted
     state_bytes: int = 0

@@ -1,4 +1,4 @@
-"""Count the products of a model as they run, step by step: of layers, ``@``, attention.
+"""Measure the calls of modules, and count products as they run: of layers, ``@``, attention.
 
 A dispatch mode sees every operation, however it is written. An operand is a weight if it follows
 from parameters, buffers and constants alone; any other is an activation, as zeros at rest are.
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.torch_private import COMPOSITE, StorageWeakRef, TorchDispatchMode, pytree
 from tracetorch.core.walk import walk
+from tracetorch.metrics.activity import count_spikes
 from tracetorch.metrics.operations import WEIGHTED, ModuleStats, SynapticOperations
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -37,14 +38,16 @@ _OF_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 # words in the names of operations that multiply, of whatever library
 _WORDS = {"attention", "bmm", "conv", "convolution", "gru", "linear", "lstm", "matmul", "mm", "rnn"}
 _WORDS |= {"transformer", "trilinear"}
-_WITHOUT_COUNT = (nn.RNNBase, nn.RNNCellBase)
 _Products: TypeAlias = Callable[[Tensor, Any], tuple[float, float]]  # those not zero, and all
 
 
-class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count products within a block, each for the innermost module that is being called."""
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Measure the calls of a model within a block, step by step, by hooks on its modules.
 
-    def __init__(self, model: nn.Module) -> None:
+    A product is one of the innermost module that is being called.
+    """
+
+    def __init__(self, model: nn.Module, mask: Tensor | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # by their memory, which views share: whether it holds weights, or else constants
         self._weights: dict[int, tuple[StorageWeakRef, bool]] = {}
@@ -52,19 +55,64 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
         for weight in (*weights, *(t for _, t in found.tensors)):
             self._mark(weight, True)
-        self.calls: list[ModuleStats] = []  # that are running
-        self.real: Tensor | None = None  # samples [B] of which the step that runs is no padding
+        self._calls: list[ModuleStats] = []  # that are running
+        self._masks = None if mask is None else iter(mask.unbind(0))
+        self._real: Tensor | None = None  # samples [B] of which the step that runs is no padding
         self._suspended = False
+
+    # Hooks
+
+    def begin_step(self, model: Any, args: Any) -> None:
+        if self._masks is not None:
+            self._real = next(self._masks)
+
+    def begin(self, stats: ModuleStats, module: Any, args: Any) -> None:
+        self._calls.append(stats)
+
+    def end(self, stats: ModuleStats, module: Any, args: Any, kwargs: Any, y: Any) -> None:
+        while self._calls and self._calls.pop() is not stats:  # one inside has failed
+            pass
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(x, Tensor) and isinstance(module, MULTIPLYING):
+            self._real_of(stats, x)
+            self._call(stats, x)
+        if not isinstance(y, Tensor) or not y.ndim:
+            return
+        # A view of the input takes no memory of its own.
+        if not (isinstance(x, Tensor) and x.data_ptr() == y.data_ptr()):
+            stats.output_bytes += y.numel() * y.element_size()
+        stats.shape = tuple(y.shape[1:])
+        if stats.activates:
+            dim = module.dim if isinstance(module, SequenceLayer) else None
+            with self.suspended():
+                y = self._real_of(stats, y)[None]
+                fired, total = count_spikes(y, dim=dim, mask=None)
+                stats.fired, stats.total = stats.fired + fired, stats.total + total
+
+    def _real_of(self, stats: ModuleStats, x: Tensor) -> Tensor:
+        """Return the samples of which this step is no padding."""
+        real = self._real
+        if real is None:
+            return x
+        if len(x) != len(real):
+            raise ValueError(
+                f"mask: {stats.path or 'the model'} ({type(stats.module).__name__}) works on "
+                f"{len(x)} rows where the batch is {len(real)}: which of its rows are padding is "
+                "unknown. Count each sequence by itself, without mask=."
+            )
+        return x[real]
+
+    # Products
 
     def _caller(self) -> ModuleStats | None:
         """Return whose product runs now; ``None`` where the call counts it."""
-        if self._suspended or not self.calls:
+        if self._suspended or not self._calls:
             return None
-        if any(isinstance(stats.module, _BY_CALL) for stats in self.calls):
+        if any(isinstance(stats.module, _BY_CALL) for stats in self._calls):
             return None
-        kind = type(self.calls[-1].module)
+        kind = type(self._calls[-1].module)
         own = issubclass(kind, SequenceLayer) and kind.__module__.startswith("tracetorch.")
-        return None if own else self.calls[-1]
+        return None if own else self._calls[-1]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -82,7 +130,7 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
             self.attention(**{**arguments, **kwargs})
         elif (caller := self._caller()) is not None:
-            if isinstance(caller.module, _WITHOUT_COUNT):
+            if isinstance(caller.module, nn.RNNBase | nn.RNNCellBase):
                 if name in _MATRICES or _multiplies(name):
                     caller.uncounted["a recurrent layer of PyTorch's"] = None
             elif name in _MATRICES and func.namespace == "aten":
@@ -126,7 +174,7 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count(caller, query, key.mT, _matrix_products)
         self._count(caller, weights, value, _matrix_products)
 
-    def call(self, stats: ModuleStats, x: Tensor) -> None:
+    def _call(self, stats: ModuleStats, x: Tensor) -> None:
         """Count the products of a call that has ended, of a layer whose call tells them."""
         layer: Any = stats.module
         function: Any = torch.mul
@@ -155,13 +203,13 @@ class ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if caller is None or not given:  # of weights alone comes another weight
             return
         with self.suspended():
-            if self.real is not None:
-                times, rest = divmod(len(first), len(self.real))
+            if self._real is not None:
+                times, rest = divmod(len(first), len(self._real))
                 samples_first = len(given) == 1 and given[0] is first and not rest
                 if not samples_first or not isinstance(caller.module, MULTIPLYING):
                     caller.uncounted["no mask can follow the samples of its products"] = None
                     return
-                first = first[self.real.repeat_interleave(times)]
+                first = first[self._real.repeat_interleave(times)]
                 given = [first]
             caller.multiplies = True
             effective, total = products(_dense(first), second if second is None else _dense(second))
@@ -211,7 +259,7 @@ class WholeCalls(TorchFunctionMode):
     also turns the fused kernels of whole transformer layers off.
     """
 
-    def __init__(self, counter: ProductCounter) -> None:
+    def __init__(self, counter: Counter) -> None:
         super().__init__()
         self._counter = counter
 
