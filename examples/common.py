@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shlex
 import statistics
@@ -21,7 +22,6 @@ from torch import nn
 import tracetorch
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
-from tracetorch.demo.options import count, rate, seed_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +49,28 @@ class Row:
     command: str
     torch: str
     tracetorch: str
+
+
+def count(text: str) -> int:
+    """Parse a whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    """Parse a whole number that PyTorch takes as a seed."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """Parse a positive number."""
+    value = float(text)  # argparse names what is no number
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
 
 
 class Options(argparse.ArgumentParser):
@@ -175,7 +197,7 @@ def run(
             shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             print(
                 f"{configuration}, seed {seed}: {shown}; {row.parameters:,} parameters, "
-                f"{wall:.1f} s ({cpu:.1f} s of CPU); {path}",
+                f"{wall:.1f} s ({cpu:.1f} s of CPU); {path} and .png",
                 flush=True,
             )
             rows.append(row)

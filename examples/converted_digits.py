@@ -37,14 +37,11 @@ RESULTS = common.RESULTS / "networks"  # rows of other columns than those of the
 LEVELS = 8
 BATCH = 100  # images on which thresholds are found
 STEPS = (1, 2, 4, 8, 16, 32, 64)
-# quiet steps that are enough for the three layers of eight levels
-QUIET = 2 * (LEVELS - 1)
 Row = dict[str, Any]
 # of which network, and how it is converted
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ReLU": ("relu", {}),
     "ReLU, one threshold a layer": ("relu", {"thresholds": "layer"}),
-    "ReLU, signed": ("relu", {"signed": True}),
     "ReLU, bursts of 4": ("relu", {"burst": 4}),
     "ReLU, SpikingJelly, 99.9%": ("relu", {"mode": "99.9%"}),
     "ReLU, SpikingJelly, 99.9% by channel, half thresholds": (
@@ -53,8 +50,6 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ReLU, SpikingJelly, max": ("relu", {"mode": "Max"}),
     "8 levels": ("levels", {}),
-    "8 levels, signed": ("levels", {"signed": True}),
-    "8 levels, signed, 14 quiet steps": ("levels", {"signed": True, "quiet": QUIET}),
 }
 
 
@@ -144,24 +139,15 @@ def measure(
                 means = by_spikingjelly(nets[kind], batch, images, steps[-1], **arguments)
                 row["way"][way] = [accuracy(means[step - 1], labels) for step in steps]
             continue
-        # thresholds of ReLUs do not depend on the steps: one run has the means of them all
-        each_step = steps if kind == "levels" else steps[-1:]
-        found = [from_ann(nets[kind], batch, step, **arguments) for step in each_step]
-        if kind == "levels":
-            outputs = [torch.cat([each(part) for part in images.split(100)]) for each in found]
-        else:
-            means = running_means(found[0].model, images, steps[-1])
-            outputs = [means[step - 1] for step in steps]
-        row["way"][way] = [accuracy(each, labels) for each in outputs]
-        row["report"][way] = [
-            {
-                "exact": each.report.is_exact,
-                "bound": [layer.bound for layer in each.report.layers],
-                "largest": [layer.largest for layer in each.report.layers],
-                "mean": [layer.mean for layer in each.report.layers],
-            }
-            for each in found
-        ]
+        # thresholds do not depend on the steps: one run has the means of them all
+        converted = from_ann(nets[kind], batch, steps[-1], **arguments)
+        means = running_means(converted.model, images, steps[-1])
+        row["way"][way] = [accuracy(means[step - 1], labels) for step in steps]
+        row["report"][way] = {
+            "bound": [layer.bound for layer in converted.report.layers],
+            "largest": [layer.largest for layer in converted.report.layers],
+            "mean": [layer.mean for layer in converted.report.layers],
+        }
     row |= {
         "epochs": options.epochs,
         "date": f"{date.today()}",

@@ -34,9 +34,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import tracetorch as tt
+from examples.common import count, rate, seed_number
+from examples.demo import ConvSNN
 from tracetorch.data.digits import load_digits
-from tracetorch.demo.network import ConvSNN
-from tracetorch.demo.options import count, rate, seed_number
 
 
 class StaticInput(nn.Module):

@@ -28,9 +28,9 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from examples import common
+from examples.common import count, rate
 from tracetorch import snn
 from tracetorch.core.optional import require
-from tracetorch.demo.options import count, rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

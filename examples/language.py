@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from examples import common
+from examples.common import rate
 from tracetorch import snn
-from tracetorch.demo.options import rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +76,7 @@ def learn(
     from tqdm import tqdm
 
     train, held_out = data
-    pieces = list(tt.data.streams(train, STREAMS, STEPS))
+    pieces = list(streams(train, STREAMS, STEPS))
     model = Model(options.layer)
     # param_groups exempts the parameters of neurons from weight decay
     optimizer = torch.optim.AdamW(tt.param_groups(model, 1e-2, decay_biases=True), options.lr)
@@ -98,9 +98,30 @@ def learn(
     return model, {"bits per byte": bits(model, held_out), **counted(train, held_out)}
 
 
+def manual() -> Tensor:
+    """Return the bytes of the Python reference manual, which is inside Python."""
+    from pydoc_data.topics import topics
+
+    content = "\n\n\n".join(topics[name] for name in sorted(topics)).encode()
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def streams(
+    text: Tensor, number: int, steps: int, *, keep_rest: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield pieces ``[steps, number]`` of parallel streams: bytes, and those that follow them.
+
+    Each piece continues the one before it; a last one that is shorter is left out by default.
+    """
+    length = (len(text) - 1) // number
+    x, y = (text[k : k + number * length].reshape(number, length).T for k in (0, 1))
+    for start in range(0, length if keep_rest else length - length % steps, steps):
+        yield x[start : start + steps], y[start : start + steps]
+
+
 def load(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Split the text into a training part and the held-out last tenth."""
-    text = tt.data.text()
+    text = manual()
     if options.quick:
         text = text[: 4 * STREAMS * STEPS]
     cut = len(text) * 9 // 10
@@ -113,7 +134,7 @@ def bits(model: Model, text: Tensor) -> float:
     model.eval()
     model.zero_states()
     total = 0.0
-    for x, y in tt.data.streams(text, 1, 1000, keep_rest=True):
+    for x, y in streams(text, 1, 1000, keep_rest=True):
         logits = tt.unroll(model, x.long())
         total += cross_entropy(logits.flatten(0, 1), y.long().flatten(), reduction="sum").item()
     model.zero_states()

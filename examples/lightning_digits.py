@@ -25,10 +25,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import tracetorch as tt
+from examples.common import count, rate, seed_number
+from examples.demo import ConvSNN
 from tracetorch.core.optional import require
 from tracetorch.data.digits import Digits, load_digits
-from tracetorch.demo.network import ConvSNN
-from tracetorch.demo.options import count, rate, seed_number
 
 require("lightning", extra="lightning", by="examples.lightning_digits")
 import lightning  # noqa: E402 (after the check)

@@ -265,7 +265,7 @@ def run(options: argparse.Namespace, whole: Tensor, seed: int) -> tuple[Row, Ten
 
 def parser() -> common.Options:
     """Return the parser of the command line."""
-    from tracetorch.demo.options import count
+    from examples.common import count
 
     options = common.Options(f"examples.{TASK}", __doc__ or "", epochs=30, unit="stretches")
     add = options.add_argument

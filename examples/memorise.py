@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from examples import common
+from examples.common import count
 from tracetorch import snn
-from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import tracetorch as tt
 from examples import common
+from examples.common import count, rate
 from tracetorch import snn
-from tracetorch.demo.options import count, rate
 
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")

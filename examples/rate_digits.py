@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tracetorch as tt
 from examples import common
+from examples.common import count
 from tracetorch import snn
-from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

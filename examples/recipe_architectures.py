@@ -25,10 +25,9 @@ from torch.utils.data import TensorDataset
 
 import tracetorch as tt
 from examples import common, events, language, memorise, networks, rate_digits, row_digits, vowels
+from examples.demo import ConvSNN, augment
 from examples.published_networks import outputs
 from tracetorch import models, snn
-from tracetorch.demo.network import ConvSNN
-from tracetorch.demo.training import augment
 
 NAME = "recipe_architectures"
 RESULTS = (
@@ -266,11 +265,11 @@ def exact_spikes(recipe: bool) -> Training:
 
 def stream(recipe: bool) -> Training:
     """Build a language model: an embedding and BLIF, in pieces of 64 bytes; states go on."""
-    text = tt.data.text()
+    text = language.manual()
     model = language.Model("BLIF")
     if recipe:
         model.first, model.second = snn.BLIF(language.WIDTH), snn.BLIF(language.WIDTH)
-    pieces = [(x.long(), y.long()) for x, y in tt.data.streams(text[:-2000], 16, 64)][:100]
+    pieces = [(x.long(), y.long()) for x, y in language.streams(text[:-2000], 16, 64)][:100]
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         tt.detach_states(model)

@@ -7,8 +7,8 @@ words are 100 frames of 10 ms, the 700 channels summed to 140 by fives; two hidd
 (Hammouamri et al., ICLR 2024). N-MNIST and DVS Gesture are 10 and 20 frames of equal time; blocks
 of a convolution, neurons and a pooling follow, then a hidden layer (Fang et al., ICCV 2021). A
 batch norm precedes the neurons of every layer, ``tt.recipe`` prepares the network on a batch, and
-the logits are the mean of a readout over time. The files are read from --data; --download fetches
-missing ones.
+the logits are the mean of a readout over time. The files are read from --data, those of N-MNIST and
+DVS Gesture by Tonic (``pip install tonic``); --download fetches missing ones.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import tracetorch as tt
 from examples import common, networks
+from examples.common import count
 from tracetorch import snn
-from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,8 @@ class Task:
     """Settings of a data set.
 
     Args:
-        recordings: the class of the data set.
+        recordings: ``(folder, part, download=) -> recordings``, a data set.
+        classes: number of its classes.
         shape: shape of the frames of a recording, ``[T, ...]``.
         frames: how events become frames: arguments of :class:`tracetorch.data.Frames`.
         epochs: passes over the training data.
@@ -52,7 +53,8 @@ class Task:
         held_out: how many of the groups are for validation.
     """
 
-    recordings: Any
+    recordings: Callable[..., Any]
+    classes: int
     shape: tuple[int, ...]
     frames: Mapping[str, Any]
     epochs: int
@@ -65,10 +67,24 @@ class Task:
     held_out: int = 0
 
 
+def from_tonic(name: str) -> Callable[..., Any]:
+    """Return what reads a data set of Tonic's, which downloads whatever it does not find."""
+
+    def read(folder: Path, part: str, *, download: bool) -> Any:
+        from tonic import datasets
+
+        if not download and not (folder / name).is_dir():
+            raise FileNotFoundError(f"{name} is not in {folder}: Tonic fetches it with --download.")
+        return getattr(datasets, name)(str(folder), train=part == "train")
+
+    return read
+
+
 COCHLEA = {"window": 10_000, "start": 0, "stop": 1_000_000, "flat": True}  # microseconds
 TASKS = {
     "shd": Task(
         recordings=tt.data.SHD,
+        classes=20,
         shape=(100, 140),
         frames=COCHLEA,
         epochs=150,
@@ -80,6 +96,7 @@ TASKS = {
     ),
     "ssc": Task(
         recordings=tt.data.SSC,
+        classes=35,
         shape=(100, 140),
         frames=COCHLEA,
         epochs=60,
@@ -88,7 +105,8 @@ TASKS = {
         width=512,
     ),
     "nmnist": Task(
-        recordings=tt.data.NMNIST,
+        recordings=from_tonic("NMNIST"),
+        classes=10,
         shape=(10, 2, 34, 34),
         frames={"bins": 10},
         epochs=30,
@@ -101,7 +119,8 @@ TASKS = {
         held_out=1,
     ),
     "dvs_gesture": Task(
-        recordings=tt.data.DVSGesture,
+        recordings=from_tonic("DVSGesture"),
+        classes=11,
         shape=(20, 2, 128, 128),
         frames={"bins": 20},
         epochs=200,
@@ -110,8 +129,7 @@ TASKS = {
         width=128,
         blocks=5,
         dense=512,
-        # folders are named user01_led, by person and light
-        groups=lambda recordings: [path.parent.name.split("_")[0] for path in recordings.paths],
+        groups=lambda recordings: recordings.users,
         held_out=4,
     ),
 }
@@ -199,7 +217,8 @@ def load_part(options: argparse.Namespace, part: str) -> tuple[TensorDataset, li
             x = x.unflatten(1, (task.shape[1], -1)).sum(2)  # neighbouring channels
         counts[row] = x.clamp(max=255)
     groups = task.groups(recordings) if task.groups else [None] * number
-    return TensorDataset(counts, recordings.labels[kept]), [groups[index] for index in kept]
+    labels = recordings.labels if hasattr(recordings, "labels") else recordings.targets
+    return TensorDataset(counts, torch.as_tensor(labels)[kept]), [groups[each] for each in kept]
 
 
 class Network(snn.TTModule):
@@ -255,8 +274,7 @@ def learn(options: argparse.Namespace, data: Data, seed: int) -> tuple[nn.Module
     device = torch.device(options.device)
     order = torch.Generator().manual_seed(seed)
     loader = DataLoader(data.learnt, options.batch, shuffle=True, generator=order)
-    classes = TASKS[options.task].recordings.classes
-    model = Network(options, classes).to(device)
+    model = Network(options, TASKS[options.task].classes).to(device)
     few = data.learnt.tensors[0][: options.batch].to(device)
     total = options.epochs * len(loader)
     x = few.float().transpose(0, 1)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import tracetorch as tt
 from examples import common, networks
-from tracetorch.demo.options import count
+from examples.common import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

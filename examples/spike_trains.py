@@ -28,8 +28,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import tracetorch as tt
 from examples import common, networks
+from examples.common import count
 from tracetorch import snn
-from tracetorch.demo.options import count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ NEURONS = ("LIF", "SEAdLIF")
 BASELINES = ("lnp", "gru")
 RATES = ("2.5e-3", "5e-3", "1e-2")  # of the GRU: the table shows the best by validation
 RIDGES = (10.0, 100.0, 1e3, 1e4)  # of the linear model
-LAG = 14  # the longest delay: twice the lag that tt.diagnose finds
+LAG = 14  # the longest delay: twice the lag of the spikes behind the sound
 RUNS = (
     "--network lnp --seeds 0 1 2",  # in which nothing is drawn
     *(f"--network gru --lr {rate} --seeds 0 1 2" for rate in RATES),

@@ -33,6 +33,14 @@ settings.register_profile("fast", deadline=None, max_examples=33)
 def pytest_configure(config: pytest.Config) -> None:
     """Draw fewer examples where the slow tests, which draw all, are left out."""
     settings.load_profile("fast" if "not slow" in config.option.markexpr else "all")
+    if config.option.rounding == "plain":
+        import torch
+
+        torch._C._set_mkldnn_enabled(False)
+    elif config.option.rounding is not None:
+        from tests import rounding
+
+        rounding.install(int(config.option.rounding))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,7 +54,7 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-ONE_THREAD = ("demo", "examples", "zoo")  # tiny batches lose by more where tests run in parallel
+ONE_THREAD = ("examples", "zoo")  # tiny batches lose by more where tests run in parallel
 PLAIN_LOOPS = ("diagnosis", "metrics")  # to compile for every neuron is slow, and tested elsewhere
 
 
@@ -86,4 +94,8 @@ def visits(browser: Any) -> Iterator[Visits]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--built", type=Path, help="folder of the built documentation: build/docs after make docs"
+    )
+    parser.addoption(
+        "--rounding",
+        help="round products and functions as another machine may, by a seed; plain: no oneDNN",
     )

@@ -59,7 +59,9 @@ def definitions(module: str) -> Iterator[Any]:
             yield thing
             # static and class methods hold their function in __func__
             members = (getattr(m, "__func__", m) for m in list(vars(thing).values()))
-            yield from (m for m in members if isinstance(m, FunctionType) and not is_generated(m))
+            functions = (m for m in members if isinstance(m, FunctionType) and not is_generated(m))
+            # PyTorch puts the step of an optimizer, wrapped, into the classes derived from it
+            yield from (m for m in functions if m.__module__ == module)
         elif callable(thing) and hasattr(thing, "__qualname__"):
             yield thing
 

@@ -89,10 +89,10 @@ def test_tree_names_every_file_and_what_it_is(capsys: pytest.CaptureFixture[str]
 def test_kernels_of_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kernels", "LIF"]) == 0
     out = capsys.readouterr().out
-    assert re.findall(r"^kernel (\w+)\(", out, re.MULTILINE) == ["forward", "backward", "step"]
-    assert "p_beta = parameter beta[neuron]" in out
+    assert re.findall(r"^void (\w+)\(", out, re.MULTILINE) == ["forward", "backward", "step"]
+    assert "p_beta = parameter_beta[lane % neurons]" in out
     assert main(["kernels", "AdEx"]) == 0
-    assert "exp(" in capsys.readouterr().out
+    assert "expf(" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["LIFT", "Neuron", "Recurrent"])

@@ -14,6 +14,7 @@ import torch
 import tracetorch
 from tracetorch import events, fuse, neurons, snn
 from tracetorch.events.passes import unavailable
+from tracetorch.fuse.codegen.c_kernel import c_source
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel, step_kernel
@@ -49,12 +50,9 @@ def cache() -> str:
     """Folder of the compiled kernels, their number, and their size."""
     kernels = kernel_cache.cached_kernels()
     size = sum(kernel.size for kernel in kernels)
-    return "\n".join(
-        (
-            f"folder  {kernel_cache.folder()}",
-            f"kernels {len(kernels)}",
-            f"size    {size / 1e6:.1f} MB of at most {kernel_cache.limit() / 1e6:g} MB",
-        )
+    return (
+        f"folder  {kernel_cache.folder()}\nkernels {len(kernels)}\n"
+        f"size    {size / 1e6:.1f} MB of at most {kernel_cache.limit() / 1e6:g} MB"
     )
 
 
@@ -65,15 +63,14 @@ def clear_cache() -> str:
 
 
 def kernels(name: str) -> str:
-    """Return the kernels of a layer of ``snn`` or ``neurons``, as text: forward, backward, step."""
+    """Return the kernels of a layer of ``snn`` or ``neurons``, in C: forward, backward, step."""
     kind = getattr(snn, name, getattr(neurons, name, None))
     if not (isinstance(kind, type) and issubclass(kind, snn.Neuron) and kind is not snn.Neuron):
         raise ValueError(f"there is no neuron {name!r} in tracetorch.snn or tracetorch.neurons.")
     layer = kind(1)
     program = program_of(layer.cell, 2, torch.float32, layer.step_kwargs(2, torch.float32))
     plan = Plan(program, "cpu", -1, (), True, program.inputs, program.params)
-    schedules = (forward_kernel(plan), backward_kernel(plan), step_kernel(plan))
-    return "\n\n".join(map(str, schedules))
+    return "\n".join(c_source(k(plan)) for k in (forward_kernel, backward_kernel, step_kernel))
 
 
 def tree() -> str:
@@ -94,13 +91,8 @@ def tree() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command; the exit status."""
-    commands = {
-        ("info",): info,
-        ("cache",): cache,
-        ("cache", "--clear"): clear_cache,
-        ("tree",): tree,
-    }
-    command: Callable[[], str] | None = commands.get(tuple(arguments))
+    commands = {"info": info, "cache": cache, "cache --clear": clear_cache, "tree": tree}
+    command: Callable[[], str] | None = commands.get(" ".join(arguments))
     if len(arguments) == 2 and arguments[0] == "kernels":
         command = partial(kernels, arguments[1])
     if command is None:

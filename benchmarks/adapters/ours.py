@@ -27,8 +27,8 @@ from benchmarks.torch_task import (
     inputs,
     parts,
 )
+from examples.demo import ConvSNN
 from tracetorch import models, neurons, snn
-from tracetorch.demo.network import ConvSNN
 
 
 class ResidualBlock(nn.Module):

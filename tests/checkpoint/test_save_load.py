@@ -133,6 +133,30 @@ def test_saved_states_resume_a_sequence(tmp_path: Path) -> None:
         tt.load(tmp_path / "net.safetensors", one, states=True)
 
 
+def streaming() -> nn.Sequential:
+    torch.manual_seed(0)
+    recurrent = snn.Recurrent(snn.LIF(4), nn.Linear(4, 4))
+    return nn.Sequential(nn.Linear(4, 4), recurrent, nn.Linear(4, 2), snn.Readout(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_stream_goes_on_in_another_dtype_as_the_message_says(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, x, file = streaming(), torch.rand(6, 3, 4), tmp_path / "stream"
+    with torch.no_grad():
+        tt.unroll(model, x)
+        tt.save(model, file, states=True)
+        other = streaming().to(dtype)
+        with pytest.raises(
+            ValueError, match=r"\d more: torch.float32 .* model.to\(torch.float32\), load"
+        ):
+            tt.load(file, other, states=True)
+        tt.load(file, other.float(), states=True)
+        expected = tt.unroll(copy.deepcopy(model).to(dtype), x.to(dtype))
+        assert torch.equal(tt.unroll(other.to(dtype), x.to(dtype)), expected)
+
+
 def test_tied_and_overlapping_tensors_are_saved_and_loaded(tmp_path: Path) -> None:
     def tied() -> Any:
         model: Any = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3))
@@ -230,32 +254,17 @@ def test_strict_false_loads_common_tensors_and_returns_the_other_names(tmp_path:
         tt.load(path, other, strict=False)
 
 
-@pytest.mark.parametrize(
-    ("width", "advice"), [(3, ", or load what fits with strict=False"), (4, "")]
-)
-def test_strict_false_is_proposed_where_it_would_load(width, advice, tmp_path) -> None:
-    """With a head of another size too it would not, though layers alone are no reason."""
-    path = tmp_path / "net.safetensors"
-    tt.save(nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3)), path)
-    model = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, width))
-    model.append(layer("Readout", width))
-    with pytest.raises(ValueError, match=rf"layer '3'.*as the file describes it{advice}\.$"):
-        tt.load(path, model)
-    if advice:
-        assert tt.load(path, model, strict=False).missing == ("3.raw_beta",)
-
-
 ZEROS = torch.zeros(3, 3)
 
 
 @refusals(
     r"""
     {"0.weight": ZEROS, "0.bais": torch.zeros(3)}
-        -> the file lacks '0\.bias'; only the file has '0\.bais', perhaps .*'0\.bi
+        -> the file lacks '0\.bias'; only the file has '0\.bais'\. Build .* strict=False skips
     {"0.weight": ZEROS.double(), "0.bias": ZEROS[0].int()}
-        -> '0\.bias' is torch\.int32 in the file, torch\.float32 in the model; '0\.weight' is tor
+        -> '0\.bias': torch\.int32 in the file, torch\.float32 in the model; '0\.weight': tor
     {"0.weight": ZEROS.double(), "0.bias": ZEROS[0].double()}
-        -> '0\.bias', '0\.weight' are .*; convert the model with model\.to\(torch\.float64\), load
+        -> '0\.bias', '0\.weight': .*; convert the model with model\.to\(torch\.float64\), load
     {f"{i}": torch.zeros(1) for i in range(20)} -> and 14 more
     """
 )
@@ -278,19 +287,18 @@ def test_models_of_other_dtypes_are_saved_and_loaded(dtype: torch.dtype, tmp_pat
         torch.testing.assert_close(read(one), read(other), rtol=0, atol=0)
 
 
-def test_nan_is_loaded_with_a_warning_and_the_meta_device_is_refused(tmp_path: Path) -> None:
+def test_nan_is_loaded_and_the_meta_device_is_refused(tmp_path: Path) -> None:
     model = layer("LIF", 3)
     with torch.no_grad():
         model.raw_beta[1] = torch.nan
     tt.save(model, tmp_path / "net.safetensors")
     other = layer("LIF", 3)
-    with pytest.warns(UserWarning, match="holds NaN in raw_beta: training had diverged"):
-        tt.load(tmp_path / "net.safetensors", other)
+    tt.load(tmp_path / "net.safetensors", other)
     assert torch.equal(other.raw_beta.isnan(), model.raw_beta.isnan())
     path = tmp_path / "net.safetensors"
     tt.save(nn.Sequential(nn.Linear(4, 3), snn.LIF(3)), path)
     model = nn.Sequential(nn.Linear(4, 3, device="meta"), snn.LIF(3))
-    with pytest.raises(ValueError, match=r"'0\.weight' are on the device meta .* model\.to_empty"):
+    with pytest.raises(ValueError, match=r"'0\.weight': on the device meta .* model\.to_empty"):
         tt.load(path, model)
     whole = nn.Sequential(nn.Linear(4, 3), snn.LIF(3)).to("meta")
     with pytest.raises(ValueError, match="on the device meta") as error:
@@ -400,7 +408,7 @@ def test_a_file_of_a_learner_is_not_one_of_its_model(tmp_path, strict, states) -
     learner = tt.online(net, "eprop")
     learner(torch.rand(1, 3))
     tt.save(learner, path, states=True)
-    with pytest.raises(ValueError, match=r"of an online learner: .*learner\.model"):
+    with pytest.raises(ValueError, match=r"does not fit Sequential\."):
         tt.load(path, net, strict=strict, states=states)
     tt.load(path, tt.online(net, "eprop"), strict=strict, states=states)
 

@@ -22,7 +22,7 @@ def dash(x: Integers, shift: Integers) -> Integers:
 
 
 class Xylo:
-    """A configured Xylo; the arguments are those of ``chips.xylo.Network``, as arrays."""
+    """A configured Xylo; its arrays are those of ``xylo.configuration``."""
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         self.c = configuration
@@ -67,21 +67,3 @@ class Xylo:
         # of 16 bits, the negative of the least integer is itself
         back = np.where(gone == LOW, LOW, -gone)
         return saturated(mem + saturated(saturated(back + current) + bias))
-
-
-class Loihi:
-    """Loihi's CUBA neuron."""
-
-    def __init__(self, du: Integers, dv: Integers, threshold: Integers, bias: Integers) -> None:
-        self.du, self.dv, self.threshold, self.bias = du, dv, threshold, bias
-        self.u, self.v = (np.zeros_like(threshold) for _ in range(2))
-
-    def step(self, x: Integers) -> Integers:
-        self.u = np.sign(self.u) * (np.abs(self.u) * (4095 - self.du) >> 12) + (x << 6)
-        self.u = np.where(self.u > 2**23, self.u - 2**24, self.u)
-        self.u = np.where(self.u <= -(2**23), self.u + 2**24, self.u)
-        self.v = np.sign(self.v) * (np.abs(self.v) * (4096 - self.dv) >> 12) + self.u + self.bias
-        self.v = np.clip(self.v, -(2**23) + 1, 2**23 - 1)
-        fired = self.v > self.threshold << 6
-        self.v = np.where(fired, 0, self.v)
-        return fired.astype(np.int64)

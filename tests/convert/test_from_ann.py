@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import pickle
 from collections.abc import Callable
@@ -32,79 +31,28 @@ def sizes(model: nn.Module) -> list[int]:
     return [sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()]
 
 
-# Equality
+# Equality of a first layer
 
 
 @settings(max_examples=20)
-@given(
-    seed=SEEDS,
-    levels=st.sampled_from([1, 2, 4, 8]),
-    per_level=st.sampled_from([1, 2]),
-    burst=st.sampled_from([1, 2, 4]),
-)
-def test_rates_are_equal_where_steps_suffice(
-    seed: int, levels: int, per_level: int, burst: int
+@given(seed=SEEDS, steps=st.sampled_from([1, 2, 4, 8]), burst=st.sampled_from([1, 2, 4]))
+def test_a_first_layer_of_as_many_levels_as_spikes_is_equal(
+    seed: int, steps: int, burst: int
 ) -> None:
     """Weights are multiples of 1/8, and all else powers of two: no sum is rounded."""
-    model, draw = network(seed, partial(QuantizedReLU, levels, 1.0))
-    steps = levels * per_level
-    batch = draw(4)
-    _, found = from_ann(model, batch, steps, signed=True, burst=burst)
-    quiet = found.sufficient_quiet
-    assert quiet is not None
-    converted = from_ann(model, batch, steps, signed=True, burst=burst, quiet=quiet)
-    report = converted.report
-    assert report.is_exact
-    assert [layer.largest for layer in report.layers] == [0.0] * len(report.layers)
-    assert [layer.bound for layer in report.layers] == [0.0] * len(report.layers)
-    x = draw(7)
-    with torch.no_grad():
-        assert torch.equal(converted(x), copy.deepcopy(model).eval()(x))
+    model, draw = network(seed, partial(QuantizedReLU, steps * burst, 1.0))
+    x = draw(4)
+    first = from_ann(model, x, steps, burst=burst).report.layers[0]
+    assert first.largest == 0.0 < first.bound
 
 
-def test_unequal_times_of_spikes_break_unsigned_neurons_and_no_certificate() -> None:
+def test_unequal_times_of_spikes_are_within_the_bound() -> None:
     model, x = early_and_late()
     _, report = from_ann(model, x, 4)
-    first, second, output = report.layers
-    assert first.is_exact
+    first, second, _ = report.layers
     assert first.largest == 0.0
-    assert second.reason == "its inputs vary: it needs signed=True"
     assert second.largest == 0.25  # a spike that nothing takes back
     assert second.largest <= second.bound == pytest.approx((0.5 + 2 * 0.5) / 4 + 3 / 8)
-    assert output.reason == "what it receives is not"
-    assert not report.is_exact
-    assert report.sufficient_quiet is None
-    _, report = from_ann(model, x, 4, signed=True)
-    assert report.layers[1].reason == "it may need quiet=3"
-    assert report.sufficient_quiet == 3
-    converted = from_ann(model, x, 4, signed=True, quiet=3)
-    assert converted.report.is_exact
-    assert torch.equal(converted(x), model(x))
-
-
-def test_quiet_steps_that_suffice_are_no_more_than_are_needed() -> None:
-    """All four spikes are sent before the inhibition, of one spike, comes in the last step."""
-    model = early_and_late()[0]
-    fill(model, "0.weight", [[1.0], [0.125]])
-    fill(model, "2.weight", [[1.0, -4.0]])
-    x = torch.ones(1, 1).double()
-    for quiet, equal in ((2, False), (3, True)):
-        converted = from_ann(model, x, 8, signed=True, quiet=quiet)
-        assert converted.report.is_exact is equal
-        assert torch.equal(converted(x), model(x)) is equal
-    # of bursts fewer are needed
-    converted = from_ann(model, x, 8, signed=True, burst=4)
-    assert converted.report.is_exact
-    assert torch.equal(converted(x), model(x))
-
-
-def test_too_few_steps_for_the_levels_are_named() -> None:
-    model, x = early_and_late(levels=8)
-    _, report = from_ann(model, x, 4, signed=True, quiet=7)
-    assert report.layers[0].reason == "8 levels need as many spikes, it has 4"
-    assert report.sufficient_quiet is None
-    _, report = from_ann(model, x, 4, signed=True, quiet=3, burst=2)
-    assert report.is_exact
 
 
 # Bounds
@@ -115,18 +63,13 @@ def test_too_few_steps_for_the_levels_are_named() -> None:
     seed=SEEDS,
     steps=st.sampled_from([1, 2, 5, 16]),
     burst=st.sampled_from([1, 3]),
-    signed=st.booleans(),
-    quiet=st.sampled_from([0, 3]),
 )
-@example(seed=3, steps=1, burst=1, signed=False, quiet=0)
-def test_bounds_hold_for_every_input_of_clipped_networks(
-    seed: int, steps: int, burst: int, signed: bool, quiet: int
-) -> None:
+@example(seed=3, steps=1, burst=1)
+def test_bounds_hold_for_every_input_of_clipped_networks(seed: int, steps: int, burst: int) -> None:
     model, draw = network(seed, partial(nn.Hardtanh, 0.0, 0.75))
-    options: dict[str, Any] = {"burst": burst, "signed": signed, "quiet": quiet * signed}
-    bounds = [layer.bound for layer in from_ann(model, draw(1), steps, **options).report.layers]
+    bounds = [layer.bound for layer in from_ann(model, draw(1), steps, burst=burst).report.layers]
     model = nn.Sequential(model)  # a container more changes nothing
-    report = from_ann(model, draw(16), steps, **options).report
+    report = from_ann(model, draw(16), steps, burst=burst).report
     for layer, bound in zip(report.layers, bounds, strict=True):
         assert layer.bound == pytest.approx(bound)
         assert layer.largest <= bound * (1 + 1e-9) + 1e-9
@@ -140,15 +83,14 @@ def test_bounds_hold_for_every_input_of_clipped_networks(
     percentile=st.sampled_from([50, 99.0, 100]),
     thresholds=st.sampled_from(["channel", "layer"]),
     burst=st.sampled_from([1, 3]),
-    signed=st.booleans(),
 )
 def test_bounds_hold_on_the_batch_of_unclipped_networks(
-    seed: int, steps: int, percentile: float, thresholds: Any, burst: int, signed: bool
+    seed: int, steps: int, percentile: float, thresholds: Any, burst: int
 ) -> None:
     """After every step, which the proof of the next layer's bound takes for granted, too."""
     model, draw = network(seed, nn.ReLU)
     x = draw(16)
-    options: dict[str, Any] = {"thresholds": thresholds, "burst": burst, "signed": signed}
+    options: dict[str, Any] = {"thresholds": thresholds, "burst": burst}
     spiking, report = from_ann(model, x, steps, percentile=percentile, **options)
     for layer in report.layers:
         assert layer.largest <= layer.bound * (1 + 1e-9) + 1e-9
@@ -166,25 +108,21 @@ def test_bounds_hold_on_the_batch_of_unclipped_networks(
     levels=st.sampled_from([2, 3, 8]),
     steps=st.integers(1, 12),
     burst=st.sampled_from([1, 2]),
-    signed=st.booleans(),
 )
-def test_bounds_hold_of_quantised_networks_whose_steps_may_not_suffice(
-    seed: int, levels: int, steps: int, burst: int, signed: bool
-) -> None:
+def test_bounds_hold_of_quantised_networks(seed: int, levels: int, steps: int, burst: int) -> None:
     model, draw = network(seed, partial(QuantizedReLU, levels, 1.0))
-    report = from_ann(model, draw(16), steps, burst=burst, signed=signed).report
+    report = from_ann(model, draw(16), steps, burst=burst).report
     for layer in report.layers:
-        if not layer.is_exact:  # rounding decides a level where steps are no power of two
-            assert layer.largest <= layer.bound * (1 + 1e-9) + 1e-9
+        assert layer.largest <= layer.bound * (1 + 1e-9) + 1e-9
 
 
 @settings(max_examples=10)
-@given(seed=SEEDS, burst=st.sampled_from([1, 2]), signed=st.booleans())
-def test_sums_stay_within_the_bound_after_every_step(seed: int, burst: int, signed: bool) -> None:
+@given(seed=SEEDS, burst=st.sampled_from([1, 2]))
+def test_sums_stay_within_the_bound_after_every_step(seed: int, burst: int) -> None:
     """That is what the proof of the next layer's bound takes for granted."""
     model, draw = network(seed, partial(nn.Hardtanh, 0.0, 1.0))
     x, steps = draw(5), 12
-    spiking, report = from_ann(model, x, steps, burst=burst, signed=signed)
+    spiking, report = from_ann(model, x, steps, burst=burst)
     with torch.no_grad():
         sums = tt.unroll(spiking, x, steps=steps, from_rest=True).cumsum(0)
         wanted = copy.deepcopy(model).eval()(x)
@@ -312,44 +250,10 @@ def test_layer_of_which_few_are_active_has_a_clip_of_their_size() -> None:
         assert report.layers[0].clip == pytest.approx(clip)
 
 
-def test_learned_clip_and_levels_give_the_threshold() -> None:
+def test_a_learned_clip_gives_the_threshold() -> None:
     model = nn.Sequential(nn.Linear(2, 3), QuantizedReLU(4, 3.0))
-    _, report = from_ann(model, torch.rand(4, 2), 8)
-    assert (report.layers[0].clip, report.layers[0].threshold) == (3.0, 6.0)
-    _, report = from_ann(model, torch.rand(4, 2), 2)  # fewer spikes than levels
-    assert report.layers[0].threshold == 3.0
-
-
-class Levels(nn.Module):
-    """A quantised ReLU of another library: its names, and what it computes."""
-
-    def __init__(self, thresh: float, up: int) -> None:
-        super().__init__()
-        self.thresh, self.up = nn.Parameter(torch.tensor(thresh)), up
-
-    def forward(self, x: Tensor) -> Tensor:
-        level = (x / self.thresh).clamp(0, 1) * self.up + 0.5
-        return level.floor() / self.up * self.thresh
-
-
-def test_quantised_relu_of_another_library_is_declared() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), Levels(2.0, 4), nn.Linear(4, 2))
-    x = torch.randn(9, 3)
-    declared: dict[type[Any], Any] = {Levels: lambda module: (module.thresh, module.up)}
-    converted = from_ann(model, x, 4, activations=declared)
-    assert converted.report.is_exact
-    assert torch.allclose(converted(x), model(x), atol=1e-5)
-    with pytest.raises(ValueError, match=r"1 \(Levels\) does not compute a ReLU with the clip 2.0"):
-        from_ann(model, x, 4, activations={Levels: lambda module: (module.thresh, 5)})
-    with pytest.raises(ValueError, match="levels are at least 1 and need a clip"):
-        from_ann(model, x, 4, activations={Levels: lambda module: (None, 5)})
-    with pytest.raises(ValueError, match="is declared by activations="):
-        from_ann(model, x, 4)
-    with pytest.raises(TypeError, match=r"return \(clip, levels\) of 1 \(Levels\), got Parameter"):
-        from_ann(model, x, 4, activations={Levels: lambda module: module.thresh})
-    with pytest.raises(ValueError, match=r"returned 3 clips for 1 \(Levels\)"):
-        from_ann(model, x, 4, activations={Levels: lambda module: (torch.ones(3), None)})
+    _, report = from_ann(model, torch.rand(4, 2), 8, burst=2)
+    assert (report.layers[0].clip, report.layers[0].threshold) == (3.0, 1.5)
 
 
 # Models
@@ -446,8 +350,8 @@ def test_modules_that_are_called_twice_become_two() -> None:
 
     torch.manual_seed(0)
     model, x = Shared(), torch.rand(5, 3)
-    spiking, report = from_ann(model, x, 4, signed=True, quiet=3)
-    assert report.is_exact
+    spiking, report = from_ann(model, x, 4)
+    assert report.layers[0].largest <= 1e-6
     assert [layer.neurons for layer in report.layers] == ["relu", "relu_1", ""]
     assert sum(isinstance(m, IntegrateAndFire) for m in spiking.modules()) == 2
 
@@ -468,13 +372,13 @@ def test_parametrized_weights_become_plain_ones() -> None:
 def test_the_model_runs_by_layer_as_by_step(seed: int) -> None:
     model, draw = network(seed, partial(QuantizedReLU, 4, 1.0))
     x = draw(3)
-    converted = from_ann(model, x, 4, signed=True, quiet=2)
-    sequence = torch.cat([x.expand(4, *x.shape), torch.zeros(2, *x.shape).double()])
+    converted = from_ann(model, x, 4)
+    sequence = x.expand(4, *x.shape)
     with torch.no_grad():
         by_layer = tt.unroll(converted.model, sequence, from_rest=True)
         by_step = tt.unroll(converted.model, sequence, by="step", from_rest=True)
         assert torch.equal(by_layer, by_step)
-        assert torch.equal(converted(x), by_step.sum(0) / 4)
+        assert torch.equal(converted(x), by_step.mean(0))
 
 
 def test_it_copies_pickles_saves_and_learns(tmp_path: Path) -> None:
@@ -521,32 +425,8 @@ def test_report_prints_a_table() -> None:
     assert lines[0].split() == [
         *("layer", "neurons", "threshold", "clip", "levels", "bound", "largest", "mean")
     ]
-    assert lines[1].split() == ["1", "1", "1", "1", "4", "equal", "0", "0"]
-    assert lines[-2:] == [
-        "4 steps",
-        "not proven to be equal: 3, its inputs vary: it needs signed=True",
-    ]
-    text = str(from_ann(model, x, 4, signed=True, quiet=3).report)
-    assert text.splitlines()[-2:] == [
-        "4 steps and 3 quiet ones",
-        "every rate is proven to be the model's activation",
-    ]
-
-
-def test_report_counts_values_that_rounding_gave_another_level() -> None:
-    """A mean of two values lies between two levels where their sum is odd."""
-    model = nn.Sequential(QuantizedReLU(6, 1.3), nn.AvgPool1d(2), QuantizedReLU(6, 1.3))
-    counts = torch.tensor(list(itertools.product(range(7), repeat=2)))
-    x = (counts * (1.3 / 6)).unsqueeze(1)
-    report = from_ann(model, x, 6, signed=True, quiet=5).report
-    assert report.is_exact
-    layer = report.layers[1]
-    assert layer.values == 49
-    assert 0 < layer.ties < 25  # no sum that is even
-    assert (
-        f"equal but for rounding: in 2 {layer.ties} of 49 values on the batch got another"
-        in str(report)
-    )
+    assert lines[1].split() == ["1", "1", "1", "1", "4", "0.25", "0", "0"]
+    assert lines[-1] == "4 steps"
 
 
 # What is refused
@@ -594,6 +474,13 @@ class Shifted(QuantizedReLU):
         return super().forward(x - 0.3)
 
 
+class Sixth(nn.ReLU6):
+    """The same of a class of PyTorch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - 0.3)
+
+
 def _overwrites_by_two_names(m: Any, x: Tensor) -> Tensor:
     y = m.layer(x)
     same = F.dropout(y, training=False)  # the same tensor under another name
@@ -631,16 +518,15 @@ REFUSED: list[tuple[str, nn.Module, str]] = [
     ("over zero", Forward(lambda m, x: m.layer(x).relu() / 0),
      r"div\(\) in .* cannot be converted"),
     ("over", Forward(lambda m, x: 1 / m.layer(x).relu()), r"in .* cannot be converted"),
-    ("from above", Forward(lambda m, x: m.layer(x).clamp(max=0.5)),
-     "clips at 0.5 alone: clip at 0"),
-    ("both", Forward(lambda m, x: (y := x.clamp(max=0.5)).relu() + y), "clips at 0.5 alone"),
-    ("below 0", Forward(lambda m, x: m.layer(x).relu().clamp(max=-0.5)),
-     "must clip at 0, and at a"),
+    ("from above", Forward(lambda m, x: m.layer(x).clamp(max=0.5)), "must clip at 0, and at a"),
+    ("a ReLU from above", Forward(lambda m, x: m.layer(x).relu().clamp(max=0.5)), "must clip at 0"),
+    ("clamp_max", Forward(lambda m, x: m.layer(x).relu().clamp_max(0.5)), r"clamp_max\(\) in .*"),
     ("batch mean", Forward(lambda m, x: x.mean(0, keepdim=True)), "the mean of all places"),
     ("halves", Forward(lambda m, x: m.layer(x).relu().view(-1, 2)), r"view\(\) in .* cannot be"),
     ("lazy", nn.Sequential(nn.LazyLinear(3), nn.ReLU()), r"0\.weight. has no values yet"),
     ("subclass", nn.Sequential(nn.Linear(4, 4), Shifted(4, 1.0)),
-     r"1 \(Shifted\) does not compute"),
+     r"in the forward of 1 \(Shifted\) cannot be"),
+    ("six", nn.Sequential(nn.Linear(4, 4), Sixth()), r"1 \(Sixth\) cannot be converted"),
 ]  # fmt: skip
 
 
@@ -682,8 +568,8 @@ def test_sums_differences_and_cat_are_converted(name: str) -> None:
     torch.manual_seed(0)
     model, x = Forward(ARITHMETIC[name]).eval(), torch.randn(32, 4)
     wanted = model(x)
-    for steps, signed in ((16, False), (16, True), (1024, False)):
-        converted = from_ann(model, x, steps, percentile=100, signed=signed)
+    for steps in (16, 1024):
+        converted = from_ann(model, x, steps, percentile=100)
         off, bound = (converted(x) - wanted).abs().max(), converted.report.layers[-1].bound
         assert off <= bound + 1e-5
     assert bound < 0.02
@@ -691,9 +577,8 @@ def test_sums_differences_and_cat_are_converted(name: str) -> None:
     assert (converted(x[::2] / 2) - model(x[::2] / 2)).abs().max() < 0.02
     with torch.no_grad():
         by_layer = tt.unroll(converted.model, x, steps=5, from_rest=True)
-        assert torch.equal(
-            by_layer, tt.unroll(converted.model, x, steps=5, by="step", from_rest=True)
-        )
+        by_step = tt.unroll(converted.model, x, steps=5, by="step", from_rest=True)
+        torch.testing.assert_close(by_layer, by_step)  # products of two shapes
 
 
 CLIPS: dict[str, Callable[[Any, Tensor, float], Tensor]] = {
@@ -706,15 +591,6 @@ CLIPS: dict[str, Callable[[Any, Tensor, float], Tensor]] = {
         m.layer(x), max_val=c, min_val=0.0, inplace=True
     ),
     "Hardtanh": lambda m, x, c: nn.Hardtanh(0, c)(m.layer(x)),
-    "relu, clamp": lambda m, x, c: m.layer(x).relu().clamp(max=c),
-    "ReLU, clamp_max": lambda m, x, c: m.relu(m.layer(x)).clamp_max(c),
-    "relu6, clamp": lambda m, x, c: F.relu6(m.layer(x)).clamp(max=c),
-    "clamp, relu": lambda m, x, c: m.layer(x).clamp(max=c).relu(),
-    "clamp_max, clamp_min": lambda m, x, c: m.layer(x).clamp_max(c).clamp_min(0),
-    "twice": lambda m, x, c: m.layer(x).clamp(0, 2 * c).clamp(max=c),
-    "relu, dropout, clamp": lambda m, x, c: F.dropout(m.layer(x).relu(), training=False).clamp(
-        max=c
-    ),
 }
 
 
@@ -736,22 +612,8 @@ def test_a_clip_in_every_form(name: str, clip: float) -> None:
     assert (converted(9 * x) - model(9 * x)).abs().max() <= output.bound + 1e-6 * clip
 
 
-@pytest.mark.parametrize("name", ["relu, clamp", "ReLU, clamp_max", "relu, dropout, clamp"])
-def test_a_relu_that_is_used_before_it_is_clipped_stays(name: str) -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
-        y = m.layer(x).relu()
-        z = F.dropout(y, training=False)
-        return torch.cat([z.clamp(max=0.5) if "dropout" in name else y.clamp(max=0.5), y], 1)
-
-    torch.manual_seed(0)
-    model, x = Forward(forward).eval(), 4 * torch.randn(64, 4)
-    converted = from_ann(model, x, 512, percentile=100)
-    assert (converted(x) - model(x)).abs().max() <= converted.report.layers[-1].bound + 1e-5 < 0.1
-    assert converted.report.layers[-1].mean < 0.01
-
-
 @pytest.mark.parametrize("seed", range(4))
-def test_cats_and_differences_are_equal_where_steps_suffice(seed: int) -> None:
+def test_cats_and_differences_of_quantised_relus_are_within_the_bound(seed: int) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -768,13 +630,10 @@ def test_cats_and_differences_are_equal_where_steps_suffice(seed: int) -> None:
     model, x = Net().double(), eighths(4, 1, 5, 5)
     for parameter in (p for name, p in model.named_parameters() if "relus" not in name):
         parameter.data = eighths(*parameter.shape)
-    quiet = from_ann(model, x, 4, signed=True).report.sufficient_quiet
-    assert quiet
-    converted = from_ann(model, x, 4, signed=True, quiet=quiet)
-    assert converted.report.is_exact
-    assert torch.equal(converted(x), model(x))
+    converted = from_ann(model, x, 4)
+    assert (converted(x) - model(x)).abs().max() <= converted.report.layers[-1].bound
     other = pickle.loads(pickle.dumps(converted))
-    assert torch.equal(other(x), model(x))
+    assert torch.equal(other(x), converted(x))
 
 
 @pytest.mark.parametrize("function", [_overwrites, _adds_in_place, _overwrites_by_two_names])
@@ -804,8 +663,6 @@ def test_hooks_are_refused() -> None:
     [
         ({"steps": 0}, "steps must be at least 1"),
         ({"burst": 0}, "burst must be at least 1"),
-        ({"quiet": -1, "signed": True}, "quiet=-1: steps from 0 on"),
-        ({"quiet": 2}, "Give signed=True"),
         ({"thresholds": "neuron"}, "thresholds must be 'channel' or 'layer', got 'neuron'"),
         ({"percentile": 0}, r"percentile must lie in \(0, 100\]"),
         ({"percentile": 100.1}, r"percentile must lie in \(0, 100\]"),

@@ -6,7 +6,6 @@ import signal
 import socket
 import stat
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,11 +17,10 @@ import torch
 
 import tracetorch as tt
 from tests.core.writers import ALL, OLD, SLOW, WRITERS, model, source
-from tests.data.files import nmnist_bytes, write_gesture, write_heidelberg
+from tests.data.files import write_heidelberg
 from tests.processes import run_python
 from tracetorch import snn
 from tracetorch.core.files import atomic_replace, check_regular_file
-from tracetorch.data import NMNIST, DVSGesture
 
 # what makes a file, and what reads it, by its name
 READERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
@@ -32,8 +30,6 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], Any]]] = {
     "exact.nir": (ALL["exact.nir"], lambda path: tt.nir.from_nir(path, dt=1e-4)),
     "shd_train.h5": (lambda path: write_heidelberg(path, [[(0.5, 1)]]),
      lambda path: tt.data.SHD(path.parent)),
-    "1.bin": (lambda path: path.write_bytes(nmnist_bytes([(1, 2, 3, 1)] * 3)), NMNIST._read),
-    "2.npy": (lambda path: write_gesture(path, [(1, 2, 1, 3.0)]), DVSGesture._read),
 }  # fmt: skip
 ALL_READERS = READERS | {"model.onnx": (ALL["model.onnx"], tt.export.OnnxStream)}
 
@@ -291,8 +287,6 @@ def test_what_is_no_file_is_neither_read_nor_replaced(tmp_path: Path, kind: str)
 @pytest.mark.parametrize("kind", [*NOT_FILES, *DAMAGED])
 @pytest.mark.parametrize("reader", [*READERS, pytest.param("model.onnx", marks=pytest.mark.slow)])
 def test_readers_refuse_what_is_no_file_and_what_is_damaged(tmp_path, reader, kind):
-    if (reader, kind) == ("1.bin", "empty"):
-        pytest.skip("a recording without events is empty")
     path, read, whole = tmp_path / reader, ALL_READERS[reader][1], whole_file(reader)
     path.write_bytes(whole)
     read(path)
@@ -310,12 +304,3 @@ def test_readers_refuse_what_is_no_file_and_what_is_damaged(tmp_path, reader, ki
 def test_readers_name_a_file_that_is_missing(tmp_path: Path, reader: str) -> None:
     with pytest.raises(FileNotFoundError):
         ALL_READERS[reader][1](tmp_path / reader)
-
-
-def test_a_pipe_of_text_is_read_to_its_end(tmp_path: Path) -> None:
-    """``<(zcat book.gz)`` of a shell is a pipe; the reader of text takes any stream."""
-    os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"text",))
-    writer.start()
-    assert bytes(tt.data.text(tmp_path / "pipe").tolist()) == b"text"
-    writer.join()

@@ -19,8 +19,7 @@ from torch import nn
 import tracetorch as tt
 from tracetorch import snn
 from tracetorch.core.files import atomic_replace
-from tracetorch.data.archives import Archive, fetch
-from tracetorch.demo import figure, network
+from tracetorch.data.heidelberg import Archive, fetch
 
 OLD = b"an old file"
 
@@ -33,11 +32,6 @@ def model() -> nn.Sequential:
 def save_html(path: Path) -> None:
     _, recorded = tt.probe.record(model(), torch.rand(5, 1, 40), ["output"])
     tt.plot.save_html(recorded, path)
-
-
-def draw(path: Path) -> None:
-    torch.manual_seed(0)
-    figure.draw(network.ConvSNN(), torch.rand(1, 28, 28), 3, 4, path)
 
 
 def fetch_file(path: Path) -> None:
@@ -67,13 +61,11 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     ),
     "recording.html": save_html,
     "playground.html": lambda path: tt.plot.save_playground(snn.LIF(1), path),
-    "demo.safetensors": lambda path: tt.save(network.ConvSNN(), path),
     "set.bin": fetch_file,
 }
 SLOW: dict[str, Callable[[Path], Any]] = {
     "events.gif": lambda path: tt.plot.save_animation(torch.rand(3, 1, 2, 8, 8), path),
     "events.html": lambda path: tt.plot.save_animation(torch.rand(3, 1, 2, 8, 8), path),
-    "demo.png": draw,
     "model.onnx": lambda path: tt.export.onnx(model(), path, torch.rand(1, 40)),
 }
 ALL = WRITERS | SLOW

@@ -1,14 +1,9 @@
-"""Write files in the formats of the data sets, for tests."""
+"""Write files in the format of the Heidelberg data sets, for tests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
 import h5py
 import numpy as np
-
-Event = tuple[int, int, int, int]  # x, y, t, p
 
 
 def write_heidelberg(path, samples, speakers=1) -> None:
@@ -25,29 +20,3 @@ def write_heidelberg(path, samples, speakers=1) -> None:
                 data[number] = np.array([spike[column] for spike in sample], dtype)
         file["labels"] = np.arange(len(samples), dtype=np.uint16) % 20
         file["extra/speaker"] = np.arange(len(samples), dtype=np.uint16) % speakers
-
-
-def nmnist_bytes(events: Sequence[Event]) -> bytes:
-    """Pack events in the format of N-MNIST, with a row 240 for every overflow of 2^13 us."""
-    content = bytearray()
-    passed = 0
-    for x, y, t, p in events:
-        while t - passed >= 1 << 23:
-            content += bytes([0, 240, 0, 0, 0])
-            passed += 1 << 13
-        low = t - passed
-        content += bytes([x, y, p << 7 | low >> 16, low >> 8 & 255, low & 255])
-    return bytes(content)
-
-
-def write_nmnist(folder: Path, recordings: Mapping[str, Sequence[Event]]) -> None:
-    """Write recordings by their path: ``{"Train/7/00001.bin": events}``."""
-    for path, events in recordings.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(nmnist_bytes(events))
-
-
-def write_gesture(path: Path, events: Sequence[tuple[int, int, int, float]]) -> None:
-    """Write rows of x, y, polarity and milliseconds, as Tonic distributes DVS Gesture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, np.array(events, dtype=np.float64).reshape(-1, 4))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tracetorch as tt
-from tests.data.files import write_heidelberg, write_nmnist
+from tests.data.files import write_heidelberg
 
 FIELDS = [("x", int), ("y", int), ("t", int), ("p", int)]
 EVENTS = np.array([(0, 1, 0, 0), (2, 1, 45, 1), (2, 1, 45, 1)], dtype=FIELDS)
@@ -36,46 +36,46 @@ def test_frames_of_the_sensor_size_flat_or_of_one_polarity() -> None:
     assert x.sum() == 3
 
 
-def test_events_work_with_transforms_of_tonic(tmp_path: Path) -> None:
+SENSOR = (34, 34, 2)  # N-MNIST's
+DIGIT = np.array([(0, 1, 0, 0), (30, 2, 9_000, 1), (33, 2, 45_000, 1)], dtype=FIELDS)
+
+
+def test_events_work_with_transforms_of_tonic() -> None:
     transforms = pytest.importorskip("tonic.transforms")
-    recorded = [(0, 1, 0, 0), (33, 2, 45_000, 1), (33, 2, 90_000, 1)]
-    write_nmnist(tmp_path, {"Train/3/1.bin": recorded})
-    data = tt.data.NMNIST(tmp_path)
-    to_frames = transforms.ToFrame(sensor_size=data.sensor_size, n_time_bins=3)
-    expected = torch.from_numpy(to_frames(data[0][0]).astype("float32"))
+    to_frames = transforms.ToFrame(sensor_size=SENSOR, n_time_bins=3)
+    events = np.array([(0, 1, 0, 0), (33, 2, 45_000, 1), (33, 2, 90_000, 1)], dtype=FIELDS)
+    expected = torch.from_numpy(to_frames(events).astype("float32"))
     # Tonic leaves the last event out
-    assert torch.equal(tt.data.Frames(data, bins=3, stop=90_000)[0][0], expected)
+    frames = tt.data.Frames([(events, 3)], SENSOR, bins=3, stop=90_000)
+    assert torch.equal(frames[0][0], expected)
     assert expected.sum() == 2
 
 
-def test_augmentations_of_tonic_change_what_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_augmentations_of_tonic_change_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     transforms = pytest.importorskip("tonic.transforms")
-    write_nmnist(tmp_path, {"Train/3/1.bin": [(0, 1, 0, 0), (33, 2, 45_000, 1), (30, 2, 9_000, 1)]})
-    data: Any = tt.data.NMNIST(tmp_path)
-    size = data.sensor_size
-    plain = tt.data.Frames(data, bins=3)[0][0]
 
     def augmented(transform: Any) -> Any:
-        return tt.data.Frames(data, bins=3, transform=transform)[0][0]
+        return tt.data.Frames([(DIGIT.copy(), 3)], SENSOR, bins=3, transform=transform)[0][0]
 
-    assert torch.equal(augmented(transforms.RandomFlipLR(size, p=1.0)), plain.flip(-1))
-    both = transforms.Compose([transforms.RandomFlipUD(size, p=1.0), transforms.DropEvent(p=0.0)])
+    plain = augmented(None)
+    assert torch.equal(augmented(transforms.RandomFlipLR(SENSOR, p=1.0)), plain.flip(-1))
+    both = transforms.Compose([transforms.RandomFlipUD(SENSOR, p=1.0), transforms.DropEvent(p=0.0)])
     assert torch.equal(augmented(both), plain.flip(-2))
     assert augmented(transforms.RandomFlipPolarity(p=1.0))[:, 0].sum() == plain[:, 1].sum() == 2
     # the others of Tonic's draw from NumPy's global generator
     monkeypatch.setattr(np.random, "multivariate_normal", lambda mean, cov, n: np.full((n, 2), 1.0))
-    moved = augmented(transforms.SpatialJitter(size, clip_outliers=True))
+    moved = augmented(transforms.SpatialJitter(SENSOR, clip_outliers=True))
     assert moved.nonzero()[:, 2:].tolist() == [[2, 1], [3, 31]]  # one is off the sensor
-    assert data[0][0]["x"].tolist() == [0, 33, 30]
 
 
 def test_event_sets_of_tonic_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """N-Caltech101 names its classes, and has no size; CIFAR10-DVS has unsigned columns."""
     datasets = pytest.importorskip("tonic.datasets")
-    recorded = [(9, 1, 0, 0), (233, 171, 45_000, 1), (10, 9, 90_000, 1)]
-    write_nmnist(tmp_path / "NCALTECH101/Caltech101", {"yin_yang/image_0001.bin": recorded})
+    path = tmp_path / "NCALTECH101/Caltech101/yin_yang/image_0001.bin"
+    path.parent.mkdir(parents=True)
+    # x, y, and polarity and time in 24 bits
+    rows = [(9, 1, 0), (233, 171, 1 << 23 | 45_000), (10, 9, 1 << 23 | 90_000)]
+    path.write_bytes(b"".join(bytes([x, y, *late.to_bytes(3, "big")]) for x, y, late in rows))
     monkeypatch.setattr(datasets.NCALTECH101, "_check_exists", lambda self: True)
     size, names = (240, 180, 2), ["accordion", "yin_yang"]
     with pytest.raises(TypeError, match=r"must be a number, got 'yin_yang'.*names\.index"):

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
+import shutil
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,8 @@ from torch.utils.data import DataLoader
 import tracetorch as tt
 from tests.data.files import write_heidelberg
 from tracetorch.core import optional
+from tracetorch.data import heidelberg
+from tracetorch.data.heidelberg import Archive, fetch, find
 
 # a float16 holds these exactly
 SAMPLES = [[(0.25, 3), (0.5, 699)], [(0.125, 0)], [], [(0.75, 42)] * 5]
@@ -135,3 +143,92 @@ def test_impossible_values_are_rejected(
         data[0] = first
     with pytest.raises(ValueError, match=message):
         tt.data.SHD(folder)[0]
+
+
+def pack(folder: Path, entry: str = "shd_train.h5") -> Archive:
+    """Pack ``folder`` into an archive with a ``file:`` address."""
+    file = Path(shutil.make_archive(str(folder.parent / "archive_file"), "zip", folder))
+    return Archive(file.as_uri(), hashlib.md5(file.read_bytes()).hexdigest(), entry)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_heidelberg(tmp_path / "source/shd_train.h5", [[(0.5, 1)]])
+    return tmp_path / "source"
+
+
+def test_existing_contents_are_not_downloaded_again_and_nothing_by_default(tmp_path, source):
+    archive = Archive("file:///nowhere", "", "shd_train.h5")
+    assert find(archive, source, name="It", download=True) == source / "shd_train.h5"
+    archive = pack(source)
+    with pytest.raises(FileNotFoundError, match=r"It is not in .*: there is no shd.* Unpack fil"):
+        find(archive, tmp_path / "new", name="It", download=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_datasets_download_their_files(tmp_path, source, monkeypatch) -> None:
+    monkeypatch.setitem(tt.data.SHD.archives, "train", pack(source))
+    assert len(tt.data.SHD(tmp_path / "new", download=True)) == 1
+    write_heidelberg(source / "ssc_test.h5", [[(0.5, 1)], []])
+    monkeypatch.setitem(tt.data.SSC.archives, "test", pack(source, "ssc_test.h5"))
+    assert len(tt.data.SSC(tmp_path / "new", "test", download=True)) == 2
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {"shd_train.h5", "ssc_test.h5"}
+
+
+def test_processes_of_one_training_unpack_one_file(tmp_path, source) -> None:
+    """All find nothing, and download."""
+    archive = pack(source)
+    meeting = threading.Barrier(3)
+
+    def fetch_with_others() -> None:
+        meeting.wait(120)
+        fetch(archive, tmp_path / "new")
+
+    with ThreadPoolExecutor(3) as pool:
+        for result in [pool.submit(fetch_with_others) for _ in range(3)]:
+            result.result()
+    fetch(archive, tmp_path / "new")  # once more, late
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["shd_train.h5"]
+    assert find(archive, tmp_path / "new", name="It", download=False).exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links are those of POSIX")
+def test_contents_are_unpacked_where_a_link_leads(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "here").mkdir()
+    link = tmp_path / "here/shd_train.h5"
+    link.symlink_to(tmp_path / "large disk/shd_train.h5")
+    path = find(pack(source), tmp_path / "here", name="It", download=True)
+    assert path.is_symlink()
+    assert path.exists()
+    assert [p.name for p in (tmp_path / "large disk").iterdir()] == ["shd_train.h5"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error", "message"),
+    [
+        ("damaged", ValueError, r"its MD5 is \w+, expected \w+"),
+        ("unreachable", ConnectionError, r"gone\.zip cannot be downloaded: .*Fetch it by other"),
+    ],
+)
+def test_failed_download_leaves_no_files(tmp_path, source, trouble, error, message) -> None:
+    archive = pack(source)
+    if trouble == "damaged":
+        archive_file = tmp_path / "archive_file.zip"
+        archive_file.write_bytes(archive_file.read_bytes()[:-1])
+    else:
+        archive = Archive((tmp_path / "gone.zip").as_uri(), "", "shd_train.h5")
+    with pytest.raises(error, match=message):
+        find(archive, tmp_path / "new", name="It", download=True)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_server_that_falls_silent_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the request, and never answers: without a time-out the call would not return."""
+    monkeypatch.setattr(heidelberg, "TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        archive = Archive(f"http://127.0.0.1:{server.getsockname()[1]}/it.zip", "", "shd_train.h5")
+        with pytest.raises(ConnectionError, match=r"it\.zip cannot be downloaded: .*timed out"):
+            find(archive, tmp_path / "new", name="It", download=True)
+    assert not list((tmp_path / "new").iterdir())

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import tracetorch as tt
 from tests.refusals import check, refusals
 from tracetorch.data import collate, pad
-from tracetorch.data.vowels import Sequences
+from tracetorch.data.sequences import Sequences
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.sampled_from([(), (3,), (2, 3)]))

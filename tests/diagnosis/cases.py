@@ -83,7 +83,11 @@ HEALTHY: dict[str, Healthy] = {
     "three layers": (lambda: deep(3), lambda: x(scale=3.0), mean),
     "convolution": (conv, images, mean),
     "recurrent": (recurrent, lambda: x(30), last),
-    "narrow surrogate": (lambda: surrogate(functional.fast_sigmoid_surrogate(25.0)), x, mean),
+    "narrow surrogate": (  # without a bias half of its neurons are silent
+        lambda: scaled(surrogate(functional.fast_sigmoid_surrogate(25.0)), 1.0, bias=0.2),
+        x,
+        mean,
+    ),
     "triangle": (lambda: surrogate(functional.triangular_surrogate(1.0)), x, mean),
     "half precision": (lambda: dense().bfloat16(), lambda: x().bfloat16(), mean),
     **{

@@ -17,7 +17,7 @@ GALLERY = (DOCS / "gallery.md").read_text()
 DRAWS = re.compile(r"\bsubplots\(|\bresponses\(\{|\.figure\b(?!_)|\bplt\.figure\(")
 # pictures that a command has made, and the test of what they show
 MADE = {
-    "media/demo.png": "tests/test_main.py",
+    "media/demo.png": "tests/examples/test_demo.py",
     "benchmarks/results/density.png": "tests/benchmarks",
 }
 

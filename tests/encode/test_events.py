@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tracetorch import encode
@@ -127,13 +127,22 @@ def test_times_of_half_precision_are_in_the_frame_of_what_was_measured() -> None
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 100, exclude_max=True), min_size=1, max_size=50), st.floats(0.01, 7))
+@example([0.0], 1 / 3)  # a third in floating point is less: 301 frames by exact division
 def test_times_off_a_grid_are_counted_by_exact_division(t: list[float], window: float) -> None:
-    exact = [Fraction(each) / Fraction(window) for each in t]
-    if any(abs(each - round(each)) < 1e-9 for each in exact if each):
+    exact = [Fraction(each) / Fraction(window) for each in (*t, 100)]
+    if any(abs(each - round(each)) < 1e-9 for each in exact[:-1] if each):
         return
     counts = counts_of(t, window=window, start=0, stop=100)
-    assert len(counts) == math.ceil(Fraction(100) / Fraction(window))
-    assert counts == [sum(int(each) == n for each in exact) for n in range(len(counts))]
+    if abs(exact[-1] - round(exact[-1])) < 1e-9:  # the stop is on the grid, but for rounding
+        assert len(counts) - round(exact[-1]) in (0, 1)
+    else:
+        assert len(counts) == math.ceil(exact[-1])
+    assert counts == [sum(int(each) == n for each in exact[:-1]) for n in range(len(counts))]
+
+
+def test_a_stop_on_the_grid_begins_no_frame_for_what_rounding_leaves() -> None:
+    for window, frames in ((1 / 3, 300), (0.1, 1000), (0.7 / 3, 428 + 1)):
+        assert len(counts_of([0.0], window=window, start=0, stop=100)) == frames
 
 
 @pytest.mark.parametrize("offset", [0, 10**16, -(10**18)])

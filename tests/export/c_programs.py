@@ -6,7 +6,6 @@ import ctypes
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +48,7 @@ void run(tt_stream *s, int64_t steps, const {x} *x, {y} *y, unsigned char *seen)
     }}
 }}
 """
-_LEARN = """
-void learn(tt_stream *s, int64_t steps, const {x} *x, {y} *y, const float *signal);
-void learn(tt_stream *s, int64_t steps, const {x} *x, {y} *y, const float *signal) {{
-    for (int64_t t = 0; t < steps; t++) {{
-        tt_step(s, x + t * TT_X_SIZE, y + t * TT_Y_SIZE);
-        (void)signal;
-        tt_learn({arguments});
-    }}
-}}
-"""
-_STATE = re.compile(
-    r"^    (\w+) ((?:state|learned|trace)_\w+)\[(\d+)\]; /\* (.*) \*/$", re.MULTILINE
-)
+_STATE = re.compile(r"^    (\w+) (state_\w+)\[(\d+)\]; /\* (.*) \*/$", re.MULTILINE)
 NUMPY = {"float": np.float32, "bool": np.bool_} | {
     f"int{bits}_t": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)
 }
@@ -74,17 +61,9 @@ def checked(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def checked_sanitized(compiler: str, folder: Path, *units: str) -> str:
-    """Compile units with conversions as errors, and run them with sanitizers; what they print."""
-    flags = [*STRICT, "-Wconversion", "-Wsign-conversion", "-O1"]
-    checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    checked([compiler, *flags, *checks, *units, "-o", "check", "-lm"], folder)
-    return checked(["./check"], folder)
-
-
-def run_on_cortex(folder: Path, main: str, machine: Sequence[str] = CORTEX_M4) -> tuple[str, int]:
+def run_on_cortex(folder: Path, main: str) -> tuple[str, int]:
     """Run ``main`` with ``model.c`` on an emulated Cortex-M4; what it prints, and the stack."""
-    flags = [*STRICT, *machine, "-O2", "-fstack-usage", "--specs=rdimon.specs"]
+    flags = [*STRICT, *CORTEX_M4, "-O2", "-fstack-usage", "--specs=rdimon.specs"]
     checked(["arm-none-eabi-gcc", *flags, main, "model.c", "-o", "main.elf", "-lm"], folder)
     printed = checked(["qemu-arm", "-cpu", "cortex-m4", "main.elf"], folder)
     (path,) = [path for path in folder.glob("*.su") if "model" in path.name]
@@ -120,10 +99,6 @@ class CNetwork:
         fields = _STATE.findall(text)
         offsets = ", ".join(f"offsetof(tt_stream, {field})" for _, field, _, _ in fields)
         run = _RUN.format(x=types["x"], y=types["y"], offsets=offsets or "0")
-        if "tt_learn" in text:
-            name = "SIGNAL" if "TT_SIGNAL_SIZE" in text else "REWARD"
-            signal = f", signal + t * TT_{name}_SIZE" if f"TT_{name}_SIZE" in text else ""
-            run += _LEARN.format(arguments=f"s{signal}", x=types["x"], y=types["y"])
         (folder / "run.c").write_text(run)
         command = [compiler, *STRICT, *flags, "-shared", "-fPIC", "run.c", "model.c", "-lm"]
         checked([*command, "-o", "run.so"], folder)
@@ -156,25 +131,6 @@ class CNetwork:
         seen = np.zeros(len(x), self.states)
         y = self._run(x, seen)
         return y, {name: torch.from_numpy(seen[name].copy()) for name in self.states.names or ()}
-
-    def learn(self, x: Tensor, signals: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Step and learn; return the outputs, and what the stream then holds, by its label."""
-        given, told = (np.ascontiguousarray(each.flatten(1).numpy()) for each in (x, signals))
-        given = given.astype(self.kinds[0])
-        got = np.zeros((len(given), self.size), self.kinds[1])
-        pointers = [_pointer(self.stream), ctypes.c_int64(len(given))]
-        self.library.learn(*pointers, *map(_pointer, (given, got, told)))
-        return torch.from_numpy(got), self.held()
-
-    def held(self) -> dict[str, Tensor]:
-        """Return what the stream holds now, states, weights and traces, by label."""
-        held = self.stream.view(self.states)[0]
-        names = {name: name.removeprefix("learned: ") for name in self.states.names or ()}
-        return {label: torch.from_numpy(held[n].copy()) for n, label in names.items()}
-
-    def learn_from(self, signal: Tensor) -> None:
-        """Learn from the last step."""
-        self.library.tt_learn(_pointer(self.stream), ctypes.c_void_p(signal.data_ptr()))
 
     def _run(self, x: Tensor, seen: Any) -> Tensor:
         given = np.ascontiguousarray(x.flatten(1).numpy().astype(self.kinds[0]))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
+from examples.demo import ConvSNN
 from tests.cases import PLACES, configurations, examples, few, layer, sequence, vary
 from tests.export.models import (
     Adaptive,
@@ -29,9 +30,7 @@ from tests.export.models import (
 )
 from tracetorch import snn
 from tracetorch.core.torch_private import pytree
-from tracetorch.demo.network import ConvSNN
-from tracetorch.export.interface import Interface, fill_structure, leaf_names, name_leaves
-from tracetorch.export.tensor_spec import TensorSpec
+from tracetorch.export.program import TensorSpec, named_leaves
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
@@ -45,6 +44,12 @@ def streamed(stream: tt.export.OnnxStream, x: Any) -> Any:
         now = at(x, step)
         outputs.append(stream(*now) if isinstance(now, tuple) else stream(now))
     return pytree.tree_map(lambda *each: torch.stack(each), *outputs)
+
+
+def flat(y: Any) -> Any:
+    """Name outputs of a model as its file does: a dict, unless there is one tensor."""
+    leaves = dict(named_leaves("y", y, "."))
+    return leaves["y"] if [*leaves] == ["y"] else leaves
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,8 @@ def assert_exact(model: nn.Module, folder: Path, sample: Any, *inputs: Any) -> A
     for x in inputs:
         stream.zero_states()
         y = streamed(stream, x)
-        assert_equal((y, stream.get_states()), reference(model, x))
+        expected, states = reference(model, x)
+        assert_equal((y, stream.get_states()), (flat(expected), states))
     assert not tt.get_states(model)
     return stream, y
 
@@ -125,7 +131,7 @@ def test_integer_neurons_and_clamps_equal_pytorch(dtype: torch.dtype, tmp_path: 
     model = Parallel([*integer_neurons(), Clamps(3)]).to(dtype)
     x = torch.randint(-60, 90, (40, 3, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
     _, y = assert_exact(model, tmp_path, x[0], x, x[:, :1])
-    assert all(each.any() for each in y)
+    assert all(each.any() for each in y.values())
 
 
 def delayed() -> nn.Module:
@@ -142,7 +148,7 @@ def test_unregistered_layers_and_user_defined_neurons(tmp_path: Path) -> None:
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(20, 4, 3, dtype=torch.float32)
     y, states = reference(model, x)
-    assert_agree(streamed(stream, x), y, {}, {})
+    assert_agree(streamed(stream, x), flat(y), {}, {})
     assert_agree(None, None, stream.get_states(), states)
 
 
@@ -244,7 +250,7 @@ def assert_demo_streams(folder: Path, steps: int) -> None:
                 cell = getattr(model.model, name)
                 threshold = cell.pos_threshold.detach().reshape(-1, 1, 1)
                 reached = cell.mem + y[name] * threshold
-                other = got[name] != y[name]
+                other = got[f"y.{name}"] != y[name]
                 # Behind a spike that differs everything may differ: only the first is compared.
                 if not differ:
                     assert bool(((reached - threshold).abs()[other] < 1e-5).all())
@@ -253,7 +259,7 @@ def assert_demo_streams(folder: Path, steps: int) -> None:
                 stream.set_states(tt.get_states(model))
             else:
                 assert_agree(
-                    got["readout"], y["readout"], stream.get_states(), tt.get_states(model)
+                    got["y.readout"], y["readout"], stream.get_states(), tt.get_states(model)
                 )
         assert spikes > 100 * batch * steps
 
@@ -300,11 +306,11 @@ def test_inputs_and_outputs_have_the_names_of_arguments_and_states(skip: Path) -
     stream.zero_states()
     by_name = stream(gate=gate.numpy(), x=x)
     assert_equal(positional, by_name)
-    assert isinstance(by_name["aux"], tuple)
+    assert [*by_name] == ["y.out", "y.aux.0", "y.aux.1"]
     stream.zero_states()
     arrays = stream(x.numpy(), gate=gate.numpy())
-    assert isinstance(arrays["out"], np.ndarray)
-    np.testing.assert_array_equal(arrays["out"], by_name["out"].numpy())
+    assert isinstance(arrays["y.out"], np.ndarray)
+    np.testing.assert_array_equal(arrays["y.out"], by_name["y.out"].numpy())
     assert "gate: [batch, 4], float32" in repr(stream)
     assert "8 states" in repr(stream)
 
@@ -418,38 +424,97 @@ def test_files_of_other_writers_are_refused(lif: Path, tmp_path: Path) -> None:
         tt.export.OnnxStream(lif, providers=["None"])
 
 
-def spec(*shape: object, dtype: str = "float32") -> dict[str, Any]:
-    return {"shape": list(shape), "dtype": dtype}
-
-
 def write_changed(source: Path, target: Path, change: Any) -> None:
-    """Write a file with other metadata."""
+    """Write a file whose description ``change`` has edited, in place."""
     file = onnx.load(source)
     (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
-    entry.value = json.dumps(change(json.loads(entry.value)))
+    fields = json.loads(entry.value)
+    change(fields)
+    entry.value = json.dumps(fields)
     onnx.save(file, target)
+
+
+def put(*path: str, to: Any) -> Any:
+    """Return an edit that writes a value at a path, ``("states", "mem", "dtype")``."""
+
+    def change(fields: Any) -> None:
+        *parents, last = path
+        for each in parents:
+            fields = fields[each]
+        fields[last] = to
+
+    return change
+
+
+def take(*path: str) -> Any:
+    """Return an edit that takes away what is at a path."""
+
+    def change(fields: Any) -> None:
+        *parents, last = path
+        for each in parents:
+            fields = fields[each]
+        del fields[last]
+
+    return change
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fields: {**fields, "format": 2}, "it has format 2, this version reads 1"),
-        (lambda fields: [], "missing or of the wrong kind"),
-        (lambda fields: {k: v for k, v in fields.items() if k != "states"}, "missing"),
-        (lambda fields: {**fields, "inputs": {}}, "takes no input"),
-        (lambda fields: {**fields, "states": {"mem": fields["states"]["mem"]}}, "and speaks of"),
-        (lambda fields: {**fields, "outputs": {"set": ["y"]}}, "missing or of the wrong kind"),
-        (lambda fields: {**fields, "outputs": "mem.next"}, "its names are not distinct"),
-        (lambda fields: {**fields, "inputs": {"x": spec("many")}}, "'many' is not a size"),
-        (lambda fields: {**fields, "inputs": {"x": spec(-1)}}, "-1 is not a size"),
-        (lambda fields: {**fields, "inputs": {"x": spec(1, dtype="load")}}, "'load' is not a dt"),
-        (lambda fields: {**fields, "initial": {"mem": [[1, 0]]}}, "of the wrong kind"),
+        (put("format", to=2), "it has format 2, this version reads 1"),
+        (take("states"), "KeyError: 'states'"),
+        (take("inputs", "x", "shape"), "KeyError: 'shape'"),
+        (put("inputs", to={}), "it has no input"),
+        (put("states", to=[]), "has no attribute 'items'"),
+        (take("states", "syn"), r"it speaks of \['x', 'mem'\]"),
+        (put("states", "y", to={"shape": ["batch", 3], "dtype": "float32"}), "no next value"),
+        (put("inputs", "x", "shape", to=["many"]), "'many' is not a size"),
+        (put("inputs", "x", "shape", to=[-1]), "-1 is not a size"),
+        (put("inputs", "x", "dtype", to="load"), "'load' is not a dtype"),
+        # what the graph takes is another dtype, rank or size
+        (put("inputs", "x", "dtype", to="float64"), r"'x' of \[batch, 3\], float64"),
+        (put("states", "mem", "dtype", to="float64"), "'mem' of .* float64"),
+        (put("states", "mem", "dtype", to="int32"), "'mem' of .* int32"),
+        (put("states", "mem", "shape", to=["batch"]), r"'mem' of \[batch\]"),
+        (put("states", "mem", "shape", to=["batch", 3, 1]), "'mem' of"),
+        (put("states", "mem", "shape", to=["batch", 4]), r"'mem' of \[batch, 4\]"),
+        (put("states", "mem", "shape", to=["batch", 2**24]), "'mem' of"),
+        (put("states", "mem", "shape", to=["batch", "batch"]), "'mem' of"),
+        (put("states", "mem", "shape", to=["2*batch", 3]), "'mem' of"),
+        (put("states", "mem", "shape", to=[3, "batch"]), "'mem' of"),
+        (put("inputs", "x", "shape", to=[2, 3]), "'x' of"),
+        (put("initial", to={"mem": [[1, 0]]}), "RuntimeError"),
+        (put("initial", to={"men": 1.0}), "KeyError: 'men'"),
+        (put("initial", to={"mem": float("nan")}), "the state 'mem' starts from NaN"),
+        (put("initial", to={"syn": [0.0, float("nan"), 0.0]}), "the state 'syn' starts from NaN"),
     ],
 )
-def test_wrong_metadata_is_refused(change: Any, message: str, lif: Path, tmp_path: Path) -> None:
+def test_a_wrong_description_is_refused(
+    change: Any, message: str, lif: Path, tmp_path: Path
+) -> None:
     write_changed(lif, tmp_path / "wrong.onnx", change)
-    with pytest.raises(ValueError, match=f"describes itself wrongly: .*{message}"):
+    with pytest.raises(ValueError, match=f"describes itself wrongly .*{message}.*its graph takes"):
         tt.export.OnnxStream(tmp_path / "wrong.onnx")
+
+
+def test_a_multiple_of_the_batch_is_that_of_the_graph(tmp_path: Path) -> None:
+    tt.export.onnx(Folded(), tmp_path / "net.onnx", torch.rand(1, 8))
+    for size in ("batch", "2*batch"):
+        for name in ("cell.mem", "cell.syn"):
+            write_changed(
+                tmp_path / "net.onnx",
+                tmp_path / "net.onnx",
+                put("states", name, "shape", to=[size, 2]),
+            )
+        with pytest.raises(ValueError, match=r"'cell.mem' of .*its graph takes .*4\*s"):
+            tt.export.OnnxStream(tmp_path / "net.onnx")
+
+
+def test_a_file_with_nested_outputs_in_its_description_is_read(lif: Path, tmp_path: Path) -> None:
+    write_changed(lif, tmp_path / "before.onnx", put("outputs", to={"dict": {"a": "y"}}))
+    x = torch.rand(2, 3)
+    y = tt.export.OnnxStream(tmp_path / "before.onnx")(x)
+    assert torch.equal(y, tt.export.OnnxStream(lif)(x))
 
 
 def test_a_graph_may_fix_the_batch_or_call_it_anything(lif: Path, tmp_path: Path) -> None:
@@ -476,15 +541,13 @@ class Returns(nn.Module):
         return {"list": [y], "number": (y, 3), "set": torch.max(y, 1)}[self.kind]
 
 
-def test_return_types_of_forward_are_kept_or_refused(tmp_path: Path) -> None:
+def test_outputs_of_forward_are_named_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "returns.onnx"
     tt.export.onnx(Returns("list"), path, torch.rand(1, 3))
     before = path.read_bytes()
-    assert isinstance(tt.export.OnnxStream(path)(torch.rand(1, 3)), list)
-    with pytest.raises(TypeError, match="output 1 of forward is no tensor"):
+    assert [*tt.export.OnnxStream(path)(torch.rand(1, 3))] == ["y.0"]
+    with pytest.raises(TypeError, match=r"the output y\.1 of forward is no tensor"):
         tt.export.onnx(Returns("number"), path, torch.rand(1, 3))
-    with pytest.raises(TypeError, match="in tuples, lists and dicts; y is a max"):
-        tt.export.onnx(Returns("set"), path, torch.rand(1, 3))
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["returns.onnx"]
     with pytest.raises(FileNotFoundError, match="there is no folder"):
@@ -521,32 +584,6 @@ def test_export_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     tt.export.onnx(layer("LIF", 3), tmp_path / "net.onnx", torch.rand(1, 3))
     tt.export.OnnxStream(tmp_path / "net.onnx")(torch.rand(1, 3))
     assert capfd.readouterr() == ("", "")
-
-
-NESTED = st.recursive(
-    st.just(0),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.lists(inner, max_size=3).map(tuple),
-        st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
-    ),
-    max_leaves=6,
-)
-
-
-@given(NESTED, st.integers(1, 9))
-@examples(50)
-def test_interface_round_trips_through_json(value: Any, factor: int) -> None:
-    structure = name_leaves("y", value)
-    interface = Interface(
-        {"x": TensorSpec(("batch", 3), "float32")},
-        {"mem": TensorSpec((f"{factor}*batch" if factor > 1 else "batch", 3), "float64")},
-        {"mem": [-65.0, 0.5, 1.0]},
-        structure,
-        "0.10.0",
-    )
-    assert Interface.loads(interface.dumps()) == interface
-    assert fill_structure(structure, dict.fromkeys(leaf_names(structure), 0)) == value
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 40))

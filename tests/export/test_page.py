@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from examples.demo import ConvSNN
 from tests import cases
 from tests.browser import Page, Visits, wait_for_frame
-from tests.cases import few
 from tests.export.test_c import (
     POOLS,
     PRODUCTS,
@@ -31,8 +31,6 @@ from tests.export.test_c import (
 )
 from tests.plot.test_save_html import HOSTILE
 from tracetorch import snn
-from tracetorch.demo.network import ConvSNN
-from tracetorch.export.c_code.learning import OrderedSums
 from tracetorch.export.page_file import measured_pen
 from tracetorch.snn.neuron import has_step
 
@@ -303,74 +301,6 @@ def test_the_demo_network_has_the_spikes_of_pytorch(opened: Open) -> None:
     assert seen["answer"] == str(int(mean.argmax()))
     assert page.locator("#answer").inner_text() == seen["answer"]
     assert page.locator("#bars li.best span").first.inner_text() == seen["answer"]
-
-
-# Learning
-
-
-def shapes() -> Tensor:
-    """Return ten pictures of some strokes, on a grid of 3 by 3 places."""
-    drawn = torch.randperm(512, generator=torch.Generator().manual_seed(0))[:10]
-    grids = (drawn[:, None] >> torch.arange(9) & 1).float().view(10, 3, 3)
-    return nn.functional.pad(nn.functional.interpolate(grids[:, None], (12, 12)), (4, 4, 4, 4))
-
-
-def learned(model: Any, optimizer: Any, lessons: list[tuple[Tensor, int]], steps: int) -> None:
-    """Learn as the page does, by the library."""
-    learner = tt.online(model, "eprop")
-    with tt.fuse.backend("eager"), OrderedSums():
-        for image, k in lessons:
-            learner.zero_states()
-            for _ in range(steps):
-                y = learner(image[None])
-                wrong = torch.softmax(y.detach().double(), 1) - torch.eye(len(y[0]))[k].double()
-                optimizer.zero_grad()
-                y.backward((wrong / steps).float())
-                optimizer.step()
-    learner.zero_states()
-
-
-# each lesson repeats those before it: ten take eight times as long as three
-@pytest.mark.parametrize("count", few((3, 10), 3))
-def test_a_network_learns_drawings_live(count: int, opened: Open) -> None:
-    torch.manual_seed(0)
-    hidden, last = nn.Linear(400, 60), nn.Linear(60, 10)
-    neurons = snn.LIF(60, beta=0.8, pos_threshold=0.3)
-    model = nn.Sequential(nn.Flatten(), hidden, neurons, last, snn.Readout(10, beta_rank=0))
-    images, steps = shapes()[:count], 8
-    weights = [hidden.weight, last.weight, last.bias]
-    given = {"learner": tt.online(model, "eprop"), "optimizer": torch.optim.SGD(weights, 0.3)}
-    page = opened(model, images, steps=steps, **given)
-    before = press(page, "1")
-    lessons: list[tuple[Tensor, int]] = []
-    taught: list[tuple[Tensor, int]] = []
-    for k, image in enumerate(images):
-        press(page, str(k + 1))
-        page.get_by_role("button", name=f"teach {k}", exact=True).click()
-        read(page)
-        if k < 2:
-            lessons.append((image, k))
-            taught += 10 * lessons
-            after = read(page)["learned"]
-    answers = [press(page, str(k + 1))["answer"] for k in range(count)]
-    assert answers == [str(k) for k in range(count)]
-    assert page.locator("#note").inner_text().startswith(f"Learned from {count} drawings. ")
-    assert before["learned"] != after
-    assert dict(after).keys() == {"1.weight", "3.weight", "3.bias"}
-    learned(model, torch.optim.SGD(weights, 0.3), taught, steps)
-    for name, values in after:
-        expected = model.get_parameter(name).detach().flatten()
-        # exp is of another library
-        torch.testing.assert_close(floats(values), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_page_learns_from_labels() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(400, 3), snn.LIF(3))
-    with pytest.raises(ValueError, match="a page learns from labels"):
-        tt.export.page(model, "none", strokes(), steps=3, learner=tt.STDP(model[1]))  # type: ignore[arg-type]
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with pytest.raises(TypeError, match=r"learner must be made by tt\.online"):
-        tt.export.page(model, "none", strokes(), steps=3, optimizer=optimizer)
 
 
 # Drawing

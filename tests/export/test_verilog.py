@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
 
 import tracetorch as tt
 from tests.export.verilog_code.networks import (
@@ -23,9 +24,9 @@ from tests.export.verilog_code.networks import (
 )
 from tracetorch import integers
 from tracetorch.core.torch_private import pytree
-from tracetorch.export.c_code.costs import step_costs
-from tracetorch.export.c_code.recorded import record_step
-from tracetorch.export.c_code.stages import Product
+from tracetorch.export.c_code.reader import operation_of
+from tracetorch.export.c_code.recorded import read_step, record_step
+from tracetorch.export.program import run_step
 from tracetorch.export.verilog_code.arrangement import arranged
 from tracetorch.export.verilog_code.network import network
 from tracetorch.unrolling.inputs import parse_inputs
@@ -59,6 +60,21 @@ def test_verilator_agrees_with_iverilog(name: str, tmp_path: Path) -> None:
     assert _EQUAL.findall(make(tmp_path, "sim")) == _EQUAL.findall(make(tmp_path, "verilated"))
 
 
+class Sources(Interpreter):
+    """Run a program, and count what is not zero in the source of each of its products."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.events: dict[Node, int] = {}
+
+    def run_node(self, n: Node) -> Any:
+        name = operation_of(n)
+        if name in ("linear", "mm", "matmul", "addmm", "conv1d", "conv2d"):
+            source = self.env[n.all_input_nodes[name == "addmm"]]
+            self.events[n] = self.events.get(n, 0) + int((source != 0).sum())
+        return super().run_node(n)
+
+
 @needs_iverilog
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cycles_are_those_of_the_formula(name: str, tmp_path: Path) -> None:
@@ -68,14 +84,16 @@ def test_cycles_are_those_of_the_formula(name: str, tmp_path: Path) -> None:
     recorded = record_step(model, parse_inputs(alone, None, 0, True), True)
     layers = network(arranged(recorded.program, recorded.widths, 2), ()).layers
     each = [layer.event_cycles for layer in layers if layer.source is not None]
-    stages, steps = recorded.program.stages, len(recorded.steps)
-    step = recorded.step
-    costs = step_costs(step.exported, recorded.steps, step.states, stages, ())
-    products = [stage for stage in stages if isinstance(stage, Product)]
-    events = [steps * float(costs.events[stage.node].sum()) for stage in products]
+    given = list(recorded.inputs.each_step())
+    step, steps = read_step(recorded.model, given[0]), len(given)
+    program, states, counted = step.exported, step.states, Sources(step.exported.graph_module)
+    with torch.no_grad():
+        for x in given:
+            _, states = run_step(program, x, states, counted)
+    events = counted.events.values()
     found = _EQUAL.search(make(tmp_path, "sim"))
     assert found
-    expected = sum(n * round(fired) for n, fired in zip(each, events, strict=True))
+    expected = sum(n * fired for n, fired in zip(each, events, strict=True))
     assert int(found[4]) == report.fixed_cycles * steps + expected
     assert sum(each) == sum(report.event_cycles.values())
 
@@ -144,7 +162,7 @@ class Total(nn.Module):
 @pytest.mark.parametrize(
     ("model", "sample", "message"),
     [
-        (nn.Linear(2, 2), torch.ones(3, 1, 2), "is a network of floats. Quantise it first"),
+        (nn.Linear(2, 2), torch.ones(3, 1, 2), "weights that are no integers. Quantise the"),
         (nn.AvgPool2d(2), torch.ones(3, 1, 1, 4, 4), "averages, and an average is no integer"),
         (spiking(2), torch.full((3, 1, 2), 0.5), "holds what is no integer"),
         (nn.Softmax(-1), torch.ones(3, 1, 2), "there is no _?softmax"),

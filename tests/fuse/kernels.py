@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.fuse.evaluate import evaluate
+from tests.fuse.verify import verify
 from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, print_kernel
 from tracetorch.fuse.codegen.llvm_tasks import LINE
 from tracetorch.fuse.ir.graph import Graph
@@ -27,7 +28,6 @@ from tracetorch.fuse.ir.kernel import (
     written,
 )
 from tracetorch.fuse.ir.plan import TILE
-from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime import machine_code
 from tracetorch.fuse.runtime.cpu import own_buffers, scratch_values
 from tracetorch.fuse.runtime.machine_code import Machine, this_machine

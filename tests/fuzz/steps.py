@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests import cases
 from tests.fuse.codegen import test_c_kernel, test_javascript
+from tests.fuse.verify import verify
 from tests.fuzz.draw import random_neuron
 from tracetorch import fuse, snn
 from tracetorch.fuse.ir.plan import Plan
@@ -157,7 +158,8 @@ def kernels(case: Case, backend: str) -> Sequence[Any]:
     whole = Plan(program, backend, -1, program.states, True, program.inputs, program.params)
     names = ["output", *program.states, *(f"record {name}" for name in program.states)]
     plan = whole.given([name if name in case.reads else None for name in names])
-    return forward_kernel(whole), backward_kernel(plan), step_kernel(whole)
+    kernels = forward_kernel(whole), backward_kernel(plan), step_kernel(whole)
+    return [verify(kernel) for kernel in kernels]
 
 
 NODE = shutil.which("node")

@@ -181,7 +181,7 @@ def test_every_initialisation_takes_noise(distribution: Any) -> None:
     fluctuation_(net, rate=0.1, generator=torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), before)
     expected = torch.full((6,), 0.5 / (0.09 / (1 - 0.81)) ** 0.5)
-    torch.testing.assert_close(net[0].weight.norm(dim=1), expected, rtol=1e-2, atol=0)
+    torch.testing.assert_close(net[0].weight.norm(dim=1), expected, rtol=5e-2, atol=0)
     calibrate_(net, x)
     drive = net[0](x).detach()
     mem = [torch.zeros(16, 6)]

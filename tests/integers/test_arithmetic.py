@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from tests.integers.reference import divided, fitted
 from tracetorch import integers, snn
-from tracetorch.convert.quantized_relu import QuantizedReLU
+from tracetorch.convert import QuantizedReLU
 
 DTYPES = {torch.float32: 24, torch.float64: 53}
 ROUNDINGS = ("floor", "trunc", "nearest", "at_least_one")

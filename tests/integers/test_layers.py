@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tracetorch import integers
-from tracetorch.chips import loihi
 from tracetorch.fuse.ir.intervals import interval_of, weighted_sums, with_zero
 
 CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
@@ -96,14 +95,13 @@ def reduced_precision() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("name", [*CASES, "DelayedLinear", "Dense", "SumPool1d"])
+@pytest.mark.parametrize("name", [*CASES, "DelayedLinear", "SumPool1d"])
 def test_factors_that_pytorch_may_round_are_multiplied_in_float64(
     name: str, reduced_precision: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TF32 keeps 11 bits of a factor, bfloat16 8: here the dtype of each product is watched."""
     others: dict[str, tuple[Any, tuple[int, ...]]] = {
         "DelayedLinear": (integers.DelayedLinear(5, 3, max_delay=2), (5,)),
-        "Dense": (loihi.Dense(5, 3), (5,)),
         "SumPool1d": (integers.SumPool1d(2), (2, 4)),
     }
     layer, shape = others[name] if name in others else (filled(CASES[name][0]), CASES[name][1][1:])

@@ -25,19 +25,19 @@ def neurons(state_bits: int = 16, **arguments: Any) -> integers.LeakyIntegrator:
 
 # what is to load, tensors that are others, and why it does not
 REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | nn.Module, str]] = {
-    "wider states": (lambda: neurons(10), neurons(16), "_extra_state: made with state_bits=16, and "
-     "the layer has state_bits=10"),
+    "wider states": (lambda: neurons(10), neurons(16), "_extra_state: made with another "
+     "state_bits, and the layer has state_bits=10"),
     "other decays": (neurons, neurons(decay=integers.Multiplier(12)),
-     "_extra_state: made with bits of decay=12, and the layer has bits of decay=8"),
-    "shifts": (neurons, neurons(decay=integers.Shift()), "made with bits of decay=0, and"),
+     "_extra_state: made with another bits of decay, and the layer has bits of decay=8"),
+    "shifts": (neurons, neurons(decay=integers.Shift()), "made with another bits of decay, and"),
     "another rounding": (neurons, neurons(decay=integers.Multiplier(8, "floor")),
-     "made with rounding of decay='floor', and the layer has rounding of decay='trunc'"),
+     "made with another rounding of decay, and the layer"),
     "another overflow": (neurons, neurons(overflow="wrap"),
-     "made with overflow='wrap', and the layer has overflow='saturate'"),
-    "another reset": (neurons, neurons(reset="zero"), "made with reset='zero'"),
-    "an average": (neurons, neurons(beta_ema=True), "made with beta_ema=True"),
+     "made with another overflow, and the layer has overflow='saturate'"),
+    "another reset": (neurons, neurons(reset="zero"), "made with another reset, and"),
+    "an average": (neurons, neurons(beta_ema=True), "made with another beta_ema, a"),
     "a binary point": (neurons, {"_extra_state": torch.tensor([17, 16, 8])},
-     "_extra_state: holds another rec_weight_fraction than the layer can have, 0 to 16"),
+     "_extra_state: holds rec_weight_fraction=17, which must be 0 to 16"),
     "more settings": (neurons, {"_extra_state": torch.zeros(12)}, "holds 12 settings, and the lay"),
     "a threshold": (lambda: neurons(10), {"raw_pos_threshold": torch.tensor([9.0, 512.0])},
      "raw_pos_threshold: holds 512, and the layer has integers of 0 to 511"),
@@ -51,15 +51,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | nn.Module, st
     "a weight of floats": (lambda: integers.Conv1d(1, 1, 2), {"weight": torch.tensor(
      [[[0.5, 1.0]]])}, "weight: holds 0.5, and the layer has integers of -128 to 127"),
     "wider weights": (lambda: integers.Linear(2, 2, weight_bits=4), integers.Linear(2, 2),
-     "_extra_state: made with weight_bits=8, and the layer has weight_bits=4"),
+     "_extra_state: made with another weight_bits, and the layer has weight_bits=4"),
     "a shift": (lambda: integers.Linear(2, 2), {"_extra_state": torch.tensor([17, 8])},
-     "holds another shift than the layer can have, 0 to 16"),
+     "holds shift=.*, which must be 0 to 16"),
     "half a shift": (lambda: integers.Linear(2, 2), {"_extra_state": torch.tensor([1.5, 8])},
-     "holds another shift than the layer can have, 0 to 16"),
+     "holds shift=.*, which must be 0 to 16"),
     "a shift alone": (lambda: integers.Linear(2, 2), {"_extra_state": torch.tensor([3])},
      "holds 1 settings, and the layer has 2"),
-    "another shape": (lambda: integers.Linear(2, 2), integers.Linear(3, 2),
-     r"weight: has the shape \[2, 3\], and the layer's has \[2, 2\]"),
     "a bias": (lambda: integers.Conv2d(1, 2, 1), {"bias": torch.tensor([0.0, 2.0**31])},
      "bias: holds 2147483648, and the layer has integers of -2147483648 to 2147483647"),
     "a delay": (lambda: integers.DelayedLinear(1, 2, max_delay=3), {"raw_delay": torch.tensor(
@@ -67,24 +65,18 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | nn.Module, st
     "a delayed weight": (lambda: integers.DelayedConv1d(1, 2, 1, max_delay=3, weight_bits=2),
      {"conv.weight": torch.tensor([[[4]], [[0]]], dtype=torch.int8)}, "conv.weight: holds 4"),
     "another Xylo": (lambda: chips.xylo.LIF(1), chips.xylo.LIF(1, version=1),
-     "made with version=1, and the layer has version=2"),
+     "made with another version, and the layer has version=2"),
     "spikes of Xylo": (lambda: chips.xylo.LIF(1, max_spikes=1), chips.xylo.LIF(1),
-     "made with max_spikes=31, and the layer has max_spikes=1"),
-    "an exponent of Loihi": (lambda: chips.loihi.Dense(1, 2), chips.loihi.Dense(1, 2, exponent=-1),
-     "made with exponent=-1, and the layer has exponent=0"),
-    "signs of Loihi": (lambda: chips.loihi.Dense(1, 2),
-     chips.loihi.Dense(1, 2, sign_mode="excitatory"), "made with sign_mode='excitatory'"),
+     "made with another max_spikes, and the layer has max_spikes=1"),
     "a border": (lambda: integers.Quantize(0.5, 4), integers.Quantize(0.5, 8),
-     "made with bits=8, and the layer has bits=4"),
+     "made with another bits, and the layer has bits=4"),
     "a border's signs": (lambda: integers.Quantize(0.5), integers.Quantize(0.5, signed=False),
-     "made with signed=False, and the layer has signed=True"),
+     "made with another signed, and the layer has signed=True"),
     "a scale": (lambda: integers.Quantize(0.5), {"scale": torch.tensor(0.0)},
      "scale: holds 0, and a scale is positive and finite"),
     "factors": (lambda: integers.Add(nn.Identity(), nn.Identity()), {"_extra_state": torch.tensor(
      [1, 2, 3])}, r"holds \[1, 2, 3\], and the factors are two integers"),
     "Xylo": (lambda: chips.xylo.LIF(1), {"raw_dash_mem": torch.tensor(16.0)}, "s of 0 to 15"),
-    "Loihi": (lambda: chips.loihi.LIF(1), {"raw_pos_threshold": torch.tensor(2.0**17)},
-     "raw_pos_threshold: holds 131072, and the layer has integers of 0 to 131071"),
 }  # fmt: skip
 
 
@@ -118,8 +110,8 @@ def test_numbers_that_a_layer_does_not_have_are_not_loaded(name: str, assign: bo
 
 
 WIDTHS: dict[str, tuple[dict[str, int], str]] = {
-    "states": ({"state_bits": 10}, "1[.].*_extra_state: made with state_bits=16, .* state_bits=10"),
-    "weights": ({"weight_bits": 4}, "0[.].*_extra_state: made with weight_bits=8, .*_bits=4"),
+    "states": ({"state_bits": 10}, "1[.].*_extra_state: made with another .* state_bits=10"),
+    "weights": ({"weight_bits": 4}, "0[.].*_extra_state: made with another .*_bits=4"),
 }
 
 
@@ -155,9 +147,8 @@ def chain() -> nn.Sequential:
 
 # paths in it, what is put into the file, and why it is refused
 HALVES: dict[str, tuple[dict[str, Any], str]] = {
-    "state_bits": ({"3.1.neuron._extra_state": neurons(16).get_extra_state()}, "state_bits=16"),
+    "state_bits": ({"3.1.neuron._extra_state": neurons(16).get_extra_state()}, "has state_bits=10"),
     "a weight": ({"3.0.weight": torch.full((2, 3), 300)}, "3.0.weight: holds 300"),
-    "a shape": ({"3.1.connection.bias": torch.zeros(3)}, "3.1.connection.bias: has the shape"),
 }
 
 
@@ -206,13 +197,12 @@ def test_a_layer_of_two_names_is_checked_under_both() -> None:
 
 OLDER: dict[str, Callable[[], nn.Module]] = {
     "Xylo": lambda: chips.xylo.LIF(2),
-    "Loihi": lambda: chips.loihi.Dense(2, 2),
     "a border": lambda: integers.Quantize(0.5),
 }
 
 
 @pytest.mark.parametrize("name", OLDER)
-def test_files_of_layers_that_had_no_settings_load(name: str, tmp_path: Path) -> None:
+def test_state_dicts_of_layers_that_had_no_settings_load(name: str) -> None:
     model, into = (nn.Sequential(OLDER[name]()) for _ in range(2))
     earlier = {key: value for key, value in tensors_of(model).items() if "_extra" not in key}
     assert len(earlier) < len(model.state_dict())
@@ -220,10 +210,6 @@ def test_files_of_layers_that_had_no_settings_load(name: str, tmp_path: Path) ->
     assert_kept(into, tensors_of(model))
     meta = {key: value.to("meta") for key, value in model.state_dict().items()}
     into.load_state_dict(meta, assign=True)  # values come later
-    torch.save(earlier, tmp_path / "earlier.pt")
-    into = nn.Sequential(OLDER[name]())
-    assert tt.load(tmp_path / "earlier.pt", into).missing == ()
-    assert_kept(into, tensors_of(model))
 
 
 def test_what_learns_may_be_between_integers_and_files_of_earlier_versions_load() -> None:

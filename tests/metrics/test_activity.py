@@ -64,9 +64,5 @@ def test_nan_is_neither_a_spike_nor_silence(dtype: torch.dtype) -> None:
     assert metrics.firing_rate(spikes, dim=-1)[2].isnan()
     assert metrics.dead(spikes).tolist() == [False, True, False]
     assert metrics.saturated(spikes).tolist() == [True, False, False]
-    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
-    running = metrics.FiringRate()
-    running.update(spikes)
-    assert running.compute().isnan()
     net = torch.nn.Sequential(torch.nn.ReLU(), snn.LIF(3))
     assert math.isnan(metrics.activation_sparsity(net, spikes.float()))

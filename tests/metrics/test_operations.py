@@ -31,6 +31,10 @@ def products(module: nn.Module, x: Tensor) -> float:
         (nn.Linear(3, 4), (2, 2, 3)),
         (nn.Conv1d(2, 4, 3, stride=2, padding=1, groups=2), (2, 2, 7)),
         (nn.Conv2d(1, 2, 3, dilation=2, padding="same"), (1, 1, 5, 4)),
+        pytest.param(
+            *(nn.Conv2d(1, 2, 2, padding="same"), (1, 1, 5, 4)),
+            marks=pytest.mark.filterwarnings("ignore:Using padding='same'"),
+        ),
         (nn.Conv2d(1, 2, 3, padding=2, padding_mode="reflect"), (1, 1, 5, 4)),
         (nn.Conv3d(1, 2, 2), (1, 1, 3, 3, 2)),
     ],

@@ -211,8 +211,12 @@ def test_own_products_are_counted_and_masks_that_cannot_follow_named() -> None:
     x = torch.ones(T, B, N)
     found = metrics.synaptic_operations(around(LowRank()), x)
     assert found.dense == T * (N * N + N + N)
-    mask = torch.ones(T, B, dtype=torch.bool)  # which follows the layer's own product alone
-    assert metrics.synaptic_operations(around(LowRank()), x, mask=mask).dense == T * N * N
+    mask = torch.arange(T)[:, None] < torch.tensor([1, T])
+    masked = metrics.synaptic_operations(around(LowRank()), x, mask=mask).dense
+    assert masked == (T + 1) / 2 * (N * N + N + N)
+    # a constant beside a parameter makes a weight
+    net = nn.Sequential(snn.connect(nn.Linear(N, N), mask=torch.eye(N) > 0), snn.LIF(N))
+    assert metrics.synaptic_operations(net, x, mask=mask).effective == (T + 1) / 2 * N
     model, x = attending(False), inputs()[:, :, 0]
     mask = torch.ones(T, B, dtype=torch.bool)
     table = metrics.profile(model, x, mask=mask, repeats=1)

@@ -39,7 +39,6 @@ DENSE, LIF = nn.Linear(3, 3), snn.LIF(3)
     EnergyAssumptions(mac_pj=float("nan")) -> ValueError: mac_pj must be finite and
     EnergyAssumptions(update_pj="1") -> TypeError: a number of picojoules, got '1'
     membrane_updates(DENSE, STEPS) -> ValueError: Linear has no neuron layer
-    Operations().update(DENSE, STEPS) -> ValueError: Linear has no neuron layer
     activation_sparsity(DENSE, STEPS) -> ValueError: no activation: no neuron that s
     connection_sparsity(LIF) -> ValueError: LIF has no connections: no linear, convo
     footprint("model") -> TypeError: expected an nn\.Module, got str
@@ -48,13 +47,8 @@ DENSE, LIF = nn.Linear(3, 3), snn.LIF(3)
     profile(LIF, STEPS, repeats=0) -> ValueError: repeats must be at least 1, got 0
     profile(LIF, STEPS[:, :0]) -> ValueError: x has no sample
     synaptic_operations(LIF, STEPS[:, :0]) -> ValueError: x has no sample
+    synaptic_operations(LIF, STEPS, by="layers") -> ValueError: by must be 'layer' or 'step', got
     profile(LIF, STEPS, mask=torch.ones(1, 2).bool()) -> ValueError: the shape \[T, B\] of x
-    Accuracy("rates") -> ValueError: by must be 'rate', 'count', 'f
-    Accuracy("mean") -> ValueError: must be 'rate' for the mean over time
-    DeadNeurons(3).update(torch.ones(2, 1, 4)) -> ValueError: was made for 3 neurons
-    SaturatedNeurons(0) -> ValueError: num_neurons must be at least 1
-    SaturatedNeurons(3, above=2.0) -> ValueError: above must lie in \[0, 1\]
-    metrics.Accuracies -> AttributeError: has no attribute 'Accuracies'
 """)
 def test_wrong_arguments_are_refused(call: str, error: str) -> None:
     check(call, error, globals())

@@ -389,7 +389,7 @@ LINEAR = nn.Linear(2, 2)
     STDP(LINEAR, reduction="max") -> ValueError: reduction must be 'mean' or 'sum'
     STDP(LINEAR, bounds=(1, 0)) -> ValueError: bounds must be \(lowest, highest\)
     STDP(LINEAR, bounds=(0, torch.inf), mu=1.0) -> ValueError: soft, and \(0\.0, inf\) are not
-    STDP(LINEAR, bounds=(0, "1")) -> TypeError: a bound must be a number
+    STDP(LINEAR, bounds=(0, "1")) -> TypeError: bounds must be .lowest, highest., got
     STDP(LINEAR, mu=1.0) -> ValueError: makes bounds soft, and there are none
     STDP(LINEAR, mu=-1.0, bounds=(0, 1)) -> ValueError: mu must be finite and not
     STDP(LINEAR, tau_eligibility=0) -> ValueError: tau_eligibility must be above 0

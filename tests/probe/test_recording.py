@@ -1,4 +1,4 @@
-import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,45 +47,35 @@ def test_numpy_arrays_and_detached_tensors() -> None:
     assert halves["output"].dtype == np.float32
 
 
-def test_xarray_dataset_has_named_dimensions() -> None:
-    pytest.importorskip("xarray", reason="xarray is not installed")
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), snn.LIF(3, dim=-3), nn.Flatten(), snn.Readout(12))
-    _, seen = tt.probe.record(net, torch.rand(5, 2, 1, 4, 4), ["mem", "output"])
-    data = seen.xarray()
-    assert data["1.mem"].dims == ("time", "batch", "1.neuron", "1.1", "1.2")
-    assert data["3.output"].dims == ("time", "batch", "3.neuron")
-    assert dict(data.sizes) == {
-        "time": 5, "batch": 2, "1.neuron": 3, "1.1": 2, "1.2": 2, "3.neuron": 12,
-    }  # fmt: skip
-    np.testing.assert_array_equal(data["1.mem"].isel(time=3), seen["1.mem"][3].detach())
-    bare = Recording({"mem": torch.ones(2, 1, 3), "x.mem": torch.ones(2, 1, 4)}).xarray()
-    assert bare["mem"].dims == ("time", "batch", "0")
-    assert bare["x.mem"].dims == ("time", "batch", "x.0")
-
-
-def test_dims_and_sources_of_a_recording_made_by_hand() -> None:
-    pytest.importorskip("xarray", reason="xarray is not installed")
+def test_sources_of_a_recording_made_by_hand() -> None:
     whole, steps = torch.ones(2, 1, 3, requires_grad=True), torch.ones(2, 1, 3).requires_grad_()
     each = list(steps.unbind())
     for step in each:
         step.retain_grad()
     trajectories = {"a.mem": whole, "b.mem": torch.stack(each)}
-    names = ("time", "batch", "unit")
-    made = Recording(trajectories, dims={"a.mem": names}, sources={"a.mem": [whole], "b.mem": each})
+    made = Recording(trajectories, sources={"a.mem": [whole], "b.mem": each})
     (2 * whole.sum() + 3 * each[1].sum()).backward()
     gradients = made.gradients()
     assert torch.equal(gradients["a.mem"], torch.full((2, 1, 3), 2.0))
     assert torch.equal(gradients["b.mem"], torch.tensor([0.0, 3.0])[:, None, None].expand(2, 1, 3))
-    for recording in (made, made.select("a.*"), made.detach(), gradients):
-        assert recording.xarray()["a.mem"].dims == names
-    assert made.xarray()["b.mem"].dims == ("time", "batch", "b.0")
 
 
-def test_error_without_xarray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xarray", None)
-    monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match=r"xarray.*pip install -e '\.\[xarray\]'"):
-        Recording({}).xarray()
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_layers_tell_spikes_from_states(by: Any) -> None:
+    recurrent = snn.Recurrent(snn.LIF(2), nn.Linear(2, 2, bias=False))
+    net = nn.Sequential(recurrent, snn.RLIF(2), snn.Readout(2))
+    what = ["input", "mem", "rec", "output", "prev_output"]
+    _, seen = tt.probe.record(net, torch.zeros(5, 1, 2), what, by=by)  # all of it is 0
+    spikes = {n for n in seen if n.endswith("output") and not n.startswith("2")}
+    assert len(spikes) >= 4
+    for recording in (seen, seen.detach(), seen.select("*")):
+        assert {n for n, kind in recording.kinds.items() if kind == "spikes"} == spikes
+        states = {name for name, kind in recording.kinds.items() if kind == "state"}
+        assert states == {n for n in seen if n not in spikes and not n.endswith("input")}
+    x = torch.ones(5, 1, 2, requires_grad=True)
+    y, seen = tt.probe.record(snn.LIF(2), x, "output", by=by, gradients=True)
+    y.sum().backward()
+    assert set(seen.gradients().kinds.values()) == {"state"}
 
 
 def test_recording_errors() -> None:

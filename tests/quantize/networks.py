@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests import cases
 from tracetorch import chips, snn
 
-CHIPS = {"Xylo 1": chips.xylo.XYLO_1, "Xylo 2": chips.xylo.XYLO_2, "Loihi": chips.loihi.LOIHI}
+CHIPS = {"Xylo 1": chips.xylo.XYLO_1, "Xylo 2": chips.xylo.XYLO_2}
 
 
 def spikes(*shape: int, seed: int = 0, share: float = 0.4) -> Tensor:
@@ -197,17 +197,15 @@ def on_chip(version: str, seed: int) -> tuple[nn.Module, Tensor, dict[str, Any]]
     layers: list[nn.Module] = []
     before = inputs
     for index in range(draw.choice([1, 2])):
-        options: dict[str, Any] = {"reset": "zero"} if version == "Loihi" else {}
         kind = draw.choice([snn.LIF, snn.SLIF])
-        neuron: Any = kind(width, beta=draw.choice([0.75, 0.9]), **options)
+        neuron: Any = kind(width, beta=draw.choice([0.75, 0.9]))
         if (index + seed) % 2:
             neuron = snn.Recurrent(neuron, nn.Linear(width, width, bias=False))
         layers += [nn.Linear(before, width, bias), neuron]
         before = width
     layers += [nn.Linear(before, 4, bias), snn.SLIF(4, beta=0.8)]
     x = spikes(20, 3, inputs, seed=seed)
-    if version != "Loihi":
-        x = x * torch.randint(1, 5, x.shape)
+    x = x * torch.randint(1, 5, x.shape)
     return widened(nn.Sequential(*layers), 4.0), x, {"chip": CHIPS[version]}
 
 

@@ -256,10 +256,10 @@ def test_a_chip_refuses_decays_and_biases_of_another_dimension() -> None:
         (False, torch.linspace(0.5, 0.9, 5), "1: decays that differ from neuron to neuron"),
         (True, 0.5, "0: its bias goes into the neurons"),
     ):
-        neurons = snn.LIF(5, dim=-2, beta=beta, beta_ema=True, reset="zero")
-        model = nn.Sequential(nn.Linear(7, 5, bias=bias), neurons)
+        neurons = snn.LIF(5, dim=-2, beta=beta, beta_ema=True)
+        model = nn.Sequential(nn.Linear(7, 5, bias=bias), neurons, nn.Linear(5, 1), snn.LIF(1))
         with pytest.raises(ValueError, match=message):
-            quantize.prepare(model, x, chip=chips.loihi.LOIHI)
+            quantize.prepare(model, x, chip=chips.xylo.XYLO_2)
 
 
 def test_sizes_of_spikes_that_stop_to_learn_are_reported() -> None:
@@ -400,7 +400,7 @@ WRONG: list[tuple[Any, str]] = [
      r"1 \(Charged\) has methods of its own, and no integer form"),
     (lambda x: quantize.prepare(charged_from_zero(), x),
      r"1 \(Charged\) has methods of its own, and no integer form"),
-    (lambda x: quantize.prepare(nn.Linear(4, 3), x, chip=chips.loihi.LOIHI),
+    (lambda x: quantize.prepare(nn.Linear(4, 3), x, chip=chips.xylo.XYLO_2),
      "^the model: quantised models have neurons that spike"),
     (lambda x: quantize.prepare(wide(), torch.rand(10, 4, 1600), **WIDE),
      r"0 \(Linear\) can reach \d+, and torch.float32 holds"),

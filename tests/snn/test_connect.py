@@ -335,22 +335,21 @@ def test_fluctuation_counts_the_connections_that_are_there(kind: str, recurrent:
     lif = neuron.neuron if recurrent else neuron
     deviation = weight.norm(dim=1) * tt.init.impulse_response(lif).deviation(0.05)
     own = 0.5 * (0.9**0.5 if recurrent else 1.0)
-    # what is fed back varies with the input, for which a trial run makes up
-    within = 0.1 if recurrent else 1e-5
-    torch.testing.assert_close(deviation, torch.full_like(deviation, own), rtol=within, atol=0)
+    # it holds for the random spikes of the run, of which each neuron sees a sample
+    torch.testing.assert_close(deviation, torch.full_like(deviation, own), rtol=0.15, atol=0)
+    assert float(deviation.square().mean().sqrt()) == pytest.approx(own, rel=0.05)
     assert weight.sum(1).abs().max().item() < 1e-5
     if "mask" in kind:
         assert (weight != 0).equal(mask)
     if "signs" in kind:
         assert bool((weight * signs >= 0).all())
-        assert recurrent or not net[0].bias.any()
     if recurrent:
         return
-    # with a mean, the sum of the weights makes it
+    # with a mean, the bias makes it
     tt.init.fluctuation_(net, rate=0.05, target=0.5, mean=0.2)
-    weight = net[0].weight.detach().double()
-    mean = weight.sum(1) * tt.init.impulse_response(lif).mean(0.05)
-    torch.testing.assert_close(mean, torch.full_like(mean, 0.2), rtol=1e-4, atol=0)
+    mean = net[0].bias.detach().double() * tt.init.impulse_response(lif).mean(1.0)
+    torch.testing.assert_close(mean, torch.full_like(mean, 0.2), rtol=0.2, atol=0)
+    assert float(mean.mean()) == pytest.approx(0.2, rel=0.1)
 
 
 def test_inputs_of_one_sign_need_a_bias() -> None:
@@ -363,11 +362,11 @@ def test_inputs_of_one_sign_need_a_bias() -> None:
     assert abs(reached["1"].mean) < 0.05
     response = tt.init.impulse_response(net[1])
     drive = net[0].weight.sum(1) * 0.05 + net[0].bias
-    assert (drive * response.kernel.sum(0)).abs().max().item() < 1e-4
+    assert (drive * response.kernel.sum(0)).abs().max().item() < 0.05
     bare: Any = nn.Sequential(nn.Linear(80, 30, bias=False), snn.LIF(30))
     snn.connect(bare[0], signs=-torch.ones(80))
     before = bare[0].weight.clone()
-    with pytest.raises(ValueError, match="'1' has neurons whose inputs all have one sign, and no"):
+    with pytest.raises(ValueError, match=r"'1' has no bias before it, .* neurons whose inputs"):
         tt.init.fluctuation_(bare)
     assert torch.equal(bare[0].weight, before)
 
@@ -485,19 +484,6 @@ def test_operations_are_counted_without_masked_synapses() -> None:
     assert ("0", "Linear") in {(row.path, row.kind) for row in tt.metrics.profile(net, x).rows}
 
 
-def test_diagnose_names_large_connected_weights() -> None:
-    torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(8, 16), snn.LIF(16), nn.Linear(16, 2), snn.Readout(2))
-    snn.connect(net[0], mask=mask_like(net[0].weight))
-    with torch.no_grad():
-        net[0].parametrizations.weight.original.mul_(100)
-    x = (torch.rand(10, 4, 8) < 0.5).float()
-    optimizer: Any = torch.optim.Adam(net.parameters(), 1e-3)
-    found = tt.diagnose(net, (x,), lambda y: y.square().sum(), optimizer=optimizer)
-    named = {(each.name, each.layer) for each in found}
-    assert ("small-steps", f"0.{RAW_WEIGHT}") in named
-
-
 LINEAR = nn.Linear(3, 2)
 GOOD = torch.ones(2, 3, dtype=torch.bool)
 WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
@@ -578,7 +564,8 @@ def test_nir_has_the_weights_that_act() -> None:
     assert (weights[0] == weights[1]).all()
     assert (weights[0] == 0).any()
     back: Any = tt.nir.from_nir(graphs[0], dt=1e-3)
-    assert torch.equal(tt.unroll(back, x), tt.unroll(made, x, from_rest=True))
+    found = tt.unroll(back, x, by="step")
+    torch.testing.assert_close(found, tt.unroll(made, x, from_rest=True), rtol=0, atol=1e-9)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_in_place_behind_evaluation_does_not_reach_the_input(by: Any) -> None:
     net: Any = nn.Sequential(nn.Linear(3, 3), snn.LockedDropout(3), nn.ReLU(inplace=True)).eval()
     x = sequence(4, 2, 3, dtype=torch.float32)
     y = tt.unroll(net, x, by=by)
-    assert torch.equal(y, tt.unroll(net[0], x).relu())
+    assert torch.equal(y, tt.unroll(net[0], x, by=by).relu())
     y.sum().backward()
     assert torch.equal(net[0].bias.grad, (y > 0).float().sum((0, 1)))
 

@@ -5,8 +5,6 @@ import pickle
 import weakref
 from typing import Any, cast
 
-import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse
 import torch
@@ -379,10 +377,11 @@ def test_signs_are_those_of_connect() -> None:
     assert layer.weight.tolist() == [1, -2, 3, -4, 0]  # mirrored, as connect does
     linear = nn.Linear(4, 3)
     with torch.no_grad():
+        layer.bias.copy_(torch.tensor([0.5, -0.25, 0.0]))
         linear.weight.copy_(layer.dense_weight())
         linear.bias.copy_(layer.bias)
     snn.connect(linear, mask=linear.weight != 0, signs=signs)
-    x = torch.rand(2, 4, generator=seeded())
+    x = torch.randint(0, 16, (2, 4), generator=seeded()) / 16
     assert torch.equal(layer(x), linear(x))
     layer(x).sum().backward()
     assert float(layer.weight.grad[4]) == -float(x[:, 1].sum())  # at zero, where |w| has a kink
@@ -468,23 +467,18 @@ def test_the_plan_is_made_once_and_not_copied() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # torch 2.12
 def test_made_of_matrices_tables_and_layers() -> None:
     dense = torch.where(torch.rand(OUT, IN, generator=seeded()) < 0.1, 1.5, 0.0)
     dense[3] = torch.arange(IN) % 3
     coo = dense.to_sparse_coo()
     found = scipy.sparse.csr_matrix(dense.double().numpy())
-    rows, columns = dense.nonzero().t()
-    table = pd.DataFrame(
-        {"pre": columns.numpy(), "post": rows.numpy(), "n": dense[rows, columns].numpy()}
-    )
-    names = {"source": "pre", "target": "post", "weight": "n"}
     made = {
         "coo": snn.SparseLinear.from_matrix(coo),
         "csr": snn.SparseLinear.from_matrix(dense.to_sparse_csr(), bias=False),
         "csc": snn.SparseLinear.from_matrix(dense.to_sparse_csc()),
         "scipy": snn.SparseLinear.from_matrix(found),
         "array": snn.SparseLinear.from_matrix(scipy.sparse.coo_array(found)),
-        "table": snn.SparseLinear.from_table(table, IN, OUT, **names),
     }
     for name, layer in made.items():
         assert (layer.in_features, layer.out_features) == (IN, OUT), name
@@ -494,9 +488,6 @@ def test_made_of_matrices_tables_and_layers() -> None:
     assert made["csc"].plan.is_sorted
     assert not made["csr"].plan.is_sorted
     assert torch.equal(made["csr"].weight, dense.to_sparse_csr().values())
-    table["steps"] = np.arange(len(table)) % 4
-    delayed = snn.SparseLinear.from_table(table, IN, OUT, delay="steps", bias=False, **names)
-    assert delayed.delay.tolist() == table["steps"].tolist()
     places = torch.tensor([[0, 0], [1, 1]])
     twice = torch.sparse_coo_tensor(places, torch.tensor([2, 3]), (2, 2), check_invariants=True)
     assert snn.SparseLinear.from_matrix(twice).weight.tolist() == [2, 3]
@@ -718,7 +709,7 @@ def test_diagnosis_metrics_and_graphs() -> None:
 
 
 def test_rules_that_need_a_matrix_refuse() -> None:
-    with pytest.raises(TypeError, match="a SparseLinear has a list of edges"):
+    with pytest.raises(TypeError, match=r"must be an nn\.Linear, with a mask of tt\.snn\.connect"):
         tt.online_learning.STDP(cast(Any, sparse()))
     net = network()
     learner = tt.online(net, "exact")
@@ -738,10 +729,8 @@ NAMES = {
     "snn": snn,
     "nn": nn,
     "L": snn.SparseLinear,
-    "pd": pd,
     "e": torch.tensor([[0, 1, 1], [0, 0, 2]]),
     "s": torch.eye(3).to_sparse(),
-    "t": pd.DataFrame({"source": [0, 1], "target": [0, 1], "name": ["a", "b"], "w": [1.0, 2.0]}),
 }
 
 
@@ -784,10 +773,6 @@ NAMES = {
     L.from_matrix([[1]]) -> TypeError: must be a sparse tensor of PyTorch, or .* SciPy, got list
     L.from_matrix(torch.ones(3).to_sparse()) -> ValueError: matrix must be .out_features, in_feat
     L.from_matrix(s, weight=1.0) -> TypeError: weight follows from what the layer is made of
-    L.from_table(t, 2, 2, source="pre") -> ValueError: no column 'pre'. It has 'source', 'target'
-    L.from_table(t, 2, 2, source="name") -> TypeError: column 'name' must hold integers
-    L.from_table(t, 2, 2, weight="name") -> TypeError: weights must be numbers
-    L.from_table(t, 1, 2) -> ValueError: edges lead out of the layer
     L.from_linear(nn.Bilinear(1, 1, 1)) -> TypeError: takes an nn.Linear, plain or connected
 """)
 def test_refused(call: str, error: str) -> None:

@@ -24,8 +24,8 @@ TOOLS = {
     "NeuroBench": ("neurobench", "snntorch"),
     "TorchRL": ("torchrl", "gymnasium"),
     "Stable-Baselines3": ("stable_baselines3",),
-    "Neo and Elephant": ("elephant",),
-    "NWB": ("pynwb", "neo"),
+    "Neo and Elephant": ("elephant", "neo"),
+    "NWB": ("pynwb",),
     "Tonic": ("tonic",),
 }
 

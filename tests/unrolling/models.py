@@ -69,12 +69,17 @@ def made(name: str, dtype: torch.dtype = torch.float64) -> Any:
     """Build a model whose weights are small dyadic numbers, so that sums of products are exact."""
     torch.manual_seed(0)
     model = MODELS[name][0]() if name in MODELS else Skip()
+    return with_dyadic_weights(model).to(dtype)
+
+
+def with_dyadic_weights(model: nn.Module) -> Any:
+    """Round the weights of a model to small dyadic numbers."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             with torch.no_grad():
                 for p in module.parameters():
                     p.copy_((p * 16).round() / 16 + 1 / 8)
-    return model.to(dtype)
+    return model
 
 
 def dyadic(*shape: int, seed: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ import tracetorch as tt
 from tests.export.models import stepped_program
 from tests.unrolling.models import By
 from tracetorch import metrics, snn
-from tracetorch.export.signature import step_signature
+from tracetorch.export.program import step_signature
 from tracetorch.unrolling.unsupported import computes_per_sample
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.export.models import stepped_program
 from tracetorch import metrics, snn
-from tracetorch.export.signature import step_signature
+from tracetorch.export.program import step_signature
 
 
 def net() -> nn.Module:

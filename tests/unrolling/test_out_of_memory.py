@@ -45,6 +45,16 @@ def test_out_of_memory_names_the_layer_and_segment(
     assert net[0].mem is before
 
 
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_a_segment_without_memory_leaves_other_graphs_alone(by: Any) -> None:
+    net = nn.Sequential(snn.LIF(3), Full())
+    with pytest.raises(torch.OutOfMemoryError) as kept:  # as a notebook keeps the last error
+        tt.unroll(net, torch.ones(8, 2, 3), by=by, segment=4)
+    x = torch.full((3,), 0.5, requires_grad=True)
+    x.square().sum().backward()
+    assert torch.equal(torch.ones_like(x), x.grad), kept
+
+
 @pytest.mark.parametrize("tried", [False, True])
 def test_out_of_memory_in_a_kernel(tried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward, and where a kernel is tried; states and gradients are as before."""

@@ -15,11 +15,41 @@ import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, weighted_sum
 from tests.unrolling.models import MODELS, By, Whole, dyadic, made
 from tracetorch import fuse, snn
-from tracetorch.unrolling.segment_length import SavedBytes
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Count the bytes that autograd saves beside known tensors."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__(self.pack, lambda x: x)
+        self.seen = {x.untyped_storage()._cdata for x in known}
+        self.total = 0
+
+    def pack(self, x: Tensor) -> Tensor:
+        if x.untyped_storage()._cdata not in self.seen:
+            self.seen.add(x.untyped_storage()._cdata)
+            self.total += x.untyped_storage().nbytes()
+        return x
+
+
+@pytest.mark.parametrize("segment", ["", "5", "all", "Auto", "512MB"])
+def test_a_word_that_is_no_length_is_refused(segment: str) -> None:
+    with pytest.raises(ValueError, match=f'a number of steps or "auto", got {segment!r}'):
+        tt.unroll(snn.LIF(3), sequence(4, 2, 3), segment=segment)
+
+
+def test_auto_is_four_times_the_square_root() -> None:
+    rows: list[int] = []
+    model, x = nn.Sequential(nn.Linear(3, 2), snn.LIF(2)), sequence(30, 2, 3).float()
+    with torch.no_grad():
+        tt.unroll(model, x)  # compared by step
+        model[0].register_forward_hook(lambda module, args, y: rows.append(len(y)))
+        tt.unroll(model, x, segment="auto")
+    assert rows == [2 * 20, 2 * 10]
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-@pytest.mark.parametrize("segment", [1, 4, 5, 11, 99])
+@pytest.mark.parametrize("segment", [1, 4, 5, 11, 99, "auto"])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_states_and_gradients_equal_those_without_segments(name, segment, by):
     start, x = dyadic(2, *MODELS[name][1], seed=1), dyadic(11, *MODELS[name][1])
@@ -92,7 +122,7 @@ def test_memory_is_that_of_the_checkpoints_and_of_one_segment(by: By) -> None:
     totals = {}
     for cut in (None, segment):
         tt.zero_states(net)
-        saved = SavedBytes([x, *net.parameters()], "layer")
+        saved = SavedBytes([x, *net.parameters()])
         with saved:
             y = tt.unroll(net, x, by=by, segment=cut)
         totals[cut] = saved.total

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import layer, sequence
-from tests.unrolling.models import By, Counts
+from tests.unrolling.models import By, Counts, dyadic, with_dyadic_weights
 from tracetorch import snn
 from tracetorch.snn.passes import current_pass
 
@@ -306,10 +306,13 @@ def test_a_pass_that_has_met_all_layers_leaves_its_states(action: Any) -> None:
 
 
 def test_passes_nest_in_one_thread() -> None:
+    def exact() -> Any:
+        return with_dyadic_weights(made()[:2])  # up to the readout
+
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net = made()
+            self.net = exact()
 
         def forward(self, x: Tensor) -> Tensor:
             outer = current_pass()
@@ -319,8 +322,8 @@ def test_passes_nest_in_one_thread() -> None:
             rest = tt.unroll(self.net, torch.stack([x, x]), from_rest=True)
             return self.net(y[-1]) + rest[-1]
 
-    model, twin = Outer(), made()
-    x = X.clone().requires_grad_()
+    model, twin = Outer(), exact()
+    x = dyadic(T, B, N).requires_grad_()
     found = tt.unroll(model, x, by="step")
     expected = []
     for step in x.unbind(0):

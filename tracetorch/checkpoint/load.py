@@ -3,53 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import difflib
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tracetorch.checkpoint.header import Header
-from tracetorch.checkpoint.layers import describe_layers, differences
-from tracetorch.checkpoint.modules import describe_modules
-from tracetorch.checkpoint.modules import differences as module_differences
-from tracetorch.checkpoint.read import read
-from tracetorch.checkpoint.tensors import (
-    Constraints,
-    file_rename,
-    load_tensors,
-    named_tensors,
-    optional_names,
+from tracetorch.checkpoint.descriptions import (
+    CONSTRAINT,
+    Parts,
+    describe,
+    layer_differences,
+    module_differences,
     plain,
-    renamed,
-    shared_names,
-    unwrapped,
 )
-from tracetorch.checkpoint.training import Stateful, check_part, random_state, set_random_state
+from tracetorch.checkpoint.read import WRONG_HEADER, Header, read
+from tracetorch.checkpoint.save import named_tensors, shared_names, unwrapped
 from tracetorch.core.checks import RefusedError, check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
-from tracetorch.core.walk import join_path
-from tracetorch.snn.parameters import is_decay
-from tracetorch.snn.sequence_layer import SequenceLayer
+from tracetorch.core.walk import hidden_modules, join_path
 from tracetorch.snn.states import named_neurons, set_states
 
+_META = 'on the device meta in the model, which keeps no values; call model.to_empty(device="cpu")'
 _MOST_LISTED = 8  # differences in one error message
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Result of :func:`tt.load`: version of the file, missing and unexpected names, progress.
+    """Result of :func:`tt.load`: version of the file, missing and unexpected names.
 
     Args:
         version: version of traceTorch that wrote the file; ``None`` for any other writer.
         missing: names that only the model has; their values are kept.
         unexpected: names that only the file has.
-        progress: what the file says of it; ``None`` for nothing.
 
     Example:
         >>> Loaded("0.10.0").missing
@@ -59,38 +46,27 @@ class Loaded:
     version: str | None
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
-    progress: Any = None
 
 
 def load(
-    path: str | os.PathLike[str],
-    model: nn.Module,
-    *,
-    strict: bool = True,
-    states: bool = False,
-    optimizer: Stateful | None = None,
-    scheduler: Stateful | None = None,
-    scaler: Stateful | None = None,
-    rng: bool = False,
+    path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True, states: bool = False
 ) -> Loaded:
     """Load the parameters and buffers of a file into ``model``.
 
     It reads what :func:`tt.save` writes, any safetensors file, and a ``state_dict`` that
     ``torch.save`` wrote, one of traceTorch 0.9.2 too; pickled code never runs. A file of
-    ``tt.save`` describes its modules: where a neuron layer of the model has another reset, a part
-    more or less, another rank, constraint or spike function, where a module of PyTorch is of
-    another class or has another setting (``stride``, ``padding_mode``, ``num_groups``), nothing is
-    loaded. What changes no output in evaluation mode may differ: surrogates, ``detach_reset``, what
-    is learnable, ``inplace``, ``momentum``, ``Dropout``. So may ``torch.compile`` and
-    DistributedDataParallel. Of your own modules the name of the class is compared, not the code; of
-    your own spike functions some values.
+    ``tt.save`` describes its modules: where a neuron layer has another reset, part, rank,
+    constraint or spike function, another module of this package another setting, or any module
+    another class, nothing is loaded. What changes no output in evaluation mode may differ:
+    surrogates, ``detach_reset``, what is learnable, ``Dropout``; so may wrappers, as of
+    ``torch.compile``. Of PyTorch's modules and your own the class is compared by its name, and no
+    setting; of your own spike functions some values.
 
     The states of the model are kept, unless ``states=True`` loads those of the file; a layer
     without states in the file then starts from rest. Other files hold names and shapes alone:
-    what their modules computed cannot be checked. Those of older versions of traceTorch describe
-    neuron layers only.
+    what their modules computed cannot be checked.
 
-    Where an error is raised, the model is unchanged. NaN values are loaded, with a warning.
+    Where an error is raised, the model is unchanged. NaN values are loaded.
 
     Args:
         path: the file.
@@ -100,20 +76,13 @@ def load(
             defined, may be of another class. Layers, settings and tensors that both have must
             always agree, and a file without a name of the model is refused.
         states: whether to load the states of the file too.
-        optimizer: into which its state is loaded, of one with the same parameters in the same
-            groups; make it, and the scheduler, as for a new training.
-        scheduler: of the learning rate, into which its state is loaded.
-        scaler: of gradients, into which its state is loaded.
-        rng: whether to set PyTorch's, NumPy's and Python's random numbers to those of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: ``model`` is not a module, or its ``state_dict`` holds more than tensors;
-            ``strict``, ``states`` or ``rng`` is not a bool.
+            ``strict`` or ``states`` is not a bool.
         ValueError: the file is damaged; its modules, names, shapes or dtypes are not the model's;
-            it holds no states, or not what is to be loaded of a training; the optimizer or
-            scheduler is of another class, or has other parameters; the model is on the device
-            ``meta``, which keeps no values.
+            it holds no states; the model is on the device ``meta``, which keeps no values.
 
     Example:
         >>> import tempfile
@@ -127,175 +96,131 @@ def load(
     """
     check_module(model)
     check_unsharded(model, "tt.load", loads=True)
-    for name, flag in (("strict", strict), ("states", states), ("rng", rng)):
-        check_flag(name, flag)
+    check_flag("strict", strict)
+    check_flag("states", states)
     model = unwrapped(model)
-    given = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-    parts = {name: part for name, part in given.items() if part is not None}
-    values, file_states, header, training = read(path)
-    targets = named_tensors(model)
+    values, file_states, header = read(path)
+    targets, built = named_tensors(model), describe(model)
     # A file that describes its modules was written without wrappers.
-    is_plain = header is not None and header.modules is not None
-    rename = str if is_plain else file_rename(values, targets)
-    values = renamed(values, rename)
-    # settings that files of earlier versions lack, of modules that they have
+    rename = _file_rename(values, targets) if header is None else str
+    values = {rename(name): value for name, value in values.items()}
     owners = {name.rpartition(".")[0] for name in values}
-    known = [name for name in optional_names(model) if name.rpartition(".")[0] in owners]
-    values = {**{name: targets[name] for name in known}, **values}
-    # Every check comes before the first value is written.
+    for owner, layer in model.named_modules():
+        # settings of integers, which files of earlier versions lack
+        if owner in owners and getattr(layer, "optional_extra_state", False):
+            values.setdefault(name := join_path(owner, "_extra_state"), targets[plain(name)])
     mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
-    if targets and {*values} == {f"model.{name}" for name in targets}:
-        raise ValueError(
-            f"{mismatch}. The file is of an online learner: load it with tt.load(path, "
-            "tt.online(model)), or save learner.model."
-        )
-    found = _mismatches(values, targets, header, rename, model, strict)
+    # Every check comes before the first value is written.
+    try:
+        found = _mismatches(values, targets, header, built, strict)
+    except WRONG_HEADER as error:
+        raise ValueError(f"{os.fspath(path)!r} describes itself wrongly: {error!r}.") from error
     if found:
-        lenient = strict and not _mismatches(values, targets, header, rename, model, False)
-        advice = ", or load what fits with strict=False" if lenient else ""
-        raise ValueError(
-            f"{mismatch}. {_join_first(found)}. Build the model as the file describes it{advice}."
-        )
-    _check_training(path, header, training, model, parts, rng, states)
+        advice = "Build the model as the file describes it; strict=False skips names of one alone."
+        more = f" and {len(found) - _MOST_LISTED} more" * (len(found) > _MOST_LISTED)
+        raise ValueError(f"{mismatch}. {'; '.join(found[:_MOST_LISTED])}{more}. {advice}")
+    if states and (header is None or header.get("states") is None):
+        advice = "Save with tt.save(model, path, states=True), or load without."
+        raise ValueError(f"{os.fspath(path)!r} holds no states. {advice}")
     matching = {name: value for name, value in values.items() if name in targets}
-    saved = (header and header.modules) or {}
-    nan = [name for name, value in matching.items() if bool(torch.isnan(value).any())]
-
-    with _restored_on_failure(model, {name: targets[name] for name in matching}, parts, rng):
+    with _restored(model, {name: targets[name] for name in matching}, built["modules"]):
         try:
-            load_tensors(model, matching, _decays(model, saved))
+            _load_tensors(model, matching, header["modules"] if header else {})
         except RefusedError as error:
             raise ValueError(f"{mismatch}. {error}") from error
-        outside = _out_of_bounds(model, saved)
-        if outside:
-            raise ValueError(f"{mismatch}. {_join_first(outside)}.")
-        for name, part in parts.items():
-            part.load_state_dict(training[name])
-        if rng:
-            set_random_state(training["rng"])
         if states:  # last: what has failed has changed none
             paths = {plain(path): path for path, _ in named_neurons(model)}
-            set_states(model, _by_path(renamed(file_states, rename), paths))
-    if nan:
-        warnings.warn(
-            f"{os.fspath(path)!r} holds NaN in {_join_first(nan)}: training had diverged when it "
-            "was saved, it seems.",
-            stacklevel=2,
-        )
+            split = [(*name.rpartition("."), t) for name, t in file_states.items()]
+            named = {join_path(paths.get(layer, layer), name): t for layer, _, name, t in split}
+            set_states(model, named)
     return Loaded(
-        None if header is None else header.version,
+        None if header is None else header["version"],
         tuple(name for name in targets if name not in values),
         tuple(name for name in values if name not in targets),
-        training.get("progress"),
     )
 
 
-def _check_training(
-    path: str | os.PathLike[str],
-    header: Header | None,
-    training: Mapping[str, Any],
-    model: nn.Module,
-    parts: Mapping[str, Stateful],
-    rng: bool,
-    states: bool,
-) -> None:
-    """Raise ``ValueError`` unless the file holds what is wanted of a training, and it fits."""
-    lacking = [name for name in (*parts, *["rng"] * rng) if name not in training]
-    if states and (header is None or header.states is None):
-        lacking.append("states")
-    if lacking:
-        raise ValueError(
-            f"{os.fspath(path)!r} holds no {lacking[0]}. Save with tt.save(model, path, "
-            f"{lacking[0]}={lacking[0] if lacking[0] in parts else True}), or load without."
-        )
-    try:
-        for name, part in parts.items():
-            check_part((header and header.training) or {}, name, model, part)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)!r} does not fit: {error}.") from None
+def _file_rename(file: Collection[str], model: Collection[str]) -> Callable[[str], str]:
+    """Return the function that removes what wrappers added to the names of a file."""
+
+    def in_data_parallel(name: str) -> str:
+        return plain(name).removeprefix("module").removeprefix(".")
+
+    # A model may call a part of its own "module": no wrapper added that.
+    saved = [plain(name).startswith("module.") for name in file]
+    wrapped = all(saved) and not any(name.startswith("module.") for name in model)
+    rename = in_data_parallel if wrapped else plain
+    return rename if len(set(map(rename, file))) == len(file) else str
 
 
 def _mismatches(
     values: Mapping[str, Tensor],
     targets: Mapping[str, Tensor],
     header: Header | None,
-    rename: Callable[[str], str],
-    model: nn.Module,
+    built: Mapping[str, Parts],
     strict: bool,
 ) -> list[str]:
     """List in what a file does not fit a model: of the first kind, others may follow from it."""
-    if header is not None:
-        layers = renamed(header.layers, rename), renamed(describe_layers(model))
-        unlike = differences(*layers, strict)
-        if unlike:
-            return unlike
-    missing = [name for name in targets if name not in values]
-    found = [f"the file lacks {name!r}" for name in missing]
-    matching = {name: value for name, value in values.items() if name in targets}
-    for name in (name for name in values if name not in targets):
-        near = difflib.get_close_matches(name, missing, n=1)
-        hint = f", perhaps what the model calls {near[0]!r}" if near else ""
-        found.append(f"only the file has {name!r}{hint}")
+    unlike = layer_differences(header["layers"], built["layers"], strict) if header else []
+    if unlike:
+        return unlike
+    found = [f"the file lacks {name!r}" for name in targets if name not in values]
+    found += [f"only the file has {name!r}" for name in values if name not in targets]
     if strict and found:
         return found
+    matching = {name: value for name, value in values.items() if name in targets}
     if targets and values and not matching:
         nothing = "none of its names is one of the model's, so that strict=False would load nothing"
         return [nothing, *found]
     misfits = _misfits(targets, matching)
     # shapes before settings: they tell sizes apart better
-    if misfits or header is None or header.modules is None:
+    if misfits or header is None:
         return misfits
     receiving = {name.rpartition(".")[0] for name in matching}
-    return module_differences(header.modules, describe_modules(model), strict, receiving)
+    return module_differences(header["modules"], built["modules"], strict, receiving)
+
+
+def _load_tensors(model: nn.Module, values: Mapping[str, Tensor], described: Parts) -> None:
+    """Load values by name, others are ignored, of decays with the bounds of a description."""
+    for path, module in [("", model), *hidden_modules(model)]:
+        # load_state_dict, not copy_: modules may convert old values in their own hooks.
+        names = {name: plain(join_path(path, name)) for name in module.state_dict()}
+        own = OrderedDict((n, values[full]) for n, full in names.items() if full in values)
+        metadata: dict[str, dict[str, dict[str, str]]] = {}
+        for name, _ in module.named_modules(remove_duplicate=False):
+            texts = described.get(plain(join_path(path, name)), {}).items()
+            bounds = {k.removeprefix(CONSTRAINT): v for k, v in texts if k.startswith(CONSTRAINT)}
+            metadata[name] = {"constraints": bounds}
+        own._metadata = metadata  # type: ignore[attr-defined]  # where state_dict() keeps them
+        module.load_state_dict(own, strict=False)
 
 
 @contextlib.contextmanager
-def _restored_on_failure(
-    model: nn.Module, tensors: Mapping[str, Tensor], parts: Mapping[str, Stateful], rng: bool
-) -> Iterator[None]:
+def _restored(model: nn.Module, tensors: Mapping[str, Tensor], built: Parts) -> Iterator[None]:
     """Give all back what it was where the block fails: hooks and states can, in the middle."""
     constraints = {layer: dict(layer.constraints) for _, layer in named_neurons(model)}
-    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
-    numbers = random_state() if rng else None
     try:
         with restored_on_error(tensors.values()):
             yield
     except BaseException:
-        # whoever has raised may do so again
-        for name, part in parts.items():
-            with contextlib.suppress(Exception):
-                part.load_state_dict(before[name])
-        if numbers is not None:
-            set_random_state(numbers)
-        # some layers read a buffer when it is loaded
+        # Some layers read a buffer when it is loaded. Whoever has raised may do so again.
         with contextlib.suppress(Exception):
             copies = {name: each.detach().clone() for name, each in tensors.items()}
-            load_tensors(model, copies, _decays(model, describe_modules(model)))
+            _load_tensors(model, copies, built)
         for layer, kept in constraints.items():  # loading may have lowered bounds
             for name, constraint in kept.items():
                 layer._declared.constrain(name, constraint)
         raise
 
 
-def _by_path(states: Mapping[str, Tensor], paths: Mapping[str, str]) -> dict[str, Tensor]:
-    """Name states as :func:`set_states` does, with what wrappers in the model add."""
-    split = [(*name.rpartition("."), value) for name, value in states.items()]
-    return {join_path(paths.get(layer, layer), state): value for layer, _, state, value in split}
-
-
 def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> list[str]:
     """List tensors of another shape or dtype, and shared tensors with two values in the file."""
     found: list[str] = []
-    alike: dict[str, list[str]] = {}
-    """Names by what is said of them all."""
+    alike: defaultdict[str, list[str]] = defaultdict(list)  # names by their problem
     for name, value in values.items():
         target = targets[name]
         if target.is_meta:
-            alike.setdefault(
-                "on the device meta in the model, which keeps no values; call "
-                'model.to_empty(device="cpu") first',
-                [],
-            ).append(name)
+            alike[_META].append(name)
         elif value.shape != target.shape and name.rpartition(".")[2] != "_extra_state":
             # how much there is of an extra state is for set_extra_state to judge
             shapes = list(value.shape), list(target.shape)
@@ -304,58 +229,14 @@ def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> lis
             of_numbers = value.dtype.is_floating_point and target.dtype.is_floating_point
             way = f"; convert the model with model.to({value.dtype}), load, and convert it back"
             what = f"{value.dtype} in the file, {target.dtype} in the model{way * of_numbers}"
-            alike.setdefault(what, []).append(name)
+            alike[what].append(name)
     for what, names in alike.items():
         more = f" and {len(names) - 2} more" * (len(names) > 2)
-        verb = "is" if len(names) == 1 else "are"
-        found.append(f"{', '.join(map(repr, names[:2]))}{more} {verb} {what}")
+        found.append(f"{', '.join(map(repr, names[:2]))}{more}: {what}")
     # The file may come from a model in which the two were untied and trained apart.
-    for name, first in shared_names(targets).items():
-        if targets[name].is_meta or not {name, first} <= values.keys():
-            continue
-        if not _equal(values[name], values[first]):
-            found.append(
-                f"{first!r} and {name!r} are one tensor in the model, the file has two values"
-            )
+    own = {} if found else {name: targets[name] for name in values}
+    for name, first in shared_names(own).items():
+        one, other = values[name], values[first]
+        if not ((one == other) | ((one != one) & (other != other))).all():  # NaN is NaN
+            found.append(f"{first!r} and {name!r} are one tensor in the model, two in the file")
     return found
-
-
-def _constraints(
-    model: nn.Module, saved: Mapping[str, Mapping[str, str]]
-) -> Iterator[tuple[str, SequenceLayer, str, str]]:
-    """Iterate over every parameter's layer and its path, its name, and its constraint in a file."""
-    for path, layer in named_neurons(model):
-        for name in layer.constraints:
-            yield path, layer, name, saved.get(plain(path), {}).get(f"constraint of {name}", "")
-
-
-def _decays(model: nn.Module, saved: Mapping[str, Mapping[str, str]]) -> Constraints:
-    """Return the constraints that a file names, of decays of the model by the path of a layer."""
-    found: dict[str, dict[str, str]] = {}
-    for path, layer, name, text in _constraints(model, saved):
-        if is_decay(layer.constraints[name]) and text:
-            found.setdefault(plain(path), {})[name] = text
-    return found
-
-
-def _out_of_bounds(model: nn.Module, saved: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """List weights without bounds in the file that the bounds of the model would change."""
-    found: list[str] = []
-    for path, layer, name, text in _constraints(model, saved):
-        raw = getattr(layer, f"raw_{name}").detach()
-        is_new = layer.constraints[name].name == "clamp" and text == "unbounded"
-        if is_new and not _equal(layer._constrained(name, raw), raw):
-            found.append(f"{join_path(path, name)} is out of its bounds in the file")
-    return found
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have equal values, NaN counting as equal to NaN."""
-    both = one.isnan() & other.isnan() if one.shape == other.shape else None
-    return both is not None and bool(((one == other) | both).all())
-
-
-def _join_first(found: list[str]) -> str:
-    """Join the first few of many texts for an error message."""
-    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
-    return "; ".join(found[:_MOST_LISTED]) + more

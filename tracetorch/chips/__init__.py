@@ -3,7 +3,7 @@
 A new chip is a file of this folder that registers itself (see ``target.py``), and its import here.
 """
 
-from tracetorch.chips import loihi, xylo
-from tracetorch.chips.chip import Chip
+from tracetorch.chips import xylo
+from tracetorch.chips.limits import Chip
 
-__all__ = ["Chip", "loihi", "xylo"]
+__all__ = ["Chip", "xylo"]

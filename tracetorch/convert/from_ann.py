@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -12,24 +12,98 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.convert.build import build
-from tracetorch.convert.network import Activations, Network, Node, ann, read_network
-from tracetorch.convert.report import LayerReport, Report
-from tracetorch.convert.thresholds import OUTPUT, Rules, Times, bounds_of, ready_of, rules_of
+from tracetorch.convert.network import Network, Node, ann, read_network
+from tracetorch.convert.thresholds import OUTPUT, Rules, bounds_of, rules_of
 from tracetorch.core.checks import (
     check_choice,
     check_count,
-    check_flag,
     check_has_values,
-    check_integer,
     check_module,
     check_number,
     is_finite,
 )
 from tracetorch.core.hooks import forward_hooks
+from tracetorch.quantize.convert import table
 from tracetorch.snn.module import zero_states
 from tracetorch.unrolling import unroll
 
 Thresholds: TypeAlias = Literal["channel", "layer"]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Report of one activation: threshold, what is proven of its rates, what was measured.
+
+    Args:
+        path: of the activation in the model that was converted; of the last, ``"output"``.
+        neurons: path of the neurons in the spiking model; empty for the output.
+        threshold: of the neurons, and the size of their spikes, the largest of all channels; NaN
+            for the output.
+        clip: the largest rate of all channels; NaN for the output.
+        levels: of a quantised ReLU; ``None`` for another.
+        bound: the rates are proven to be within it of the model's activations, but for rounding in
+            floats: for every input where the model's own activations are clipped, else for inputs
+            whose activations are no larger than those on the batch, in each channel if it has a
+            threshold of its own.
+        largest: largest difference on the batch.
+        mean: mean difference on the batch, of the magnitudes.
+        thresholds: of each channel, or the one of all; none for the output.
+
+    Example:
+        >>> from tracetorch import convert
+        >>> model = nn.Sequential(nn.Linear(4, 8), convert.QuantizedReLU(4, 1.0), nn.Linear(8, 2))
+        >>> _, report = convert.from_ann(model, torch.rand(9, 4), steps=4)
+        >>> layer = report.layers[0]
+        >>> layer.path, layer.threshold, layer.levels, layer.bound
+        ('1', 1.0, 4, 0.25)
+    """
+
+    path: str
+    neurons: str
+    threshold: float
+    clip: float
+    levels: int | None
+    bound: float
+    largest: float
+    mean: float
+    thresholds: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Report of :func:`from_ann`, layer by layer; it prints as a table.
+
+    Args:
+        layers: the activations, in order, and last the output of the model.
+        steps: sums over time are divided by them.
+
+    Example:
+        >>> from tracetorch import convert
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> _, report = convert.from_ann(model, torch.rand(9, 4), steps=8)
+        >>> report.steps, report.layers[-1].path
+        (8, 'output')
+    """
+
+    layers: tuple[LayerReport, ...]
+    steps: int
+
+    def __str__(self) -> str:
+        names = "layer", "neurons", "threshold", "clip", "levels", "bound", "largest", "mean"
+        rows: list[tuple[str, ...]] = [names]
+        for each in self.layers:
+            # least and most of the channels; the output has none
+            ends = [min(each.thresholds), each.threshold] if each.thresholds else []
+            clips = [end / each.threshold * each.clip for end in ends]
+            measured = (f"{value:.3g}" for value in (each.bound, each.largest, each.mean))
+            levels = str(each.levels or "")
+            rows.append((each.path, each.neurons, _range(ends), _range(clips), levels, *measured))
+        return "\n".join([*table(rows), f"{self.steps} steps"])
+
+
+def _range(ends: Sequence[float]) -> str:
+    """Return two numbers as a table shows them, or the one that both are."""
+    return " to ".join(dict.fromkeys(f"{end:.4g}" for end in ends))
 
 
 @dataclass(frozen=True)
@@ -59,17 +133,13 @@ class Converted:
         return iter((self.model, self.report))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the sum of the outputs over all steps, divided by those with an input.
+        """Return the mean of the outputs over all steps.
 
         Args:
             x: inputs ``[B, ...]``, the same at every step.
         """
-        steps, quiet = self.report.steps, self.report.quiet
-        if not quiet:
-            return cast(Tensor, unroll(self.model, x, steps=steps, from_rest=True).mean(0))
-        shown = x.expand(steps, *x.shape)
-        sequence = torch.cat([shown, x.new_zeros(quiet, *x.shape)])
-        return cast(Tensor, unroll(self.model, sequence, from_rest=True).sum(0) / steps)
+        steps = self.report.steps
+        return cast(Tensor, unroll(self.model, x, steps=steps, from_rest=True).mean(0))
 
 
 @torch.no_grad()
@@ -78,20 +148,16 @@ def from_ann(
     batch: Tensor,
     steps: int,
     *,
-    quiet: int = 0,
     burst: int = 1,
-    signed: bool = False,
     thresholds: Thresholds = "channel",
     percentile: float = 99.9,
-    activations: Activations | None = None,
 ) -> Converted:
-    """Convert a trained network of ReLUs to integrate-and-fire neurons, with a certificate.
+    """Convert a trained network of ReLUs to integrate-and-fire neurons, with a proven bound.
 
     ::
 
-        threshold = clip / burst                 or clip * steps / levels, of a quantised ReLU
+        threshold = clip / burst
         |rate - activation| <= D / steps + E     D = threshold / 2 + |W| D_before
-        rate = activation                        of a quantised ReLU whose steps suffice
 
     Every ReLU becomes :class:`IntegrateAndFire` neurons, which start at half a threshold and whose
     spikes have its size: each channel may have a threshold of its own, and weights and sums stay as
@@ -99,11 +165,8 @@ def from_ann(
     layer, the bound that is proven (``E`` is what clipping and rounding alone change, propagated
     alike), and the largest and the mean difference on the batch.
 
-    Rates are **equal** to the activations where each is a quantised ReLU, ``steps * burst`` are at
-    least its levels, and, behind the first layer of neurons, spikes are ``signed`` and ``quiet`` is
-    at least the sum of ``ceil(levels / burst) - 1`` over the layers behind the first on the longest
-    path. That holds for any weights and any times of spikes, but for rounding in floats: a value
-    that lies within rounding of the border of two levels may get the other one.
+    A :class:`QuantizedReLU` of as many levels as there are steps has activations that are steps of
+    one spike: rates are near to them soon.
 
     Args:
         model: modules whose ``forward`` calls them, adds, subtracts, joins by ``cat``, and
@@ -113,12 +176,9 @@ def from_ann(
             refused by name. Nothing of it changes.
         batch: inputs ``[B, ...]`` as they will come: thresholds are found, and rates compared, on
             it. In float32 or float64, as the model.
-        steps: time steps in which the input is there; at least 1.
-        quiet: steps behind them without an input or a bias, in which spikes still travel; at least
-            0. They need ``signed``.
-        burst: the most spikes of a neuron in a step; at least 1. A ReLU that is not quantised gets
-            a threshold as many times smaller.
-        signed: spikes have a sign, and neurons take back what they sent too early.
+        steps: time steps; at least 1.
+        burst: the most spikes of a neuron in a step; at least 1. The threshold is as many times
+            smaller.
         thresholds: of ReLUs without a clip of their own: one for each ``"channel"`` (dimension 1),
             which is better at few steps, or one for each ``"layer"``. All others have one for the
             layer.
@@ -126,9 +186,6 @@ def from_ann(
             clip of a ReLU that has none; in (0, 100]. A channel that is silent on the batch, or has
             fewer than 32 values on it (samples times places), has the clip of the layer: behind an
             ``nn.Linear`` give at least 32 samples.
-        activations: ReLUs of other libraries: for each class a function of the module that returns
-            its clip (``None`` for none) and levels (``None`` for none). Each module is compared
-            with what is returned.
 
     Returns:
         The spiking model and the report, as a :class:`Converted`.
@@ -151,21 +208,11 @@ def from_ann(
     driven networks for image classification", Frontiers in Neuroscience 11 (2017), for norms and
     percentiles; Deng, Gu, "Optimal conversion of conventional artificial neural networks to spiking
     neural networks", ICLR 2021, for the half threshold; Bu et al., "Optimal ANN-SNN conversion for
-    high-accuracy and ultra-low-latency spiking neural networks", ICLR 2022, for levels; Hu, Zheng,
-    Jiang, Pan, "Fast-SNN: fast spiking neural network by converting quantized ANN", IEEE TPAMI 45
-    (2023), for signed spikes.
+    high-accuracy and ultra-low-latency spiking neural networks", ICLR 2022, for levels.
     """
     check_module(model)
-    times = Times(
-        check_count("steps", steps),
-        check_integer("quiet", quiet),
-        check_count("burst", burst),
-        check_flag("signed", signed),
-    )
-    if times.quiet < 0 or (times.quiet and not times.signed):
-        raise ValueError(
-            f"quiet={quiet}: steps from 0 on, in which neurons take back spikes. Give signed=True."
-        )
+    check_count("steps", steps)
+    check_count("burst", burst)
     if not 0 < check_number("percentile", percentile) <= 100:
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}.")
     check_choice("thresholds", thresholds, get_args(Thresholds))
@@ -177,47 +224,37 @@ def from_ann(
     for name, tensor in (("batch", batch), *model.named_parameters(), *model.named_buffers()):
         if not tensor.numel() or not is_finite(tensor):
             raise ValueError(f"{name} has no values, or some that are not finite.")
-    network = read_network(model, batch, activations or {})
+    network = read_network(model, batch)
     if not any(node.activation for node in network.nodes):
         raise ValueError(
             "the model has no ReLU to convert. What has rates are ReLUs: nn.ReLU, or "
             "convert.QuantizedReLU."
         )
-    rules = rules_of(network, batch.double(), times, percentile, thresholds == "channel")
-    built, neurons = build(network, rules, times)
+    rules = rules_of(network, batch.double(), burst, percentile, thresholds == "channel")
+    built, neurons = build(network, rules, burst)
     built.to(batch).train(model.training)
-    return Converted(built, _report(network, batch, rules, times, built, neurons))
+    return Converted(built, _report(network, batch, rules, steps, built, neurons))
 
 
 def _report(
     network: Network,
     batch: Tensor,
     rules: Rules,
-    times: Times,
+    steps: int,
     model: nn.Module,
     neurons: dict[Node, str],
 ) -> Report:
     """Compare the spiking model with the network on the batch, and with what is proven."""
     double = batch.double()
-    bounds, ready = bounds_of(network, double, rules, times), ready_of(network, rules, times)
-    rates = _rates(model, neurons, batch, times)
+    bounds, rates = bounds_of(network, double, rules, steps), _rates(model, neurons, batch, steps)
     layers: list[LayerReport] = []
-    end = times.steps + times.quiet
 
     def compare(node: Node, value: Tensor) -> None:
-        off = (rates.pop(node) - value).abs()
+        off, rule = (rates.pop(node) - value).abs(), rules.get(node)
         charge, distance = bounds[node]
-        reason = ready[node].reason
-        if not reason and ready[node].step > end:
-            more = int(ready[node].step) - times.steps
-            reason = f"it may need quiet={more}"
-        rule, ties = rules.get(node), 0
-        total = charge / times.steps + distance
+        total = charge / steps + distance
         if rule is not None:
             total = total.clamp(max=rule.reach)
-        bound = float(total.max()) if reason else 0.0
-        if rule is not None and rule.levels is not None and not reason:
-            ties = int((off > rule.clip / (2 * rule.levels)).sum())
         layers.append(
             LayerReport(
                 path=node.name,
@@ -225,12 +262,9 @@ def _report(
                 threshold=math.nan if rule is None else float(rule.threshold.max()),
                 clip=math.nan if rule is None else float(rule.clip.max()),
                 levels=None if rule is None else rule.levels,
-                bound=bound,
+                bound=float(total.max()),
                 largest=float(off.max()),
                 mean=float(off.mean()),
-                reason=reason,
-                values=off.numel(),
-                ties=ties,
                 thresholds=() if rule is None else tuple(rule.threshold.flatten().tolist()),
             )
         )
@@ -242,13 +276,11 @@ def _report(
         return value
 
     compare(OUTPUT, network.run(double, compute))
-    last = ready[OUTPUT]
-    sufficient = None if last.reason else int(last.step) - times.steps
-    return Report(tuple(layers), times.steps, times.quiet, sufficient)
+    return Report(tuple(layers), steps)
 
 
 def _rates(
-    model: nn.Module, neurons: dict[Node, str], batch: Tensor, times: Times
+    model: nn.Module, neurons: dict[Node, str], batch: Tensor, steps: int
 ) -> dict[Node, Tensor]:
     """Return the rates of all neurons on a batch, and the output; step by step, to keep few."""
     sums: dict[Node, Tensor] = {}
@@ -258,10 +290,8 @@ def _rates(
 
     hooks = [(model.get_submodule(path), partial(add, node)) for node, path in neurons.items()]
     zero_states(model)
-    silent = torch.zeros_like(batch)
     with forward_hooks(after=hooks):
-        for step in range(times.steps + times.quiet):
-            output = model(batch if step < times.steps else silent)
-            add(OUTPUT, model, (), {}, output)
+        for _ in range(steps):
+            add(OUTPUT, model, (), {}, model(batch))
     zero_states(model)
-    return {node: total / times.steps for node, total in sums.items()}
+    return {node: total / steps for node, total in sums.items()}

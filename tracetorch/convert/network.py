@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.convert.quantized_relu import QuantizedReLU
+from tracetorch.convert.activations import QuantizedReLU
 from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.quantize.prepared import unparametrized
 from tracetorch.snn import model_graph
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.model_graph import check_plain_weights, is_layer, read_model
 from tracetorch.snn.norm_folding import norm_affine, scale_product
-
-# of the user's own modules, by class: the clip and the levels of one
-Activations: TypeAlias = Mapping[
-    type[Any], Callable[[Any], tuple[float | Tensor | None, int | None]]
-]
 
 Kind: TypeAlias = Literal["input", "linear", "max", "cat", "sum", "activation"]
 
@@ -40,14 +35,12 @@ _NOTHING = (
 _ALLOWED = (
     "Linear, Conv1d, Conv2d, Conv3d, batch norms, ReLU, ReLU6, Hardtanh(0, c), clamp(0, c), "
     "convert.QuantizedReLU, average and maximum pools, Flatten, Dropout, Identity, cat, sums, "
-    "differences, and products with numbers; a ReLU of your own is declared by activations="
+    "differences, and products with numbers"
 )
 # what is taken of the first value and of the other, of which alpha times
 _SUMS = {"add": (1, 1), "sub": (1, -1), "subtract": (1, -1), "rsub": (-1, 1)}
 _SCALES = {"mul": 1, "multiply": 1, "div": -1, "divide": -1, "true_divide": -1}
 _CATS = ("cat", "concat", "concatenate")
-# shares of a level above its lower end at which an activation is compared: not at the ends
-_PLACES = (0.05, 0.45, 0.55, 0.95)
 
 
 @dataclass(frozen=True)
@@ -106,19 +99,12 @@ class Network:
 
 
 class Scaled(nn.Module):
-    """Product with a number."""
-
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product."""
         return x * self.factor
-
-    def extra_repr(self) -> str:
-        """Return the number."""
-        return f"{self.factor:g}"
 
 
 class Cat(nn.Module):
@@ -129,33 +115,26 @@ class Cat(nn.Module):
         self.dim = dim
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """Return all as one."""
         return torch.cat(parts, self.dim)
-
-    def extra_repr(self) -> str:
-        """Return the dimension."""
-        return f"dim={self.dim}"
 
 
 def ann(node: Node, inputs: list[Tensor]) -> Tensor:
-    """Compute a node as the model does."""
     # copies, for an activation may write in place
     given = [x.clone() for x in inputs] if node.kind == "activation" else inputs
     return cast(Tensor, cast(nn.Module, node.module)(*given))
 
 
-def read_network(model: nn.Module, batch: Tensor, activations: Activations) -> Network:
+def read_network(model: nn.Module, batch: Tensor) -> Network:
     """Return the network of a model as it is in evaluation, its numbers in float64."""
     check_plain_weights(model)
-    kinds: tuple[type[Any], ...] = (QuantizedReLU, *activations)
     double = copy.deepcopy(model).eval().double()
     try:
         graph = read_model(
-            double, batch[:2].double(), is_leaf=lambda m: is_layer(m) or isinstance(m, kinds)
+            double, batch[:2].double(), is_leaf=lambda m: is_layer(m) or type(m) is QuantizedReLU
         )
     except ValueError as error:
         raise ValueError(f"{error} What can be converted: {_ALLOWED}.") from error
-    network = _Reader(graph, activations).read()
+    network = _Reader(graph).read()
     wanted = double(batch.double())
     found = network.run(batch.double(), ann)
     near = torch.isclose(found, wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
@@ -173,17 +152,12 @@ def _refused(place: str) -> ValueError:
 
 
 class _Reader:
-    """Make nodes of a model's graph, one after another."""
-
-    def __init__(self, graph: model_graph.ModelGraph, activations: Activations) -> None:
-        self.graph, self.activations = graph, activations
+    def __init__(self, graph: model_graph.ModelGraph) -> None:
+        self.graph = graph
         self.nodes: list[Node] = []
         self.places: dict[Any, int] = {}
-        # clips of values that ReLUs take: of min(x, c), for min(relu(x), c) is relu(min(x, c))
-        self.caps: dict[Any, float] = {}
 
     def read(self) -> Network:
-        """Return the network."""
         for node in self.graph.nodes:
             if node in self.graph.inputs:
                 self.places[node] = self.add(node, "input", ())
@@ -205,13 +179,11 @@ class _Reader:
         module: nn.Module | None = None,
         activation: Activation | None = None,
     ) -> int:
-        """Add a node, and return its place."""
         shape = cast(torch.Size, node.shape)
         self.nodes.append(Node(node.name, kind, inputs, shape, module, activation))
         return len(self.nodes) - 1
 
     def add_up(self, node: model_graph.Node) -> int:
-        """Add a sum of two values, or a difference."""
         given = dict(zip(("input", "other", "alpha"), node.args, strict=False)) | node.kwargs
         values, alpha = [given.pop("input", None), given.pop("other", None)], given.pop("alpha", 1)
         if node.inputs != values or given:
@@ -233,45 +205,20 @@ class _Reader:
         return self.add(node, "sum", tuple(scaled))
 
     def concatenate(self, node: model_graph.Node) -> int:
-        """Add values behind each other in a dimension."""
         given = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
         dim = given.pop("dim", 0) % len(node.shape or (1,))
         if node.inputs != list(given.pop("tensors", ())) or given or not dim:
             raise _refused(node.place)
         return self.add(node, "cat", tuple(self.places[each] for each in node.inputs), Cat(dim))
 
-    def cap(self, node: model_graph.Node, source: model_graph.Node, high: float) -> int:
-        """Clip a value from above: the ReLU that it comes from, or those that take it."""
-        place = self.places[source]
-        before, users = self.nodes[place], self.graph.users[node]
-        if before.activation is not None and before.activation.levels is None:
-            clip = min(high, before.activation.clip or math.inf)
-            relu = nn.Hardtanh(0.0, clip)
-            alone = list(self.places.values()).count(place) == 1 and self.graph.output is not source
-            if not alone or self.graph.users[source] != [node]:
-                return self.add(node, "activation", before.inputs, relu, Activation(clip))
-            # the ReLU by itself is no longer needed
-            self.nodes[place] = replace(before, module=relu, activation=Activation(clip))
-            return place
-        if not users or not all(map(_is_relu, users)) or self.graph.output is node:
-            raise ValueError(f"{node.place} clips at {high:g} alone: clip at 0 too, clamp(0, c).")
-        self.caps[node] = high
-        return place
-
     def call(self, node: model_graph.Node) -> int:
         """Add what a module computes, or a function for which there is one."""
         if not node.args or node.inputs != [node.args[0]]:
             raise _refused(node.place)
         (source,) = node.inputs
-        low, high = _clamp_of(node)
-        if low is None and high is not None and high > 0:
-            return self.cap(node, source, high)
         module = node.module or _module_of(node)
         place, kind = self.places[source], plain_class(module)
-        activation = self.activation_of(module, node.place)
-        if source in self.caps:
-            activation = Activation(self.caps[source])
-            module = nn.Hardtanh(0.0, self.caps[source])
+        activation = _activation(module, node.place)
         if kind in _NOTHING:
             return place
         if activation is not None:
@@ -317,25 +264,21 @@ class _Reader:
         scale_product(product, *affine)
         return self.add(node, "linear", (place,), product)
 
-    def activation_of(self, module: nn.Module, place: str) -> Activation | None:
-        """Return what kind of ReLU a module is; ``None`` where it is none."""
-        kind = type(module)
-        if kind in self.activations:
-            found = _declared(self.activations[kind](module), place)
-        elif isinstance(module, QuantizedReLU):  # a subclass may compute something else
-            found = Activation(float(module.largest.detach()), module.levels)
-        elif isinstance(module, nn.Hardtanh) and kind in (nn.ReLU6, nn.Hardtanh):
-            if module.min_val != 0:
-                raise ValueError(f"{place} must clip at 0: rates are not negative.")
-            return Activation(float(module.max_val))
-        else:
-            return Activation() if kind is nn.ReLU else None
-        _check_activation(module, found, place)
-        return found
+
+def _activation(module: nn.Module, place: str) -> Activation | None:
+    """Return what kind of ReLU a module is; ``None`` where it is none."""
+    if type(module) is QuantizedReLU:  # a subclass may compute something else
+        return Activation(float(module.largest.detach()), module.levels)
+    if type(module) is nn.ReLU:
+        return Activation()
+    if type(module) not in (nn.ReLU6, nn.Hardtanh):
+        return None
+    if cast(nn.Hardtanh, module).min_val != 0:
+        raise ValueError(f"{place} must clip at 0: rates are not negative.")
+    return Activation(float(cast(nn.Hardtanh, module).max_val))
 
 
 def _module_of(node: model_graph.Node) -> nn.Module:
-    """Return a module that computes what a function does."""
     name, args, kwargs = node.operation.rstrip("_"), node.args[1:], dict(node.kwargs)
     shape = cast(torch.Size, node.inputs[0].shape)
     kwargs.pop("inplace", None)
@@ -346,10 +289,11 @@ def _module_of(node: model_graph.Node) -> nn.Module:
     if name == "flatten":
         return nn.Flatten(*args, **({} if args else {"start_dim": 0}) | kwargs)
     if name in _CLAMPS:
-        low, high = _clamp_of(node)
-        if low != 0 or not (high is None or high > 0):
+        ends = dict(zip(_CLAMPS[name], args, strict=False)) | kwargs
+        low, high = ends.get("min"), ends.get("max")
+        if low is None or float(low) != 0 or not (high is None or float(high) > 0):
             raise ValueError(f"{node.place} must clip at 0, and at a positive number or at none.")
-        return nn.ReLU() if high is None else nn.Hardtanh(0.0, high)
+        return nn.ReLU() if high is None else nn.Hardtanh(0.0, float(high))
     if name == "neg":
         return Scaled(-1.0)
     number = args[0] if name in _SCALES and len(args) == 1 and not kwargs else None
@@ -379,22 +323,7 @@ def _module_of(node: model_graph.Node) -> nn.Module:
 _CLAMPS = {
     **dict.fromkeys(("clamp", "clip"), ("min", "max")),
     "clamp_min": ("min",),
-    "clamp_max": ("max",),
 }
-
-
-def _clamp_of(node: model_graph.Node) -> tuple[float | None, float | None]:
-    """Return the ends at which a function clips; none of anything else."""
-    names = _CLAMPS.get(node.operation.rstrip("_"), ())
-    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-    ends = [given.get(name) for name in ("min", "max")] if names else [None, None]
-    low, high = (None if end is None else float(end) for end in ends)
-    return low, high
-
-
-def _is_relu(node: model_graph.Node) -> bool:
-    named = node.operation.rstrip("_") == "relu"
-    return named or type(node.module) is nn.ReLU or _clamp_of(node) == (0.0, None)
 
 
 _FUNCTIONS: Mapping[str, Callable[..., nn.Module]] = {
@@ -410,54 +339,8 @@ _FUNCTIONS: Mapping[str, Callable[..., nn.Module]] = {
 def _plain(module: nn.Module, place: str) -> nn.Module:
     """Return a copy of a product whose parameters are plain ones."""
     copied = copy.deepcopy(module)
-    if "parametrizations" in copied._modules:
-        # remove_parametrizations would change the class, which copies share
-        names = list(cast(Any, copied.parametrizations))
-        values = {name: getattr(module, name).detach().clone() for name in names}
-        copied.__class__ = type(module).__bases__[0]
-        del copied._modules["parametrizations"]
-        for name, value in values.items():
-            copied.register_parameter(name, nn.Parameter(value))
+    for name, value in unparametrized(copied).items():
+        copied.register_parameter(name, nn.Parameter(value))
     if type(copied) not in PRODUCTS:
         raise _refused(place)
     return copied
-
-
-def _declared(returned: object, place: str) -> Activation:
-    """Return the activation that a function of ``activations`` has returned."""
-    if not isinstance(returned, tuple | list) or len(returned) != 2:
-        raise TypeError(
-            f"activations= must return (clip, levels) of {place}, got {type(returned).__name__}. "
-            "Write None for a clip or levels that it does not have."
-        )
-    clip, levels = returned
-    if isinstance(clip, Tensor) and clip.numel() != 1:
-        raise ValueError(
-            f"activations= returned {clip.numel()} clips for {place}. Rates of a layer have one "
-            "clip: train it with one."
-        )
-    found = Activation(None if clip is None else float(clip), levels)
-    if (found.clip is not None and found.clip <= 0) or (
-        levels is not None and (found.clip is None or levels < 1)
-    ):
-        raise ValueError(
-            f"{place} is declared with the clip {found.clip} and {levels} levels: a clip is "
-            "positive, and levels are at least 1 and need a clip."
-        )
-    return found
-
-
-def _check_activation(module: nn.Module, found: Activation, place: str) -> None:
-    """Compare a module of the user's with the ReLU that is declared."""
-    reach, levels = found.clip or 8.0, found.levels or 8
-    places = [reach * (k + part) / levels for k in range(-2, 2 * levels) for part in _PLACES]
-    x = torch.tensor(places, dtype=torch.float64)
-    wanted = x.clamp(0, found.clip)
-    if found.levels is not None:
-        wanted = torch.floor(wanted * levels / reach + 0.5) * (reach / levels)
-    computed: Tensor = module(x.clone())
-    if not torch.allclose(computed, wanted, rtol=1e-6, atol=1e-6 * reach):
-        raise ValueError(
-            f"{place} does not compute a ReLU with the clip {found.clip} and {found.levels} "
-            "levels, floor(levels * x / clip + 1/2) of them: declare what it computes."
-        )

@@ -1,8 +1,7 @@
 """Explain a second ``backward`` through time steps whose graph an earlier one has freed.
 
-Backward twice. Output and states of a step pass through one identity node that saves an empty
-tensor. When an earlier ``backward`` has freed it, the second one says ``detach_states()``. It works
-with ``retain_graph``, and allows in-place operations on the output.
+Output and states of a step pass through one identity node that saves an empty tensor. When an
+earlier ``backward`` has freed it, the second one says ``detach_states()``.
 """
 
 from __future__ import annotations

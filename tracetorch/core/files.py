@@ -91,15 +91,18 @@ def atomic_replace_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list
             copy.unlink()
 
 
-def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+def write_texts(name: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
     """Write files of ASCII into a folder, or one in it, which are made as needed: all, or none."""
-    folders = [folder, *dict.fromkeys((folder / name).parent for name in texts)]
+    if not os.fspath(name):  # a path of it would be the working folder
+        raise ValueError("the folder has no name. Name one, '.' for the one you are in.")
+    folder = Path(name)
+    folders = [folder, *dict.fromkeys((folder / file).parent for file in texts)]
     made = [each for each in folders if not each.exists()]
     _check_folder(folder if folder.exists() else folder.absolute().parent)
     for each in made:
         each.mkdir(exist_ok=True)
     try:
-        with atomic_replace_all([folder / name for name in texts]) as unfinished:
+        with atomic_replace_all([folder / file for file in texts]) as unfinished:
             for file, text in zip(unfinished, texts.values(), strict=True):
                 file.write_text(text, encoding="ascii")
     except OSError:

@@ -1,8 +1,6 @@
 """Detect leaked tracers: tensors of a ``torch.func`` transform, or of a trace, that is over.
 
-Transforms. What ``torch.func`` wraps carries the level of its transform. A state whose level is not
-running, or is run by a transform of another kind or size, has no values here: a step says so and
-names ``zero_states()``.
+A state whose level is not running, or is run by a transform of another kind, has no values here.
 """
 
 from __future__ import annotations

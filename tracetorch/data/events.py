@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tracetorch.encode import events_to_frames
 
-Events = npt.NDArray[Any]
-Column = npt.NDArray[Any]
-
 
 class EventDataset(Protocol):
-    """Protocol of the recordings that :class:`Frames` takes; the data sets of Tonic satisfy it."""
+    """Protocol of recordings: events ``x t p``, with ``y`` or without, and their label."""
 
-    def __len__(self) -> int:
-        """Return the number of recordings."""
-
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]:
-        """Return events with the fields ``x y t p`` (``y`` may be absent), and their label."""
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
 class Frames(Dataset[tuple[Tensor, Tensor]]):
@@ -96,14 +87,9 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
         inside = self.recordings
         # a list would print all its events
         text = repr(inside) if isinstance(inside, Dataset) else f"{len(inside)} recordings"
-        settings: dict[str, object] = {
-            "bins": self.bins,
-            "window": self.window,
-            "start": self.start,
-            "stop": self.stop,
-        }
-        given = [f"{name}={value}" for name, value in settings.items() if value is not None]
-        parts = [text, str(self.sensor_size), *given, *["flat=True"] * self.flat]
+        given = {name: getattr(self, name) for name in ("bins", "window", "start", "stop")}
+        settings = [f"{name}={value}" for name, value in given.items() if value is not None]
+        parts = [text, str(self.sensor_size), *settings, *["flat=True"] * self.flat]
         return f"Frames({', '.join(parts)})"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -126,28 +112,3 @@ class Frames(Dataset[tuple[Tensor, Tensor]]):
             stop=self.stop,
         )
         return frames.flatten(1) if self.flat else frames, torch.as_tensor(label)
-
-
-def structured_events(
-    path: Path, sensor_size: tuple[int, int, int], t: Column, **columns: Column
-) -> Events:
-    """Build the events of a recording: ``t`` in microseconds, to whole ones, others in int16."""
-    sizes = {"x": sensor_size[0], "y": sensor_size[1], "p": 2}
-    # int64: recordings of an hour overflow 32 bits of microseconds
-    events = np.empty(len(t), [("t", np.int64), *((name, np.int16) for name in columns)])
-    events["t"] = whole_numbers(path, "t in microseconds", np.round(t), -(2**62), 2**62)
-    for name, column in columns.items():
-        events[name] = whole_numbers(path, name, column, 0, sizes[name])
-    return events
-
-
-def whole_numbers(path: Path, name: str, values: Column, low: int, stop: int) -> Column:
-    """Return values of a file in int64; raise ``ValueError`` unless all are in [low, stop)."""
-    # NaN fails every comparison, and so these
-    right = (values >= low) & (values < stop) & (values == np.floor(values))
-    if not right.all():
-        raise ValueError(
-            f"{path} is damaged: it has {name} = {values[~right][0]}, expected integers from {low} "
-            f"to {stop - 1}. Remove it or replace it."
-        )
-    return values.astype(np.int64)

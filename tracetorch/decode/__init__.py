@@ -4,8 +4,6 @@ Every decoder is a pure function from ``[T, B, ...]`` to ``[B, ...]``. With ``ma
 true where a step is real, the result for each sequence equals that without its padding.
 """
 
-from tracetorch.decode.first_spike import first_spike
-from tracetorch.decode.membrane import last, maximum
-from tracetorch.decode.rate import count, rate
+from tracetorch.decode.decoders import count, first_spike, last, maximum, rate
 
 __all__ = ["count", "first_spike", "last", "maximum", "rate"]

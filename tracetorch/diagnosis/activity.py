@@ -67,7 +67,7 @@ def _dead_or_saturated(
     names = decay_names(layer.module)
     decays = [each.format(names[0]) if names else "" for each in (_SLOWER, _FASTER)]
     silent, often = int(dead.sum()), int(saturated.sum())
-    of: dict[str, Any] = {"total": len(rates), "for_all": _for_all(evidence), "often": often}
+    of: dict[str, Any] = {"total": len(rates), "often": often}
     of |= {"steps": steps, "batch": batch, "saturated": 100 * SATURATED, "count": silent}
     verb = {1: "fires"}
     if never >= _MOST:
@@ -136,13 +136,7 @@ def _far_membranes(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding
         for u, threshold in _levels(layer)
     ]
     if ratios and min(ratios) > _FAR:
-        yield measured("far-from-threshold", layer.path, min(ratios), for_all=_for_all(evidence))
-
-
-def _for_all(evidence: Evidence) -> str:
-    """Name the call that scales all layers, where it runs."""
-    call = evidence.calibration
-    return "" if call is None else f" {call} does it for all layers."
+        yield measured("far-from-threshold", layer.path, min(ratios))
 
 
 def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]:
@@ -156,9 +150,9 @@ def _out_of_reach(evidence: Evidence, layer: LayerEvidence) -> Iterator[Finding]
         return
     distance = min(float(layer.real(u).abs().median()) for u in spike_inputs.above.values())
     surrogates = " and ".join(sorted({repr(getattr(layer.module, n)) for n in spike_inputs.above}))
-    of = {"names": surrogates, "for_all": _for_all(evidence)}
     severity = "error" if share == 0 else "warning"
-    yield measured("out-of-reach", layer.path, share, severity, distance=distance, **of)
+    texts = {"names": surrogates, "distance": f"{distance:.3g}"}
+    yield measured("out-of-reach", layer.path, share, severity, **texts)
 
 
 @finder
@@ -169,8 +163,14 @@ def equal_neurons(evidence: Evidence) -> Iterator[Finding]:
         for values in (layer.input, layer.output):
             seen = neurons_last(values, layer.module).flatten(0, -2)
             columns.append(seen[:: max(1, len(seen) // _LOOKED_AT)].T)
-        both = torch.cat(columns, 1)
-        _, kind, counts = torch.unique(both, dim=0, return_inverse=True, return_counts=True)
+        both = torch.cat(columns, 1).double()
+        # by one number each, a random sum, for a product may round equal columns otherwise
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(both.shape[1], generator=generator, dtype=both.dtype).to(both.device)
+        sums, order = (both @ weight).sort()
+        apart = sums.diff(prepend=sums[:1]) > 1e-5 * both.norm(dim=1).max()
+        kind = apart.cumsum(0)[order.argsort()]
+        counts = kind.bincount()
         # an input that does not vary, as of the border of an image, is no sign
         equal = (counts[kind] > 1) & (columns[0] != columns[0][:, :1]).any(1)
         share = float(equal.double().mean())
@@ -186,9 +186,12 @@ def equal_outputs(evidence: Evidence) -> Iterator[Finding]:
     given = tensors_by_name(evidence.inputs.tensors).values()
     if all(bool((x == x.narrow(batch_dim, 0, 1)).all()) for x in given):
         return
-    # Exactly equal: outputs that differ by rounding still carry the input.
+    # to some last places: a product may round two equal rows otherwise
     floating = [y for y in evidence.outputs if y.is_floating_point() and y.ndim > 1]
-    if floating and all(bool((y == y[:, :1]).all()) for y in floating):
+    least = [16 * torch.finfo(y.dtype).eps * y.abs().max() for y in floating]
+    if floating and all(
+        bool(((y - y[:, :1]).abs() <= e).all()) for y, e in zip(floating, least, strict=True)
+    ):
         yield measured("output-ignores-input", "", 0.0, batch=evidence.inputs.batch)
 
 

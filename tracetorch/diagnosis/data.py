@@ -1,4 +1,4 @@
-"""Find faults of inputs, states before the run, parameters, activity and loss."""
+"""Find faults of inputs, states before the run, values that are not finite, and of the loss."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracetorch.diagnosis.criteria import CLASSIFIES
 from tracetorch.diagnosis.evidence import Evidence
-from tracetorch.diagnosis.finding import Finding, finder, join_first, measured
+from tracetorch.diagnosis.finding import Finding, Severity, finder, join_first, measured
 from tracetorch.unrolling.inputs import tensors_by_name
 
 _LARGE = 30.0  # root mean square; pixels of 0 to 255 have about 100
 _SMALL = 1e-3  # largest magnitude
 _OFFSET = 3.0  # of a feature's mean, in thresholds, and in deviations
+_WORSE, _FAR_WORSE = 3.0, 10.0  # times the cross entropy of a guess
+_ROUNDING = 1e-2
 
 
 def _bad(x: Tensor) -> int:
@@ -122,3 +125,49 @@ def not_finite(evidence: Evidence) -> Iterator[Finding]:
             break  # in later layers the values have spread from here
     if _bad(evidence.loss):
         yield measured("loss-not-finite", "", float(evidence.loss))
+
+
+@finder
+def bounded_logits(evidence: Evidence) -> Iterator[Finding]:
+    """Find activations between the output and a loss that takes logits."""
+    for criterion in evidence.criteria:
+        activation = evidence.activations.get(id(criterion))
+        if activation is None:
+            continue
+        of = {"name": criterion.function.__name__, "activation": activation}
+        given = criterion.input.detach()
+        if activation != "ReLU":
+            yield measured("activation-before-loss", "", float(evidence.loss), **of)
+        elif float(given.min()) >= 0:  # not a clamp that keeps the sign
+            yield measured("relu-on-logits", "", float((given == 0).double().mean()), **of)
+
+
+@finder
+def log_probabilities(evidence: Evidence) -> Iterator[Finding]:
+    """Find a negative log-likelihood of what are no logarithms of probabilities."""
+    for criterion in evidence.criteria:
+        x = criterion.input.detach()
+        if criterion.function is not CLASSIFIES[1] or x.ndim < 2 or not bool(x.isfinite().all()):
+            continue
+        total = float(x.double().exp().sum(1).mean())
+        if not math.isclose(total, 1.0, abs_tol=_ROUNDING):
+            yield measured("no-log-probabilities", "", total)
+
+
+@finder
+def worse_than_guessing(evidence: Evidence) -> Iterator[Finding]:
+    """Find a cross entropy of one answer for each sample that is far above that of a guess."""
+    for criterion in evidence.criteria:
+        logits, target = criterion.input.detach(), criterion.target
+        one_each = logits.ndim == 2 and logits.shape[1] > 1 and not target.is_floating_point()
+        if criterion.function is not CLASSIFIES[0] or not one_each:
+            continue
+        kept = target >= 0  # others, -100 say, are ignored
+        value = float(torch.nn.functional.cross_entropy(logits[kept].double(), target[kept]))
+        guess = math.log(logits.shape[1])
+        if value > _WORSE * guess:
+            severity: Severity = "warning" if value > _FAR_WORSE * guess else "note"
+            of = {"classes": logits.shape[1], "guess": guess}
+            of["spread"] = float(logits.double().std(1).mean())
+            yield measured("worse-than-guessing", "", value, severity, **of)
+            return

@@ -19,21 +19,13 @@ from tracetorch.diagnosis import (
     activity,
     data,
     gradients,
-    halflives,
-    lags,
-    objective,
-    online_gradients,
-    optimizers,
     parameters,
 )
-from tracetorch.diagnosis.criteria import BINARY, CLASSIFIES, class_pull
 from tracetorch.diagnosis.evidence import LayerEvidence, Loss, gather, norm_by_step
 from tracetorch.diagnosis.finding import SEVERITIES, findings
 from tracetorch.diagnosis.report import Diagnosis, LayerFigures
 from tracetorch.metrics.activity import firing_shares
-from tracetorch.online_learning import OnlineLearner
 from tracetorch.online_learning.learner import split_batch
-from tracetorch.online_learning.rules import Rule
 from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask
 from tracetorch.snn.module import zero_states
@@ -46,10 +38,7 @@ from tracetorch.unrolling.inputs import (
 )
 
 # In the order of cause and effect, which the sort by severity keeps among equals
-_CAUSES = (
-    *(data, objective, parameters, optimizers, activity, gradients, halflives, lags),
-    online_gradients,
-)
+_CAUSES = (data, parameters, activity, gradients)
 
 
 def diagnose(
@@ -63,14 +52,11 @@ def diagnose(
     steps: int | None = None,
     time_dim: int = 0,
     by: Literal["layer", "step"] = "layer",
-    online: Rule | None = None,
 ) -> Diagnosis:
     """Diagnose why a model does not learn, from one forward and backward pass.
 
     The findings are of the data, the loss, the parameters and what an optimizer does to them,
-    activity, gradients and memory; the page *My network does not learn* shows each. With ``online``
-    there are also parameters that a rule of :func:`tracetorch.online` would move elsewhere, or why
-    it cannot run the model.
+    activity, gradients and memory; the page *My network does not learn* shows each.
 
     The model is run from rest, in its current mode, training mode included. Parameters, gradients,
     states, buffers, modes and the random state are restored afterwards.
@@ -82,8 +68,7 @@ def diagnose(
         loss: ``loss(y, *rest)``, a scalar tensor, where ``y`` is the output over time,
             ``[T, B, ...]`` or as ``time_dim`` has it, and ``rest`` is what follows the input in
             ``batch``.
-        optimizer: an optimizer whose parameters, settings and steps are to be checked; the steps
-            are made by a copy, and not of one that takes a closure.
+        optimizer: an optimizer whose parameters and settings are to be checked.
         mask: ``[T, B]``, true where a step is real, to leave padding out of rates, reach and
             membranes, and to know where each sequence ends; the loss takes its own, by
             ``functools.partial(loss, mask=mask)`` or from ``batch``, and one that reads padding all
@@ -93,8 +78,6 @@ def diagnose(
         time_dim: as for ``tt.unroll``, where time is in the input, and in the output that the loss
             is given: 1 for ``[B, T, ...]``, with a mask ``[B, T]`` and targets over time so then.
         by: as for ``tt.unroll``.
-        online: a rule of :func:`tracetorch.online`, ``"eprop"`` say, whose gradients are compared
-            with those of backpropagation through time.
 
     Returns:
         A :class:`tt.diagnosis.Diagnosis`: print it, read its ``ok``, or iterate over its findings.
@@ -102,7 +85,7 @@ def diagnose(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: the model has no neuron layer; the batch has no sample; the loss is not a
-            scalar; there is no such rule; or as ``tt.unroll``.
+            scalar; or as ``tt.unroll``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 32), LIF(32), nn.Linear(32, 2), Readout(2))
@@ -130,12 +113,9 @@ def diagnose(
     if mask is not None:
         check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device="meta"))
 
-    def placed(y: Any, *rest: Any) -> Any:
-        place = partial(place_time, time_dim=time_dim, batched=True)
-        return loss(pytree.tree_map(place, y) if time_dim else y, *rest)
-
     def value(y: Any) -> Tensor:
-        found = placed(y, *rest)
+        place = partial(place_time, time_dim=time_dim, batched=True)
+        found: Any = loss(pytree.tree_map(place, y) if time_dim else y, *rest)
         if not isinstance(found, Tensor):
             raise TypeError(f"loss must return a tensor, got {type(found).__name__}.")
         if found.numel() != 1:
@@ -145,26 +125,9 @@ def diagnose(
             )
         return found.reshape(())
 
-    inputs, dtypes = _castable(model, inputs, by)
+    inputs, dtypes = _castable(model, inputs)
     evidence = gather(model, inputs, value, mask=mask, by=by)
-    evidence.dtypes, evidence.time_dim = dtypes, time_dim
-    if all(each.function not in (*CLASSIFIES, BINARY) for each in evidence.criteria):
-        evidence.pull = class_pull(value, evidence.outputs, rest)
-    evidence.stream, evidence.optimizer, evidence.rule = stream, optimizer, online
-    evidence.targets = [
-        each.movedim(time_dim, 0) if -each.ndim <= time_dim < each.ndim else each
-        for each in rest
-        if isinstance(each, Tensor)
-    ]
-    if online is not None:
-        learner = OnlineLearner(model, online)
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                given = inputs.tensors, *rest
-                evidence.cosines = learner.certificate(given, placed, steps=inputs.repeats)
-                evidence.dropped = learner.dropped
-        except ValueError as refusal:
-            evidence.refusal = refusal
+    evidence.dtypes, evidence.stream, evidence.optimizer = dtypes, stream, optimizer
     found = [finding for module in _CAUSES for finding in findings(module, evidence)]
     return Diagnosis(
         findings=tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))),
@@ -172,7 +135,6 @@ def diagnose(
         loss=float(evidence.loss),
         steps=inputs.steps,
         batch=inputs.batch,
-        cosines=evidence.cosines,
     )
 
 
@@ -195,9 +157,7 @@ def _check_arguments(loss: Loss, rest: Sequence[Any]) -> None:
         ) from None
 
 
-def _castable(
-    model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]
-) -> tuple[Inputs, dict[str, torch.dtype]]:
+def _castable(model: nn.Module, inputs: Inputs) -> tuple[Inputs, dict[str, torch.dtype]]:
     """Return inputs that the model runs on, and dtypes that were cast."""
     dtype = next((p.dtype for _, m in named_modules(model) for p in m.parameters(False)), None)
     named = tensors_by_name(inputs.tensors)
@@ -209,7 +169,7 @@ def _castable(
         try:
             with restored(model), torch.inference_mode(False), torch.no_grad():
                 zero_states(model)
-                call_order(model, inputs, by)
+                call_order(model, inputs)
         except (RuntimeError, TypeError, ValueError) as error:
             return error
         return None

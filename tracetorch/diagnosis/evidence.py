@@ -19,18 +19,14 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, modules_of, named_modules, named_parameters
 from tracetorch.diagnosis.criteria import (
-    BINARY,
     CLASSIFIES,
-    LOGARITHMS,
     Criteria,
     Criterion,
     last_activation,
 )
 from tracetorch.diagnosis.reach import SpikeInputs, spike_inputs
 from tracetorch.events import Product, observed_products
-from tracetorch.init.calibrate import scale_for_batch
 from tracetorch.metrics.activity import count_spikes
-from tracetorch.online_learning import DroppedPath
 from tracetorch.probe.layers import call_order, neuron_layers, recordable_names
 from tracetorch.probe.recording import join_gradients
 from tracetorch.probe.watch import watch
@@ -44,10 +40,9 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
-from tracetorch.unrolling.inputs import Inputs, call, time_is_first
+from tracetorch.unrolling.inputs import Inputs, call
 
 Loss = Callable[..., Tensor]
-_SCALED = 0.25  # of a weight: calibrate_ on another batch changes it by less
 
 
 @dataclass
@@ -119,7 +114,6 @@ class Evidence:
     parameters: dict[str, nn.Parameter]
     gradients: dict[str, Tensor | None]  # of what requires one; None: the loss depends on none
     mask: Tensor | None = None  # [T, B], true where a step is real; None: all are
-    time_dim: int = 0  # where time is in the input and the output of the user's
     stream: bool = False  # states are carried on purpose
     optimizer: Optimizer | None = None
     uncalled: list[str] = field(default_factory=list)
@@ -131,48 +125,15 @@ class Evidence:
     criteria: Sequence[Criterion] = ()  # losses of PyTorch's that were called
     activations: dict[int, str] = field(default_factory=dict)  # before those, by their identity
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)  # of inputs that had to be cast
-    opened: Evidence | None = None  # with ones for norms of zeros, which pass nothing back yet
-    rule: str | None = None  # of online learning
-    cosines: dict[str, float] = field(default_factory=dict)  # of its gradients to the true ones
-    dropped: Sequence[DroppedPath] = ()  # by the rule
-    refusal: ValueError | None = None  # why the rule cannot run the model
-    targets: Sequence[Tensor] = ()  # what the loss is given beside the output
-    pull: Tensor | None = None  # [classes, samples], by criteria.class_pull
-
-    @property
-    def later_gradients(self) -> dict[str, Tensor | None]:
-        """Gradients once norms of zeros pass something back; empty where there are none."""
-        return {} if self.opened is None else self.opened.gradients
 
     @cached_property
-    def calibration(self) -> str | None:
-        """The call that brings the membranes of all layers near their thresholds, if it runs.
-
-        Not where it has run: once more it scales by about 1.
-        """
-        inputs = self.inputs
-        weights = [p for name, p in self.parameters.items() if not name.endswith("bias")]
-        before = [p.detach().clone() for p in weights]
-        try:
-            with restored(self.model), torch.inference_mode(False):
-                scale_for_batch(self.model, inputs.tensors, steps=inputs.repeats, mask=self.mask)
-                pairs = zip(weights, before, strict=True)
-                changes = [float((p.detach() - q).norm()) for p, q in pairs]
-        except (ValueError, TypeError, RuntimeError, IndexError):
-            return None
-        if all(c <= _SCALED * float(q.norm()) for c, q in zip(changes, before, strict=True)):
-            return None
-        given, mask = "x", ", mask=mask"
-        if not time_is_first(inputs, self.time_dim):
-            mask += ".T"
-            moved = f".movedim({self.time_dim}, 0)" * (not inputs.static)
-            given += moved
-            if moved and isinstance(inputs.tensors, tuple):
-                given = f"tuple(each{moved} for each in x)"
-            elif moved and isinstance(inputs.tensors, dict):
-                given = f"{{name: x[name]{moved} for name in x}}"
-        given += ", steps=steps" * inputs.static + mask * (self.mask is not None)
-        return f"tt.init.calibrate_(model, {given})"
+    def closed(self) -> bool:
+        """Whether a weight of zeros that learns passes nothing back: that comes a step later."""
+        return any(
+            g is not None and bool(g.any()) and not bool(self.parameters[name].any())
+            for name, g in self.gradients.items()
+            if name.endswith("weight")
+        )
 
     def unfit_states(self) -> list[str]:
         """List the old states that the batch cannot continue from: of another kind of tensor."""
@@ -201,13 +162,8 @@ def gather(
     *,
     mask: Tensor | None,
     by: Literal["layer", "step"],
-    open_gates: bool = True,
 ) -> Evidence:
-    """Run model and loss from rest, in the model's own mode, and their backward pass.
-
-    Where a gradient is zero, and a parameter of zeros has one, both are run once more with other
-    values for the latter: what gets a gradient then has one after the first step.
-    """
+    """Run model and loss from rest, in the model's own mode, and their backward pass."""
     check_module(model)
     check_unsharded(model, "tt.diagnose")
     check_has_values(model)
@@ -217,7 +173,7 @@ def gather(
     # A caller's inference mode would make tensors that autograd cannot use.
     with restored(model), torch.inference_mode(False):
         zero_states(model)
-        order = {p: neurons[p] for p in call_order(model, inputs, by) if p in neurons}
+        order = {p: neurons[p] for p in call_order(model, inputs) if p in neurons}
         # a dropout that is off has no mask
         order = {p: n for p, n in order.items() if n.training or type(n) is not LockedDropout}
         zeroed = _layers_zeroed_between_steps(model, inputs, order)
@@ -264,8 +220,6 @@ def gather(
             with torch.no_grad():
                 y = unroll(model, inputs.tensors, steps=inputs.repeats, by=by)
                 evidence.loss_from_old_states = float(loss(y))
-        if open_gates and _open_gates(evidence):
-            evidence.opened = gather(model, inputs, loss, mask=mask, by=by, open_gates=False)
     return evidence
 
 
@@ -274,14 +228,13 @@ def _activations(
     layers: Sequence[tuple[str, SequenceLayer]],
     sources: dict[str, Sequence[Tensor]],
 ) -> dict[int, str]:
-    """Name the activation before each logarithm or loss of logits, that before a readout too."""
+    """Name the activation before each loss of logits, that before a readout too."""
     found: dict[int, str] = {}
     for criterion in criteria:
-        if criterion.function not in (CLASSIFIES[0], BINARY, *LOGARITHMS):
+        if criterion.function is CLASSIFIES[1]:
             continue
         name = last_activation(criterion.input)
-        logits = criterion.function not in LOGARITHMS
-        if name is None and logits and layers and not spike_functions(layers[-1][1]):
+        if name is None and layers and not spike_functions(layers[-1][1]):
             inputs = sources.get(join_path(layers[-1][0], "input"), ())
             name = next((each for each in map(last_activation, inputs) if each), None)
         if name is not None:
@@ -297,24 +250,6 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> dict[int, Tensor | N
     # grad(), not backward(): the gradients of the parameters are the user's.
     grads = torch.autograd.grad(value, differentiated, allow_unused=True)
     return {id(t): g for t, g in zip(differentiated, grads, strict=True)}
-
-
-@torch.no_grad()
-def _open_gates(evidence: Evidence) -> bool:
-    """Replace zeros that learn by other values, if something gets no gradient: behind them, say.
-
-    Zeros become ones, a matrix of them weights of PyTorch's default size.
-    """
-    gradients = {n: g for n, g in evidence.gradients.items() if g is not None}
-    gates = [p for n, g in gradients.items() if g.any() and not (p := evidence.parameters[n]).any()]
-    if all(bool(g.any()) for g in gradients.values()):
-        return False
-    for parameter in gates:
-        if parameter.ndim < 2:
-            parameter.fill_(1.0)
-        else:
-            parameter.normal_(std=(3 * max(1, parameter[0].numel())) ** -0.5)
-    return bool(gates)
 
 
 def _layers_zeroed_between_steps(

@@ -64,8 +64,6 @@ class Diagnosis(Sequence[Finding]):
         loss: value of the loss.
         steps: number of time steps.
         batch: number of samples.
-        cosines: of the gradients of a rule of online learning to those of backpropagation through
-            time, by parameter; empty where no rule is given, or where it cannot run the model.
 
     Example:
         >>> from tracetorch.diagnosis import diagnose
@@ -81,7 +79,6 @@ class Diagnosis(Sequence[Finding]):
     loss: float
     steps: int
     batch: int
-    cosines: dict[str, float]
 
     @overload
     def __getitem__(self, index: int) -> Finding: ...
@@ -111,9 +108,6 @@ class Diagnosis(Sequence[Finding]):
             "",
             *aligned_columns([_HEADINGS, *map(_cells, self.layers)], left=_TEXT_COLUMNS),
         ]
-        if self.cosines:
-            lines += ["", "cosine of the gradients online to backpropagation through time:"]
-            lines += [f"  {name:<24} {cosine:6.3f}" for name, cosine in self.cosines.items()]
         for finding in self:
             lines += ["", str(finding)]
         if self.ok:

@@ -15,12 +15,11 @@ differ in the last bit, and move a threshold. The program of a sequence is the e
 PyTorch's ``scan``. C and the page's JavaScript are printed from the exported step, read as stages.
 """
 
-from tracetorch.export.c_code.report import CReport
-from tracetorch.export.c_file import c
-from tracetorch.export.initial import initial_states
+from tracetorch.export.c_file import CReport, c
 from tracetorch.export.onnx_file import onnx
 from tracetorch.export.onnx_stream import OnnxStream
 from tracetorch.export.page_file import page
+from tracetorch.export.program import initial_states
 from tracetorch.export.sequence import sequence
 from tracetorch.export.step import step
 from tracetorch.export.verilog_file import VerilogReport, verilog

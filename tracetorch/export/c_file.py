@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from tracetorch.core.checks import check_module
 from tracetorch.core.files import write_texts
 from tracetorch.core.torch_private import one_trace_at_a_time
-from tracetorch.core.walk import join_path, named_modules
-from tracetorch.export.c_code.arrangement import planned
-from tracetorch.export.c_code.costs import memory_accesses, step_costs
-from tracetorch.export.c_code.event_sources import event_arrays
-from tracetorch.export.c_code.files import MAKEFILE, header, main_source, ports_of, sample_header
-from tracetorch.export.c_code.learners import learns_integers, trial_of
-from tracetorch.export.c_code.learning import LearningRecord, record_learning
-from tracetorch.export.c_code.learning_files import TEST, check_source, learned_header
-from tracetorch.export.c_code.printer import SIZES, Names, c_words
-from tracetorch.export.c_code.read_program import holds_spikes
-from tracetorch.export.c_code.recorded import RecordedStep, record_step
-from tracetorch.export.c_code.report import CReport
-from tracetorch.export.c_code.source import Source, model_source, names_of
-from tracetorch.export.c_code.stages import Array, Product, StepProgram
-from tracetorch.export.c_code.widths import found_widths
-from tracetorch.fuse.ir.intervals import Interval
-from tracetorch.metrics.observe import membrane_name
-from tracetorch.online_learning import STDP, OnlineLearner
+from tracetorch.export.c_code.arrangement import event_arrays, planned
+from tracetorch.export.c_code.files import MAKEFILE, header, main_source, sample_header
+from tracetorch.export.c_code.printer import c_words
+from tracetorch.export.c_code.recorded import holds_spikes, record_step
+from tracetorch.export.c_code.source import model_source, names_of
+from tracetorch.export.c_code.stages import Product
 from tracetorch.unrolling.inputs import Inputs, parse_inputs
-
-_COUNTED = 100  # steps over which costs are measured: counting takes milliseconds a step
 
 
 def c(
@@ -41,9 +25,7 @@ def c(
     folder: str | os.PathLike[str],
     sample: Any,
     *,
-    dtype: Literal["float32", "int"] | None = None,
-    learner: OnlineLearner | STDP | Sequence[STDP] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    dtype: Literal["float32", "int"] = "float32",
 ) -> CReport:
     """Write one time step of ``model`` as C99: a header, a source, and what tries them.
 
@@ -67,36 +49,18 @@ def c(
 
     With ``dtype="int"`` all arithmetic is integer: of a model whose numbers are integers
     (``tt.quantize``, ``tt.integers``, ``tt.chips``), equal to PyTorch exactly. Tables and states
-    have the width that they need, 8 to 64 bits, weights of -8 to 7 are two in a byte. That nothing
-    overflows is proved, over any number of steps, for inputs in the range of the sample
-    (``input_range`` of the report). A first ``tt.integers.Quantize`` is left to the caller, who
-    gives what it would return, whatever that is; it may stand first in an ``nn.Sequential`` that
-    stands first.
-
-    With a ``learner`` the stream learns as well, by the rule of the library::
-
-        tt_learn(&stream, signal);           behind a step: move the weights
-
-    For :func:`tt.online <tracetorch.online>` a ``signal`` is the gradient of the loss by an output
-    of that step, and weights move by plain SGD with the rates of ``optimizer``; for
-    :class:`tt.STDP <tracetorch.STDP>` it is the reward, if the rule waits for one. Weights lie in
-    the stream then, with the traces; ``tt_reset`` keeps them. What the library computes in one step
-    is recorded and written, the backward pass too, so the weights are the library's bit for bit, in
-    the order of sums that C has. ``make test`` learns from signals drawn for the first 100 steps of
-    the sample, and compares the weights. What ``optimizer`` does not hold is constant. STDP of
-    :class:`tt.integers.Linear <tracetorch.integers.Linear>` is integer arithmetic as all else.
+    have the width that they need, 8 to 64 bits. That nothing overflows is proved, over any number
+    of steps, for inputs in the range of the sample (``input_range`` of the report). A first
+    ``tt.integers.Quantize`` is left to the caller, who gives what it would return, whatever that
+    is; it may stand first in an ``nn.Sequential`` that stands first.
 
     Args:
         model: any module whose call is one time step; it is unchanged afterwards.
         folder: made if it is not there; files of these names are replaced, and none where an
             error is raised.
-        sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them. Its first
-            stream is written; costs are means over the first 100 steps of that.
-        dtype: ``"float32"`` or ``"int"``; left out, ``"int"`` for STDP of integers, else float32.
-        learner: ``tt.online(model, rule)`` of any rule, a ``tt.STDP`` of a linear layer in the
-            model, or several; it is unchanged, and the stream starts from rest, without traces.
-        optimizer: a ``torch.optim.SGD`` of what is to learn, without momentum or decay of weights;
-            for ``tt.online`` alone.
+        sample: a recorded input ``[T, B, ...]``: a tensor, or a tuple or a dict of them, of which
+            the first stream is written.
+        dtype: ``"float32"`` or ``"int"``.
 
     Shape:
         ``sample`` ``[T, B, ...]``; in C one stream, ``x`` and ``y`` flat in PyTorch's order.
@@ -105,12 +69,10 @@ def c(
         What the network needs: :class:`tt.export.CReport`.
 
     Raises:
-        TypeError: ``model`` is no module, ``sample`` holds anything but tensors, or those of
-            another dtype than the model's, or ``learner`` or ``optimizer`` is none.
+        TypeError: ``model`` is no module, or ``sample`` holds anything but tensors, or those of
+            another dtype than the model's.
         ValueError: as :func:`tt.export.step`; or an operation has no C, which is named with the
-            path of its module; with ``"int"``, what is no integer or may overflow, or learns by
-            floats; the learner or the optimizer is of another model; the optimizer is more than
-            plain SGD; a convolution learns; or nothing does.
+            path of its module; with ``"int"``, what is no integer or may overflow.
         OSError: the files cannot be written; those that there are stay as they are.
 
     Example:
@@ -124,97 +86,90 @@ def c(
         24
     """
     check_module(model)
-    integer = learns_integers(learner)
-    if dtype not in (None, "float32", "int"):
+    if dtype not in ("float32", "int"):
         raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
-    if learner is None and optimizer is not None:
-        raise ValueError("optimizer is that of a learner: give learner=tt.online(model, rule) too.")
-    if learner is not None and dtype == ("float32" if integer else "int"):
-        raise ValueError(
-            f"dtype={dtype!r} has no such learner: of integers learns a tt.STDP of a "
-            "tt.integers.Linear, all others of floats. Leave dtype out, it is the learner's."
-        )
     inputs = parse_inputs(sample, None, 0, True)
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
-    files, report = _files(model, inputs, integer or dtype == "int", learner, optimizer)
-    write_texts(Path(folder), files)
+    files, report = _files(model, inputs, dtype == "int")
+    write_texts(folder, files)
     return report
 
 
+@dataclass(frozen=True)
+class CReport:
+    """Needs of a network in C.
+
+    Args:
+        files: names of the files.
+        flash_bytes: size of the constant tables; the code itself is measured by ``make size``.
+        ram_bytes: size of the struct of one stream: states and work memory.
+        stack_bytes: bound of the stack that ``tt_step`` takes, without that of the functions of
+            ``math.h``.
+        input_range: least and largest value of each input for which integers are proved not to
+            overflow, by name; empty for float32. Those of the sample, or of the bits of a first
+            ``integers.Quantize``.
+        types: C type of every input, state and output, by name.
+        events: names of the modules whose products skip zeros.
+
+    Example:
+        >>> import tempfile
+        >>> net = nn.Sequential(nn.Linear(8, 4), LIF(4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = c(net, folder, torch.rand(5, 1, 8).round())
+        >>> report.flash_bytes, report.ram_bytes
+        (144, 32)
+    """
+
+    files: tuple[str, ...]
+    flash_bytes: int
+    ram_bytes: int
+    stack_bytes: int
+    input_range: dict[str, tuple[float, float]]
+    types: dict[str, str]
+    events: tuple[str, ...]
+
+    def __str__(self) -> str:
+        ranges = ", ".join(
+            f"{n} {low:.0f} to {high:.0f}" for n, (low, high) in self.input_range.items()
+        )
+        lines = [
+            f"flash        {self.flash_bytes} bytes of tables, and the code (make size)",
+            f"RAM          {self.ram_bytes} bytes for each stream",
+            f"stack        at most {self.stack_bytes} bytes, without math.h",
+            *([f"inputs       {ranges}"] if ranges else []),
+            *(f"type         {name}: {kind}" for name, kind in self.types.items()),
+        ]
+        return "\n".join(lines) + "\n"
+
+
 @one_trace_at_a_time
-def _files(
-    model: nn.Module, inputs: Inputs, integer: bool, learner: Any, optimizer: Any
-) -> tuple[dict[str, str], CReport]:
+def _files(model: nn.Module, inputs: Inputs, integer: bool) -> tuple[dict[str, str], CReport]:
     """Return the text of every file, and the report."""
     recorded = record_step(model, inputs, integer)
     widths = recorded.widths if integer else None
-    learning = None
-    if learner is not None:
-        first = recorded.steps[:_COUNTED]
-        trial = trial_of(recorded.model, learner, optimizer, first[0])
-        step = recorded.program
-        learning = record_learning(trial, first, recorded.step.states, step.double)
-        if integer:
-            ranges = {name: Interval(*ends) for name, ends in recorded.input_range.items()}
-            widths = found_widths(learning.program, ranges)
-    program = planned(recorded.program if learning is None else learning.program)
-    events = _events(recorded, program)
+    program = planned(recorded.program)
+    given = program.inputs.items()
+    events = event_arrays(program, [a for name, a in given if holds_spikes(recorded.named[name])])
     names = names_of(program, c_words(), widths)
     source = model_source(program, names, events, widths)
-    report = _report(recorded, program, names, source, learning)
-    sample = [x[:, 0].detach().cpu() for x in recorded.named.values()]
-    texts = [
-        header(program, names, recorded.notes, [] if learning is None else learning.notes),
-        source.text,
-        sample_header(source.inputs, sample),
-        main_source(source.inputs, source.outputs),
-        MAKEFILE + TEST * (learning is not None),
-        str(report).encode("ascii", "replace").decode(),
-    ]
-    if learning is not None:
-        learned = learned_header(program, names, learning)
-        texts += [learned, check_source(source, ports_of(program.learned, names), learning)]
-    return dict(zip(report.files, texts, strict=True)), report
-
-
-def _events(recorded: RecordedStep, program: StepProgram) -> set[Array]:
-    """Return the arrays of a program whose zeros are skipped."""
-    given = program.inputs.items()
-    return event_arrays(program, [a for name, a in given if holds_spikes(recorded.named[name])])
-
-
-def _report(
-    recorded: RecordedStep,
-    program: StepProgram,
-    names: Names,
-    source: Source,
-    learning: LearningRecord | None,
-) -> CReport:
-    """Return the report; costs are those of a step without learning."""
-    model, step = recorded.model, recorded.step
-    membranes = {join_path(p, name) for p, m in named_modules(model) if (name := membrane_name(m))}
-    membranes &= program.states.keys()
-    plain = program if learning is None else planned(recorded.program)
-    events = _events(recorded, plain)
-    steps = recorded.steps[:_COUNTED]
-    costs = step_costs(step.exported, steps, step.states, plain.stages, membranes)
     products = [stage for stage in program.stages if isinstance(stage, Product)]
-    skipped = _events(recorded, program)
-    files = ("model.h", "model.c", "sample.h", "main.c", "Makefile", "report.txt")
-    return CReport(
-        files + ("learned.h", "test.c") * (learning is not None),
+    report = CReport(
+        ("model.h", "model.c", "sample.h", "main.c", "Makefile", "report.txt"),
         source.table_bytes,
         source.struct_bytes,
         source.stack_bytes,
-        costs.operations,
-        costs.updates,
-        memory_accesses(plain.stages, costs.events, events, source.sparse),
         recorded.input_range,
         {label: names.types[array] for label, array in program.ends.items()},
-        tuple(each.path for each in products if each.source.array in skipped),
-        *(
-            sum(SIZES[names.types[array]] * array.size for array in arrays.values())
-            for arrays in (program.learned, program.traces)
-        ),
+        tuple(each.path for each in products if each.source.array in events),
     )
+    sample = [x[:, 0].detach().cpu() for x in recorded.named.values()]
+    texts = [
+        header(program, names, recorded.notes),
+        source.text,
+        sample_header(source.inputs, sample),
+        main_source(source.inputs, source.outputs),
+        MAKEFILE,
+        str(report).encode("ascii", "replace").decode(),
+    ]
+    return dict(zip(report.files, texts, strict=True)), report

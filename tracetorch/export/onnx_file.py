@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,12 +16,17 @@ from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.version import __version__
-from tracetorch.export.exported import ignore_own_warnings
-from tracetorch.export.interface import METADATA_KEY, Interface, Structure, name_leaves
+from tracetorch.export.program import (
+    TensorSpec,
+    dtype_name,
+    ignore_own_warnings,
+    named_leaves,
+)
 from tracetorch.export.step import export_step
-from tracetorch.export.tensor_spec import TensorSpec
 from tracetorch.unrolling.inputs import parse_inputs
 
+METADATA_KEY = "tracetorch"
+FORMAT = 1
 _CLAMPS = ("clamp.default", "clamp_.default", "clip.default", "clip_.default")
 _MAX_BYTES = 2_000_000_000  # a protobuf message ends at 2 GiB
 
@@ -29,9 +36,9 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
     """Write one time step of ``model`` as an ONNX file, its states named inputs and outputs.
 
     An input is named as the argument of ``forward`` (``x``), a state as by ``tt.get_states``
-    (``net.1.mem``); the outputs are ``y`` (``y.0``, ``y.aux`` where there are several) and the next
-    states ``net.1.mem.next``, for an ONNX graph gives each value a name of its own. The batch is
-    free. The file's metadata holds shapes and dtypes under ``tracetorch``, and what states
+    (``net.1.mem``); the outputs are ``y`` (``y.0``, ``y.aux`` of tuples, lists and dicts) and the
+    next states ``net.1.mem.next``, for an ONNX graph gives each value a name of its own. The batch
+    is free. The file's metadata holds shapes and dtypes under ``tracetorch``, and what states
     start from, zero unless a layer declares it; :class:`tt.export.OnnxStream` reads them.
 
     The file is that of the model in eval mode. In onnxruntime on the CPU the neurons compute bit
@@ -66,12 +73,10 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
     with atomic_replace(path) as unfinished:
         # torch.onnx decomposes it itself, which takes as long as tracing does
         program, signature = export_step(model, sample, as_traced=True)
-        interface = Interface(
-            _input_specs(model, sample), signature.states,
-            {name: value.tolist() for name, value in signature.initial.items()},
-            _output_structure(program), __version__,
-        )  # fmt: skip
-        names = [*interface.input_names(), *interface.output_names()]
+        specs = {"inputs": _input_specs(model, sample), "states": signature.states}
+        inputs = [*specs["inputs"], *specs["states"]]
+        outputs = [*_output_names(program), *map(next_state_name, signature.states)]
+        names = [*inputs, *outputs]
         duplicates = sorted({name for name in names if names.count(name) > 1})
         if duplicates:
             raise ValueError(
@@ -87,10 +92,15 @@ def onnx(model: nn.Module, path: str | os.PathLike[str], sample: Any) -> None:
         _unify_clamps(program)
         with ignore_own_warnings():
             converted: Any = torch.onnx.export(
-                program, (), dynamo=True, verbose=False, input_names=interface.input_names(),
-                output_names=interface.output_names(),
-            )  # fmt: skip
-        converted.model.metadata_props[METADATA_KEY] = interface.dumps()
+                program, (), dynamo=True, verbose=False, input_names=inputs, output_names=outputs
+            )
+        description = {
+            kind: {n: asdict(spec) for n, spec in of.items()} for kind, of in specs.items()
+        }
+        initial = {name: value.tolist() for name, value in signature.initial.items()}
+        converted.model.metadata_props[METADATA_KEY] = json.dumps(
+            {"format": FORMAT, "version": __version__, **description, "initial": initial}
+        )
         converted.save(unfinished, external_data=False)
 
 
@@ -104,7 +114,6 @@ def _unify_clamps(program: ExportedProgram) -> None:
 
 
 def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:
-    """Return the spec of every input by the name of its argument of ``forward``."""
     tensors = parse_inputs(sample, 1, 0, True).tensors
     if not isinstance(tensors, dict):
         # Positional inputs get the names of forward's arguments.
@@ -116,19 +125,21 @@ def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:
                 tensors |= {f"{name}.{i}": each for i, each in enumerate(value)}
             else:
                 tensors[name] = value
-    return {
-        name: TensorSpec(("batch", *x.shape[1:]), str(x.dtype).removeprefix("torch."))
-        for name, x in tensors.items()
-    }
+    return {name: TensorSpec(("batch", *x.shape[1:]), dtype_name(x)) for name, x in tensors.items()}
 
 
-def _output_structure(program: ExportedProgram) -> Structure:
-    """Name the outputs of a program, nested like the return value of ``forward``."""
-    outputs = program.graph_signature.user_outputs
+def _output_names(program: ExportedProgram) -> list[str]:
+    """Name the tensors that ``forward`` returns, ``y.0.aux`` for ``y[0]["aux"]``."""
+    ends = list(program.graph_signature.user_outputs)
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    for place, output in enumerate(outputs):
+    y, _ = pytree.tree_unflatten(ends, program.call_spec.out_spec)
+    leaves = named_leaves("y", y, ".")
+    for name, output in leaves:
         if not isinstance(values.get(str(output)), Tensor):
-            raise TypeError(f"output {place} of forward is no tensor: {output!r}.")
-    # Unflattening the positions gives the nesting without the tensors; the states come second.
-    y, _ = pytree.tree_unflatten(list(range(len(outputs))), program.call_spec.out_spec)
-    return name_leaves("y", y)
+            raise TypeError(f"the output {name} of forward is no tensor: {output!r}.")
+    return [name for name, _ in leaves]
+
+
+def next_state_name(state: str) -> str:
+    """Name the output of a state's next value: in ONNX it cannot have the input's name."""
+    return f"{state}.next"

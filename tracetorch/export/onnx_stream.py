@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,17 +16,14 @@ from torch import Tensor
 from tracetorch.core.checks import suggestion
 from tracetorch.core.files import check_regular_file
 from tracetorch.core.optional import require
-from tracetorch.export.interface import (
-    METADATA_KEY,
-    Interface,
-    fill_structure,
-    leaf_names,
-    next_state_name,
-)
-from tracetorch.export.tensor_spec import TensorSpec, initial_states
+from tracetorch.export.onnx_file import FORMAT, METADATA_KEY, next_state_name
+from tracetorch.export.program import DTYPES, TensorSpec, factor_of
 from tracetorch.snn.module import check_mask
 
 Array: TypeAlias = Tensor | NDArray[Any]
+# all that indexing, iterating and nesting of arbitrary JSON can raise
+_MALFORMED = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError)
+Specs: TypeAlias = dict[str, TensorSpec]
 
 
 class OnnxStream:
@@ -33,7 +31,8 @@ class OnnxStream:
 
     A call runs one time step, like a call of the model: the states start as the model's, take the
     batch size of the first input, and are kept until ``zero_states()``. A call that fails changes
-    nothing.
+    nothing. Of a model that returns tuples, lists or dicts the outputs are in a dict, by their
+    names in the file, ``y.0`` or ``y.aux``.
 
     Args:
         path: the file.
@@ -47,8 +46,8 @@ class OnnxStream:
     Raises:
         ModuleNotFoundError: the extra ``export`` is missing.
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an ONNX file, ``tt.export.onnx`` did not write it, or the names
-            that it gives to inputs and states are not those of its graph.
+        ValueError: the file is not an ONNX file, ``tt.export.onnx`` did not write it, or what it
+            says of inputs and states is not so in its graph.
 
     Example:
         >>> import tempfile
@@ -72,7 +71,7 @@ class OnnxStream:
         require("onnxruntime", extra="export", by="tt.export.OnnxStream")
         self.path = check_regular_file(path, "an ONNX file")
         self._session = _open_session(self.path, list(providers), threads)
-        self.interface = _read_interface(self._session, self.path)
+        self._inputs, self._known, self._starts = _described(self._session, self.path)
         # None before the first step: only the first input gives the batch size.
         self._states: dict[str, NDArray[Any]] | None = None
         self._batch: int | None = None
@@ -88,36 +87,32 @@ class OnnxStream:
             TypeError: an input is missing, unknown, or of another dtype.
             ValueError: an input is of another shape, or of another batch than the states.
         """
-        names = list(self.interface.inputs)
+        names = list(self._inputs)
         inputs = {**dict(zip(names, args, strict=False)), **kwargs}
         if len(args) + len(kwargs) != len(names) or inputs.keys() != set(names):
             raise TypeError(
                 f"the model takes {names}, each once; got {len(args)} by position and "
                 f"{list(kwargs)} by name."
             )
-        arrays, batch = _checked("input", inputs, self.interface.inputs)
+        arrays, batch = _checked("input", inputs, self._inputs)
         states = self._states
         if states is None:
-            states = {name: start.numpy() for name, start in self._initial(batch).items()}
+            states = self._initial(batch)
         elif batch != self._batch:
             raise ValueError(
                 f"the states are those of a batch of {self._batch}, the input has {batch}. Call "
                 "zero_states() before a new sequence."
             )
-        outputs = self.interface.outputs
-        values = dict(
-            zip(
-                self.interface.output_names(),
-                self._session.run(self.interface.output_names(), {**arrays, **states}),
-                strict=True,
-            )
+        names = [each.name for each in self._session.get_outputs()]
+        values: dict[str, Any] = dict(
+            zip(names, self._session.run(names, {**arrays, **states}), strict=True)
         )
         # Only after the run: a step that fails leaves the states unchanged.
-        self._states = {name: values[next_state_name(name)] for name in self.interface.states}
+        self._states = {name: values.pop(next_state_name(name)) for name in self._known}
         self._batch = batch
         if any(isinstance(each, Tensor) for each in inputs.values()):
-            values = {name: torch.from_numpy(values[name]) for name in leaf_names(outputs)}
-        return fill_structure(outputs, values)
+            values = {name: torch.from_numpy(value) for name, value in values.items()}
+        return values["y"] if [*values] == ["y"] else values
 
     def zero_states(self, *, where: Tensor | None = None) -> None:
         """Start a new sequence, with any batch size; with ``where`` restart just those samples.
@@ -137,7 +132,7 @@ class OnnxStream:
         mask = where.cpu().numpy()
         changed = {name: state.copy() for name, state in self._states.items()}
         for name, start in self._initial(len(where)).items():
-            changed[name][mask] = start.numpy()[mask]
+            changed[name][mask] = start[mask]
         self._states = changed
 
     def get_states(self) -> dict[str, Tensor]:
@@ -158,28 +153,28 @@ class OnnxStream:
         if not states:
             self.zero_states()
             return
-        known = self.interface.states
         # Some states alone would mix two sequences.
-        if states.keys() != known.keys():
-            unknown = [name for name in states if name not in known]
-            hint = suggestion(unknown[0], known) if unknown else ""
+        if states.keys() != self._known.keys():
+            unknown = [name for name in states if name not in self._known]
+            hint = suggestion(unknown[0], self._known) if unknown else ""
             raise ValueError(
-                f"all states are needed, or none: {list(known)}, got {list(states)}.{hint} To "
-                "change some, write stream.set_states({**stream.get_states(), ...})."
+                f"all states are needed, or none: {list(self._known)}, got {list(states)}.{hint} "
+                "To change some, write stream.set_states({**stream.get_states(), ...})."
             )
-        arrays, self._batch = _checked("state", states, known)
+        arrays, self._batch = _checked("state", states, self._known)
         self._states = {name: array.copy() for name, array in arrays.items()}
 
-    def _initial(self, batch: int) -> dict[str, Tensor]:
-        return initial_states(self.interface.states, self.interface.initial, batch)
+    def _initial(self, batch: int) -> dict[str, NDArray[Any]]:
+        starts = self._starts
+        return {n: spec.full(batch, starts.get(n, 0.0)).numpy() for n, spec in self._known.items()}
 
     def __repr__(self) -> str:
-        inputs = ", ".join(f"{name}: {spec}" for name, spec in self.interface.inputs.items())
-        return f"OnnxStream({str(self.path)!r}, {inputs}, {len(self.interface.states)} states)"
+        inputs = ", ".join(f"{name}: {spec}" for name, spec in self._inputs.items())
+        return f"OnnxStream({str(self.path)!r}, {inputs}, {len(self._known)} states)"
 
 
 def _checked(
-    kind: str, values: Mapping[str, Array], specs: Mapping[str, TensorSpec]
+    kind: str, values: Mapping[str, Array], specs: Specs
 ) -> tuple[dict[str, NDArray[Any]], int]:
     """Return values as arrays, and their batch size; raise where one does not fit its spec."""
     arrays: dict[str, NDArray[Any]] = {}
@@ -222,25 +217,55 @@ def _open_session(path: Path, providers: list[str], threads: int) -> Any:
         ) from error
 
 
-def _read_interface(session: Any, path: Path) -> Interface:
-    """Read the interface from a file's metadata, and check it against the graph."""
+def _described(session: Any, path: Path) -> tuple[Specs, Specs, dict[str, Tensor]]:
+    """Read specs of inputs and states, and what states start from; check them with the graph."""
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
         raise ValueError(
             f"{str(path)!r} was not written by tt.export.onnx: it does not say which of its inputs "
             "are states."
         )
+    graph = session.get_inputs()
     try:
-        interface = Interface.loads(text)
-        graph = {each.name for each in session.get_inputs()}
+        fields = json.loads(text)
+        if fields["format"] != FORMAT:
+            raise ValueError(f"it has format {fields['format']!r}, this version reads {FORMAT}")
+        inputs, states = (
+            {n: TensorSpec(tuple(of["shape"]), of["dtype"]) for n, of in fields[kind].items()}
+            for kind in ("inputs", "states")
+        )
         outputs = {each.name for each in session.get_outputs()}
-        names = interface.input_names(), interface.output_names()
-        # An edited file may have outputs besides; a missing one would fail at the first step.
-        if {*names[0]} != graph or not {*names[1]} <= outputs:
-            raise ValueError(
-                f"it has inputs {sorted(graph)} and outputs {sorted(outputs)}, and speaks of "
-                f"{names[0]} and {names[1]}."
-            )
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} describes itself wrongly: {error}") from None
-    return interface
+        if not inputs or not outputs.issuperset(map(next_state_name, states)):
+            raise ValueError("it has no input, or no next value of a state")
+        _check_graph([*inputs.items(), *states.items()], graph)
+        initial: dict[str, Tensor] = {}
+        for name, value in fields.get("initial", {}).items():
+            initial[name] = torch.as_tensor(value, dtype=DTYPES[states[name].dtype])
+            initial[name].expand(states[name].sizes(1))
+            if bool(initial[name].isnan().any()):
+                raise ValueError(f"the state {name!r} starts from NaN")
+    except _MALFORMED as error:
+        raise ValueError(
+            f"{str(path)!r} describes itself wrongly ({type(error).__name__}: {error}); its graph "
+            f"takes {[(each.name, each.type, each.shape) for each in graph]}. Export it again."
+        ) from None
+    return inputs, states, initial
+
+
+def _check_graph(specs: Sequence[tuple[str, TensorSpec]], graph: Sequence[Any]) -> None:
+    """Raise unless specs are those of a graph's inputs; its batch may be fixed, or any name."""
+    names = [name for name, _ in specs]
+    if [each.name for each in graph] != names:
+        raise ValueError(f"it speaks of {names}")
+    batch = graph[0].shape[0]
+
+    def is_so(size: int | str, there: int | str | None) -> bool:
+        if isinstance(size, int) or isinstance(batch, int):
+            return there == (size if isinstance(size, int) else factor_of(size) * batch)
+        return not there or there == size.replace("batch", str(batch))
+
+    for each, (name, spec) in zip(graph, specs, strict=True):
+        kind = {"float32": "float", "float64": "double"}.get(spec.dtype, spec.dtype)
+        same_type = each.type == f"tensor({kind})" and len(each.shape) == len(spec.shape)
+        if not same_type or not all(map(is_so, spec.shape, each.shape)):
+            raise ValueError(f"it has {name!r} of {spec}")

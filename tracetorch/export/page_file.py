@@ -16,15 +16,11 @@ from tracetorch.core.files import atomic_replace
 from tracetorch.core.html_page import check_title, html_page, json_element
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.walk import named_modules
-from tracetorch.export.c_code.arrangement import living, planned
-from tracetorch.export.c_code.event_sources import event_arrays
+from tracetorch.export.c_code.arrangement import event_arrays, living, planned
 from tracetorch.export.c_code.javascript import encoded, javascript_step, javascript_words
-from tracetorch.export.c_code.learners import GradientTrial, trial_of
-from tracetorch.export.c_code.learning import record_learning
-from tracetorch.export.c_code.read_program import holds_spikes, named_leaves, read_step
+from tracetorch.export.c_code.recorded import holds_spikes, read_step
 from tracetorch.export.c_code.source import names_of
-from tracetorch.export.c_code.stages import StepProgram
-from tracetorch.online_learning import OnlineLearner
+from tracetorch.export.program import named_leaves
 from tracetorch.snn.neuron import has_step
 
 TEMPLATES = Path(__file__).parent / "drawing"
@@ -40,8 +36,6 @@ def page(
     size: tuple[int, int] | None = None,
     decode: Literal["mean", "last", "max"] = "mean",
     title: str = "Draw a digit",
-    learner: OnlineLearner | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Write a classifier of images as one self-contained HTML page: draw, and see its spikes.
 
@@ -50,11 +44,6 @@ def page(
     at every step, and shows the spikes of every layer, and what the network reads out for each
     class. No server, no network, no WebAssembly: the step is printed in JavaScript, by the printer
     of :func:`tt.export.c`.
-
-    With a ``learner`` the page has a button for each class that teaches it: what is drawn joins the
-    lessons, and the network learns from all of them some times over, by :func:`tt.online
-    <tracetorch.online>` and plain SGD as :func:`tt.export.c` has it. The signal of a step is the
-    gradient of the cross-entropy of its output, divided by ``steps``.
 
     All is computed in float32. Neurons are bit for bit those of PyTorch, and functions such as
     ``exp`` in the last place; products begin with their bias and add in ascending order of the
@@ -74,8 +63,6 @@ def page(
         decode: what classifies: the ``"mean"`` of the outputs over time (default), the ``"last"``
             one, or the ``"max"`` of each.
         title: title of the page.
-        learner: ``tt.online(model, rule)``, for a page that learns.
-        optimizer: a ``torch.optim.SGD`` of what learns, as for :func:`tt.export.c`.
 
     Shape:
         ``samples`` ``[N, 1, H, W]``, ``[N, H, W]`` or ``[N, H * W]``, without ``N`` in a mapping;
@@ -107,7 +94,7 @@ def page(
     height, width = _size_of(images, size)
     pen = measured_pen(images.reshape(-1, height, width))
     try:
-        network, source, outputs = _network(model, images, learner, optimizer)
+        network, source, outputs = _network(model, images)
     except ValueError as error:
         raise ValueError(f"{type(model).__name__} has no page: {error}") from error
     except RuntimeError as error:  # of shapes: whoever tells why raises a ValueError
@@ -132,12 +119,11 @@ def page(
     }
     script = f'<script>\n"use strict";\nconst stages = {source};\n</script>'
     text = html_page(TEMPLATES, title, f"{json_element('network', data)}\n{script}")
-    with atomic_replace(Path(path)) as unfinished:
+    with atomic_replace(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 def _named_samples(samples: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return every sample by the name of its button."""
     if isinstance(samples, Tensor):
         named = {str(i + 1): image for i, image in enumerate(samples)}
     else:
@@ -153,7 +139,6 @@ def _named_samples(samples: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _size_of(images: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width of images ``[N, ...]``."""
     shape = tuple(images.shape[1:])
     found = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     if len(shape) == 1:
@@ -167,9 +152,7 @@ def _size_of(images: Tensor, size: tuple[int, int] | None) -> tuple[int, int]:
 
 
 @one_trace_at_a_time
-def _network(
-    model: nn.Module, images: Tensor, learner: Any, optimizer: Any
-) -> tuple[dict[str, Any], str, int]:
+def _network(model: nn.Module, images: Tensor) -> tuple[dict[str, Any], str, int]:
     """Return what the page knows of a network, its step in JavaScript, and how many classes."""
     layers = {path or "the model": each for path, each in named_modules(model) if has_step(each)}
     step = read_step(model, images[:1], layers)
@@ -186,14 +169,11 @@ def _network(
         raise ValueError(
             f"its output must be [B, classes], of two at least, got {found} for B = 1."
         )
-    program = living(step.program)
-    if learner is not None or optimizer is not None:
-        program = _learning(model, images, learner, optimizer, layers, step.states)
-    program = planned(program)
+    program = planned(living(step.program))
     given = list(program.inputs.values())
     events = event_arrays(program, given if holds_spikes(images) else [])
     names = names_of(program, javascript_words())
-    printed = javascript_step(program, names, events)
+    source, arrays = javascript_step(program, names, events)
     # in the order in which they were called
     shown = [
         {
@@ -210,31 +190,9 @@ def _network(
     parts = {
         "input": names.fields[given[0]],
         "output": names.fields[program.outputs["y_0"]],
-        "arrays": printed.arrays,
-        "values": printed.values,
-        "states": printed.states,
-        "learned": printed.learned,
-        "signal": next((names.fields[array] for array in program.signals.values()), None),
+        **arrays,
     }
-    return {"layers": shown, "program": parts}, printed.source, shape[1]
-
-
-def _learning(
-    model: nn.Module,
-    images: Tensor,
-    learner: Any,
-    optimizer: Any,
-    layers: Mapping[str, nn.Module],
-    start: Mapping[str, Tensor],
-) -> StepProgram:
-    """Return the step of a learner, with the outputs of layers that the page shows."""
-    trial = trial_of(model, learner, optimizer, images[:1])
-    if not isinstance(trial, GradientTrial):
-        raise ValueError("a page learns from labels: give learner=tt.online(model, rule).")
-    paths = {id(each): path for path, each in named_modules(model)}
-    copied = dict(named_modules(trial.model))
-    trial.shown = {name: copied[paths[id(each)]] for name, each in layers.items()}
-    return record_learning(trial, [images[:1]], start).program
+    return {"layers": shown, "program": parts}, source, shape[1]
 
 
 _MARKED = 0.25  # from this share of the ink on a pixel belongs to the drawing

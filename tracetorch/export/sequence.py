@@ -40,7 +40,7 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
         ValueError: as :func:`step`; the model has no states, so that time does not matter to it.
 
     Example:
-        >>> from tracetorch.export.initial import initial_states
+        >>> from tracetorch.export.program import initial_states
         >>> program = sequence(nn.Sequential(nn.Linear(4, 3), LIF(3)), torch.rand(5, 2, 4))
         >>> y, states = program.module()(torch.rand(20, 8, 4), initial_states(program, batch=8))
         >>> y.shape, states["1.mem"].shape
@@ -76,7 +76,6 @@ class _ScannedStep(nn.Module):
                 self._lifted.append(name)
 
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-        """Return the outputs over time, and the states after the last step."""
         lifted = [getattr(self, name) for name in self._lifted]
         forward_step, num_states = self._step, len(states)
 

@@ -16,12 +16,14 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree, version_of
 from tracetorch.core.walk import hidden_modules, join_path, named_modules
-from tracetorch.export.exported import explain_trace_errors, run_step
-from tracetorch.export.signature import (
+from tracetorch.export.program import (
     BATCHES,
     StepSignature,
+    explain_trace_errors,
+    initial_key,
     replace_tensors,
     resized,
+    run_step,
     step_signature,
 )
 from tracetorch.snn.sequence_layer import SequenceLayer, transient_attributes_of
@@ -58,7 +60,7 @@ def step(model: nn.Module, sample: Any) -> ExportedProgram:
             batch size; or as the model.
 
     Example:
-        >>> from tracetorch.export.initial import initial_states
+        >>> from tracetorch.export.program import initial_states
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
         >>> program = step(net, torch.rand(1, 4))
         >>> states = initial_states(program, batch=8)
@@ -80,15 +82,8 @@ def export_step(
 ) -> tuple[ExportedProgram, StepSignature]:
     """Export one step as :func:`step` does; return the program and its signature.
 
-    Args:
-        model: any module.
-        sample: an input of one step.
-        batch: the batch of the program, and of the sample, which is free by default.
-        record: modules whose outputs the program returns too, by name: ``y, {name: output}`` takes
-            the place of ``y``, without modules that are not called. Several calls are refused: a
-            step has one output of each.
-        as_traced: whether composite operations and writes in place are left as they are, in half
-            of the time.
+    With ``record`` the program returns ``y, {name: output}``, of those modules that are called.
+    ``as_traced`` leaves composite operations and writes in place, in half of the time.
     """
     check_module(model)
     check_unsharded(model, "tt.export")
@@ -180,13 +175,10 @@ def check_steps(
     first = pytree.tree_map(disturbed, given)
     second = given if any(bool(leaf.any()) for leaf in leaves) else first
     pairs: list[tuple[Any, Any]] = []
-    draws = False
     with restored(model, tensors=False, training=False), torch.no_grad():
         for x, before, start in ((first, random, random), (second, {}, initial)):
             set_states(model, before)
-            draw = _random_state(leaves[0].device)
             y = call(model, pytree.tree_map(torch.clone, x))
-            draws = draws or not torch.equal(draw, _random_state(leaves[0].device))
             expected = pytree.tree_leaves((y, get_states(model)))
             output, after = run_step(program, x, start)
             found = pytree.tree_leaves((output[0] if recorded else output, after))
@@ -195,28 +187,13 @@ def check_steps(
         if isinstance(one, Tensor) and not torch.allclose(
             one, other, 1e-5, 1e-6, equal_nan=one.is_floating_point()
         ):
-            if draws:
-                raise ValueError(
-                    f"{type(model).__name__} draws random numbers in forward, in evaluation too, "
-                    "and a program draws others. Draw them by snn.Noise(..., seed=), or let "
-                    "forward take them as an input."
-                )
             raise ValueError(
                 f"{type(model).__name__} gives another step than its program, which knows states "
-                "alone: forward depends on a state being None, or something else remembers. Let "
-                "forward not depend on a state being None, and keep what remembers as a state of "
-                "an snn.Neuron, or declare it by memory() of an snn.TTModule."
+                "alone: forward depends on a state being None, draws random numbers in evaluation, "
+                "or something else remembers. Let forward not depend on a state being None, draw "
+                "by snn.Noise(..., seed=), and keep what remembers as a state of an snn.Neuron, or "
+                "declare it by memory() of an snn.TTModule."
             )
-
-
-def _random_state(device: torch.device) -> Tensor:
-    """Return the state of PyTorch's random numbers on a device."""
-    state: Tensor
-    if device.type == "cpu":
-        state = torch.get_rng_state()
-    else:
-        state = torch.get_device_module(device).get_rng_state(device)
-    return state
 
 
 class ExplicitStep(nn.Module):
@@ -251,7 +228,6 @@ class ExplicitStep(nn.Module):
             self.register_buffer(initial_key(state), value)
 
     def forward(self, x: Any, states: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-        """Return outputs and next states of one step."""
         model = self.model
         given = {f"the state {name}": state for name, state in states.items()}
         for place, leaf in pytree.tree_flatten_with_path(x)[0]:
@@ -314,11 +290,6 @@ class ExplicitStep(nn.Module):
             return {**self._step_kwargs[key], **constants}
 
         return step_kwargs
-
-
-def initial_key(state: str) -> str:
-    """Name the tensor of a program that holds what a state starts from."""
-    return f"{state.replace('.', '/')}/initial"
 
 
 @contextmanager

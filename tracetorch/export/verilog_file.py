@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from tracetorch.core.checks import check_integer, check_module
 from tracetorch.core.files import write_texts
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import one_trace_at_a_time
-from tracetorch.export.c_code.read_program import named_leaves
 from tracetorch.export.c_code.recorded import RecordedStep, record_step
+from tracetorch.export.program import named_leaves
 from tracetorch.export.verilog_code.arrangement import arranged
 from tracetorch.export.verilog_code.files import bench_module, makefile, recorded_files
 from tracetorch.export.verilog_code.network import network
@@ -158,7 +157,7 @@ def verilog(
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
     files, report = _files(model, inputs, lanes)
-    write_texts(Path(folder), files)
+    write_texts(folder, files)
     return report
 
 

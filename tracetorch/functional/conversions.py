@@ -14,25 +14,22 @@ from tracetorch.core.checks import check_number
 Real = TypeVar("Real", float, Tensor)
 
 
-def _apply_formula(
-    name: str,
-    value: Real,
-    requirement: str,
-    is_allowed: Callable[[Tensor], Tensor],
-    formula: Callable[[Tensor], Tensor],
-) -> Real:
-    """Apply ``formula`` to a tensor in its dtype, or to a number in float64."""
-    if isinstance(value, Tensor):
-        x = value
-    else:
+def _checked(
+    name: str, value: float | Tensor, requirement: str, is_allowed: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return a tensor as it is, a number in float64."""
+    if not isinstance(value, Tensor):
+        value = check_number(f"{name}: the value", value)
         # a default device of "meta" or "cuda" must not change what a plain number gives
-        number = check_number(f"{name}: the value", value)
-        x = torch.tensor(number, dtype=torch.float64, device="cpu")
-    valid = is_allowed(x)
+        value = torch.tensor(value, dtype=torch.float64, device="cpu")
+    valid = is_allowed(value)
     if not bool(valid.all()):
-        offender = x[~valid].flatten()[0].item()
+        offender = value[~valid].flatten()[0].item()
         raise ValueError(f"{name}: the value must {requirement}, got {offender}.")
-    result = formula(x)
+    return value
+
+
+def _as_given(value: Real, result: Tensor) -> Real:
     return result if isinstance(value, Tensor) else result.item()
 
 
@@ -52,13 +49,8 @@ def sigmoid_inverse(y: Real) -> Real:
         >>> torch.sigmoid(sigmoid_inverse(torch.tensor([0.1, 0.5])))
         tensor([0.1000, 0.5000])
     """
-    return _apply_formula(
-        "sigmoid_inverse",
-        y,
-        "lie in [0, 1]",
-        lambda v: (v >= 0) & (v <= 1),
-        lambda v: torch.log(v) - torch.log1p(-v),
-    )
+    v = _checked("sigmoid_inverse", y, "lie in [0, 1]", lambda v: (v >= 0) & (v <= 1))
+    return _as_given(y, torch.log(v) - torch.log1p(-v))
 
 
 def softplus_inverse(y: Real) -> Real:
@@ -77,13 +69,9 @@ def softplus_inverse(y: Real) -> Real:
         >>> softplus_inverse(200.0)
         200.0
     """
-    return _apply_formula(
-        "softplus_inverse",
-        y,
-        "be finite and not negative",
-        lambda v: (v >= 0) & (v < math.inf),
-        lambda v: v + torch.log(-torch.expm1(-v)),
-    )
+    requirement = "be finite and not negative"
+    v = _checked("softplus_inverse", y, requirement, lambda v: (v >= 0) & (v < math.inf))
+    return _as_given(y, v + torch.log(-torch.expm1(-v)))
 
 
 def halflife_to_decay(num_steps: Real) -> Real:
@@ -100,13 +88,8 @@ def halflife_to_decay(num_steps: Real) -> Real:
         >>> round(halflife_to_decay(10.0), 4)
         0.933
     """
-    return _apply_formula(
-        "halflife_to_decay",
-        num_steps,
-        "be positive",
-        lambda v: v > 0,
-        lambda v: torch.exp(-math.log(2) / v),
-    )
+    v = _checked("halflife_to_decay", num_steps, "be positive", lambda v: v > 0)
+    return _as_given(num_steps, torch.exp(-math.log(2) / v))
 
 
 def decay_to_halflife(decay: Real) -> Real:
@@ -123,13 +106,9 @@ def decay_to_halflife(decay: Real) -> Real:
         >>> round(decay_to_halflife(0.9), 4)
         6.5788
     """
-    return _apply_formula(
-        "decay_to_halflife",
-        decay,
-        "lie strictly between 0 and 1",
-        lambda v: (v > 0) & (v < 1),
-        lambda v: -math.log(2) / torch.log(v),
-    )
+    requirement = "lie strictly between 0 and 1"
+    v = _checked("decay_to_halflife", decay, requirement, lambda v: (v > 0) & (v < 1))
+    return _as_given(decay, -math.log(2) / torch.log(v))
 
 
 def time_constant_to_decay(tau: Real, dt: float = 1.0) -> Real:
@@ -151,6 +130,5 @@ def time_constant_to_decay(tau: Real, dt: float = 1.0) -> Real:
     """
     if not dt > 0:
         raise ValueError(f"time_constant_to_decay: dt must be positive, got {dt}.")
-    return _apply_formula(
-        "time_constant_to_decay", tau, "be positive", lambda v: v > 0, lambda v: torch.exp(-dt / v)
-    )
+    v = _checked("time_constant_to_decay", tau, "be positive", lambda v: v > 0)
+    return _as_given(tau, torch.exp(-dt / v))

@@ -133,7 +133,6 @@ class atan_surrogate(Surrogate):
     alpha: float = 2.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """Return ``alpha/2 / (1 + (pi/2 alpha u)^2)``."""
         scaled = (math.pi / 2 * self.alpha) * u
         return (self.alpha / 2) / (1 + scaled * scaled)
 
@@ -156,7 +155,6 @@ class sigmoid_surrogate(Surrogate):
     slope: float = 25.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """Return ``k s (1 - s)``."""
         s = torch.sigmoid(self.slope * u)
         return self.slope * s * (1 - s)
 
@@ -178,7 +176,6 @@ class fast_sigmoid_surrogate(Surrogate):
     slope: float = 25.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """Return ``1 / (1 + k |u|)^2``."""
         root = 1 / (1 + self.slope * u.abs())
         return root * root
 
@@ -201,12 +198,10 @@ class triangular_surrogate(Surrogate):
     width: float = 1.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """Return ``max(0, 1 - |u| / w) / w``."""
         return torch.clamp(1 - u.abs() / self.width, min=0.0) / self.width
 
     @property
     def support(self) -> float:
-        """``w``."""
         return self.width
 
 
@@ -228,12 +223,10 @@ class boxcar_surrogate(Surrogate):
     width: float = 1.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """Return ``1 / w`` where ``|u| < w / 2``, else 0."""
         return (u.abs() < self.width / 2).to(u.dtype) / self.width
 
     @property
     def support(self) -> float:
-        """``w / 2``."""
         return self.width / 2
 
 
@@ -255,7 +248,6 @@ class gaussian_surrogate(Surrogate):
     sigma: float = 0.5
 
     def derivative(self, u: Tensor) -> Tensor:
-        """Return ``exp(-u^2 / (2 sigma^2)) / (sigma sqrt(2 pi))``."""
         scaled = u / self.sigma
         return torch.exp(-0.5 * scaled * scaled) / (self.sigma * math.sqrt(2 * math.pi))
 
@@ -273,7 +265,6 @@ class straight_through_surrogate(Surrogate):
     """
 
     def derivative(self, u: Tensor) -> Tensor:
-        """Return 1 in the shape of ``u``."""
         return torch.ones_like(u)
 
 
@@ -306,12 +297,10 @@ class compact_support(Surrogate):
         check_positive("compact_support: width", self.width)
 
     def derivative(self, u: Tensor) -> Tensor:
-        """Return the other derivative where ``|u| < w``, else 0."""
         return torch.where(u.abs() < self.width, self.surrogate.derivative(u), 0.0)
 
     @property
     def support(self) -> float:
-        """``w``, or where the other one ends, if that is nearer."""
         other = self.surrogate.support
         return self.width if other is None else min(self.width, other)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_unsharded
-from tracetorch.snn.module import layer_label, zero_states
+from tracetorch.snn.module import layer_label
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import is_decay
@@ -23,13 +22,10 @@ _SMALL = 1e-3  # an impulse, in distances to the threshold: the response is line
 _DECAYED = 1e-4  # of its peak, at which a response has ended
 _CHUNK = 64  # steps between two looks at whether it has
 _MOST_STEPS = 20_000
-_SAMPLES = 32  # of a simulation
-_MOST_SIMULATED = 500  # steps of it
+_MOST_SIMULATED = 500  # steps in which a neuron fires from a pulse, if it does
 _MEANS = {"normal": 0.0, "uniform": 0.5}  # of the distributions of a Noise
-_DOUBLED = 40  # an impulse that brings a membrane to its threshold, from a small one
-_HALVED = 50  # and the interval that it lies in
 _LINEAR = 0.98  # of the pulse that reaches the threshold: of a linear membrane it does not
-_HALVED_TO_SPIKE = 10
+_HALVED = 20  # the interval in which the least pulse lies
 
 
 class EndlessResponseError(ValueError):
@@ -71,17 +67,6 @@ class ImpulseResponse(NamedTuple):
             rate: probability of a spike in a step.
         """
         return rate * self.kernel.sum(0) / self.distance
-
-    def white_drive(self, target: float, mean: float) -> tuple[Tensor, Tensor]:
-        """Return the deviation and the mean of white noise that gives the membranes these moments.
-
-        Args:
-            target: deviation of the membranes, in distances.
-            mean: their mean, in distances.
-        """
-        # the same sums, for an input of variance 1 in place of rate (1 - rate)
-        scale = target * self.distance / self.kernel.square().sum(0).sqrt()
-        return scale, mean * self.distance / self.kernel.sum(0)
 
 
 def impulse_response(layer: Neuron) -> ImpulseResponse:
@@ -142,8 +127,9 @@ def response_of(layer: Neuron, path: str | None) -> ImpulseResponse:
                 raise ValueError(f"{label} does not respond to a small input with a finite value.")
             if bool((highest <= _DECAYED * peak).all()):
                 kernel = torch.cat(chunks)
-                scale = free.noisy_scale(kernel, rest, distance) if free.noise else 1.0
-                return ImpulseResponse(kernel * scale, distance)
+                if free.noise and free.spikes:
+                    kernel = kernel / free.share_that_fires(kernel, rest, distance)
+                return ImpulseResponse(kernel, distance)
             # what a step without input does not change stays so, a response that is over too
             lasts = bool((changes[-1].abs() > _DECAYED * peak).any())
             still = lasts and all(map(_same_states, before, (states, quiet)))
@@ -161,100 +147,23 @@ def _same_states(one: States, other: States) -> bool:
 
 
 def decay_names(layer: SequenceLayer) -> list[str]:
-    """List the decays that a layer declares, fixed ones too."""
     return [name for name, constraint in layer.constraints.items() if is_decay(constraint)]
 
 
 def distance_to_threshold(layer: Neuron, path: str | None = None) -> Tensor:
-    """Return the distance from each membrane at rest to its threshold, ``[num_neurons]``.
-
-    Raises as :func:`impulse_response` for a layer that fires without input.
-    """
+    """Return the distance from each membrane at rest to its threshold, ``[num_neurons]``."""
     with torch.no_grad():
         return _FreeNeuron(layer, path).rest()[1]
 
 
 def to_first_spike(layer: Neuron, response: ImpulseResponse, path: str | None) -> ImpulseResponse:
-    """Return a response whose distance is what the least pulse that makes a neuron fire adds.
-
-    Of a neuron that is linear below its threshold it is the same. A voltage that runs away to its
-    peak from far below is brought to where it does.
-    """
+    """Return a response whose distance is what the least pulse that makes a neuron fire adds."""
     free = _FreeNeuron(layer, path)
     if free.noise or not free.spikes:
         return response
     with torch.no_grad():
-        rest, distance = free.rest()
-        largest, peak = response.kernel.abs().max(0)
-        pulse = response.kernel.gather(0, peak[None])[0].sign() * distance / largest
-
-        def fires(share: Tensor) -> Tensor:
-            states, fired = rest, torch.zeros_like(distance, dtype=torch.bool)
-            for number in range(min(len(response.kernel), _MOST_SIMULATED)):
-                membrane, states = free.step(share * pulse * (number == 0), states)
-                fired |= membrane >= 0
-            return fired
-
-        below, above = torch.zeros_like(distance), torch.ones_like(distance)
-        if not bool(fires(_LINEAR * above).any()):
-            return response
-        above = _least(fires, below, above, _HALVED_TO_SPIKE)
-    return response._replace(distance=above * distance)
-
-
-def _least(
-    enough: Callable[[Tensor], Tensor], below: Tensor, above: Tensor, halvings: int
-) -> Tensor:
-    """Return the least size that is enough, of an interval for each neuron that is halved."""
-    for _ in range(halvings):
-        middle = (below + above) / 2
-        high = enough(middle)
-        below, above = torch.where(high, below, middle), torch.where(high, middle, above)
-    return above
-
-
-def simulated_rate(
-    layer: Neuron, response: ImpulseResponse, target: float, mean: float
-) -> float | None:
-    """Return the share of steps in which the neurons spike, ``None`` for a layer that does not.
-
-    Their input is white noise that gives the membranes, below the threshold, the deviation
-    ``target`` and this mean, in distances from rest to threshold.
-    """
-    names = spike_functions(layer)
-    if not names:
-        return None
-    steps = min(max(2 * len(response.kernel), _CHUNK), _MOST_SIMULATED)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(steps, _SAMPLES, layer.num_neurons, generator=generator).double()
-    scale, shift = response.white_drive(target, mean)
-    drive = noise.to(scale) * scale
-    if mean:
-        drive = drive + shift
-    return float((run_from_rest(layer, drive)[steps // 2 :] != 0).double().mean())
-
-
-def run_from_rest(layer: Neuron, drive: Tensor) -> Tensor:
-    """Return the outputs of a copy of a layer, with the same noise in each call.
-
-    The input ``drive`` is ``[steps, samples, num_neurons]`` in float64.
-    """
-    layer = deepcopy(layer)
-    zero_states(layer)
-    x = drive.reshape(len(drive), *_one_step(layer, drive.shape[1]))
-    with torch.no_grad(), torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(0)  # from which noise without a seed starts
-        modules = [getattr(layer, name) for name in layer.inputs[1:]]
-        further = [noise.forward_sequence(x)[0] for noise in modules]
-        output, _ = layer.double().forward_sequence(x, further=further)
-    return output
-
-
-def _one_step(layer: Neuron, batch: int) -> tuple[int, ...]:
-    """Return the shape of one step: the batch in front, all others but the neurons of size 1."""
-    front = 1 if layer.dim < 0 else layer.dim
-    behind = -1 - layer.dim if layer.dim < 0 else 0
-    return batch, *[1] * (front - 1), layer.num_neurons, *[1] * behind
+        share = free.share_that_fires(response.kernel, *free.rest())
+    return response._replace(distance=share * response.distance)
 
 
 class _FreeNeuron:
@@ -271,7 +180,8 @@ class _FreeNeuron:
                 "these. Initialise the parts of the model without it, and set the weights before "
                 "it yourself."
             )
-        self.layer, self.shape = layer, _one_step(layer, 1)
+        front, behind = (1, -1 - layer.dim) if layer.dim < 0 else (layer.dim, 0)
+        self.layer, self.shape = layer, (*[1] * front, layer.num_neurons, *[1] * behind)
         device = next((t.device for t in [*layer.parameters(), *layer.buffers()]), None)
         self.nothing = torch.zeros(self.shape, dtype=torch.float64, device=device)
         self.noise = [
@@ -319,30 +229,29 @@ class _FreeNeuron:
             )
         return states, distance
 
-    def noisy_scale(self, kernel: Tensor, rest: States, distance: Tensor) -> Tensor | float:
-        """Return the factor by which the response reaches the threshold as the membrane does.
-
-        It is 1 where the spike function receives what is linear in the membrane.
-        """
-        if not self.spikes:
-            return 1.0
+    def share_that_fires(self, kernel: Tensor, rest: States, distance: Tensor) -> Tensor:
+        """Return the share that fires of the pulse that, by the kernel, reaches the threshold."""
         largest, peak = kernel.abs().max(0)
-        sign = kernel.gather(0, peak[None])[0].sign()
+        pulse = kernel.gather(0, peak[None])[0].sign() * distance / largest
 
-        def reached(size: Tensor) -> Tensor:
-            states, at_peak = rest, torch.zeros_like(distance)
-            for number in range(int(peak.max()) + 1):
-                membrane, states = self.step(sign * size * (number == 0), states)
-                at_peak = torch.where(peak == number, membrane, at_peak)
-            return at_peak >= 0
+        def fires(share: Tensor) -> Tensor:
+            states, fired = rest, torch.zeros_like(distance, dtype=torch.bool)
+            for number in range(min(len(kernel), _MOST_SIMULATED)):
+                membrane, states = self.step(share * pulse * (number == 0), states)
+                fired |= membrane >= 0
+            return fired
 
-        below, above = torch.zeros_like(distance), _SMALL * distance
-        for _ in range(_DOUBLED):
-            high = reached(above)
-            below, above = torch.where(high, below, above), torch.where(high, above, 2 * above)
-        if not bool(reached(above).all()):
-            raise ValueError(
-                f"{self.label} comes to its threshold from no impulse while its noise is at its "
-                "mean: how far away it is cannot be known. Set the weights before it yourself."
-            )
-        return distance / (_least(reached, below, above, _HALVED) * largest)
+        below, above = torch.zeros_like(distance), torch.ones_like(distance)
+        if not bool(fires(_LINEAR * above).any()):
+            if self.noise and not bool(fires((2 - _LINEAR) * above).all()):
+                raise ValueError(
+                    f"{self.label} comes to its threshold from no impulse while its noise is at "
+                    "its mean: how far away it is cannot be known. Set the weights before it "
+                    "yourself."
+                )
+            return above
+        for _ in range(_HALVED):
+            middle = (below + above) / 2
+            high = fires(middle)
+            below, above = torch.where(high, below, middle), torch.where(high, middle, above)
+        return above

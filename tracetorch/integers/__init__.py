@@ -18,10 +18,10 @@ Gradients. What rounds passes the gradient; what saturates passes it within its 
 from tracetorch.fuse.ir.intervals import Bounds, Interval
 from tracetorch.integers.border import Add, Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.delays import DelayedConv1d, DelayedLinear
-from tracetorch.integers.exact import check_exact, prove
 from tracetorch.integers.fixed_point import Multiplier, Rounding, Shift, multiply, shift_right
 from tracetorch.integers.layers import Conv1d, Conv2d, Linear
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
+from tracetorch.integers.ranges import check_exact, prove
 from tracetorch.integers.rounding import (
     floor,
     round,  # noqa: A004

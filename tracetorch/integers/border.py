@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_flag, check_positive
 from tracetorch.integers.layers import as_sizes, exactly
-from tracetorch.integers.loading import CheckedLoading, KnownSettings, Settings
+from tracetorch.integers.loading import CheckedLoading, KnownSettings
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import limits, saturate
 
@@ -44,23 +44,19 @@ class Quantize(KnownSettings):
         self.register_buffer("scale", torch.tensor(check_positive("scale", scale)))
         self.bits, self.signed = bits, check_flag("signed", signed)
 
-    def settings(self) -> Settings:
-        """Return what ends the numbers have."""
-        return {"bits": (self.bits, range(1, 54)), "signed": (self.signed, (False, True))}
+    def settings(self) -> Mapping[str, int]:
+        return {"bits": self.bits, "signed": int(self.signed)}
 
     def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the layer cannot have, and why."""
         scale = given.get("scale", self.scale)
         if not scale.is_meta and not bool(((scale > 0) & scale.isfinite()).all()):
             yield "scale", f"holds {scale.flatten()[0]:g}, and a scale is positive and finite."
         yield from super().objections(given)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the integers."""
         return saturate(round(x / self.scale.to(x.dtype)), self.bits, signed=self.signed)
 
     def extra_repr(self) -> str:
-        """Return the arguments, for ``repr``."""
         return f"{float(self.scale):g}, bits={self.bits}, signed={self.signed}"
 
 
@@ -87,28 +83,24 @@ class Add(CheckedLoading):
         self.first, self.second, self.factors = first, second, factors
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum."""
         first, second = self.factors
         y: Tensor = first * self.first(x) + second * self.second(x)
         return y
 
+    # without them weights mean something else
     def get_extra_state(self) -> Tensor:
-        """Return the factors for ``state_dict``: without them weights mean something else."""
         return torch.tensor(self.factors, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the factors of a ``state_dict``."""
         first, second = state.tolist()
         self.factors = first, second
 
     def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the layer cannot have, and why."""
         factors = given.get("_extra_state", torch.zeros(2))
         if factors.numel() != 2 or not torch.equal(factors, factors.round()):
             yield "_extra_state", f"holds {factors.tolist()}, and the factors are two integers."
 
     def extra_repr(self) -> str:
-        """Return the factors, for ``repr``."""
         return f"factors={self.factors}"
 
 
@@ -130,7 +122,6 @@ class SumPool(nn.Module):
         self.padding = as_sizes("padding", padding, self.ndim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sums."""
         return exactly(lambda x: self._convolve(x, *self.ones(x)), x)
 
     def ones(self, x: Tensor) -> tuple[Any, ...]:
@@ -143,7 +134,6 @@ class SumPool(nn.Module):
         return kernel, None, self.stride, self.padding, 1, channels
 
     def extra_repr(self) -> str:
-        """Return the arguments, for ``repr``."""
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 

@@ -6,7 +6,7 @@ of the past, so that the kernel over time holds the weights and zeros, and sums 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -21,11 +21,12 @@ from tracetorch.integers.layers import (
     describe_product,
     exactly,
 )
-from tracetorch.integers.loading import CheckedLoading, off_range
+from tracetorch.integers.loading import CheckedLoading, Ends
 from tracetorch.snn.delay import DelayedConv1d as FloatDelayedConv1d
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.parameters import Value
+from tracetorch.snn.passes import weight_in_loop
 
 
 class IntegerDelays(CheckedLoading, SynapticDelays):
@@ -34,13 +35,11 @@ class IntegerDelays(CheckedLoading, SynapticDelays):
     def _hold(
         self, name: str, made: Product, inputs: int, dim: int, max_delay: int, delay: Value
     ) -> None:
-        """Become a layer around a product, held under a name."""
         product, delay = cast(nn.Linear, made), _whole(delay)
         SynapticDelays.__init__(self, product, inputs, dim, max_delay, delay, 0.0, learnable=False)
         self.add_module(name, made)
 
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
         if isinstance(x, Tensor):
             check_holds_integers(x)
         return super()._check_input(x, sequence=sequence)
@@ -48,19 +47,12 @@ class IntegerDelays(CheckedLoading, SynapticDelays):
     def _raw_of(self, name: str, value: Any) -> Tensor:
         return super()._raw_of(name, _whole(value))
 
-    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the layer cannot have, and why."""
-        if "raw_delay" in given and "raw_delay" in self._buffers:
-            yield from off_range("raw_delay", given["raw_delay"], 0, self.max_delay)
-        yield from super().objections(given)
-
-    @property
-    def _integers(self) -> Product:
-        return cast(Product, self.product)
+    def ends(self) -> Mapping[str, Ends]:
+        return {"raw_delay": (0, self.max_delay)}
 
     def _check_product(self) -> None:
         """Raise where a weight would be computed by a hook: nobody calls the product."""
-        if hooked_weights(self._integers):
+        if hooked_weights(self.product):
             raise ValueError(
                 f"{self._label()} reads the weight of its product, and does not call it: make the "
                 "pruning permanent, or use torch.nn.utils.parametrize."
@@ -74,18 +66,16 @@ class IntegerDelays(CheckedLoading, SynapticDelays):
             )
 
         def product(window: Tensor) -> Tensor:
-            return self._summed(window, self.current_kernel(window.dtype), self._integers.bias)
+            inner = cast(Product, self.product)
+            kernel = weight_in_loop(self, self.kernel_of, window.dtype)
+            # places, where there are some, and time are behind the outputs
+            behind = inner.weight.ndim - 1
+            return inner.shifted(self.convolve(window, kernel, None), inner.bias, behind)
 
         return exactly(product, window)
 
-    def _summed(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        # places, where there are some, and time are behind the outputs
-        behind = self._integers.weight.ndim - 1
-        return self._integers.shifted(self.convolve(window, kernel, None), bias, behind)
-
 
 def _whole(delay: Value) -> Value:
-    """Return delays in whole steps; raise where some are none."""
     values = torch.as_tensor(delay)
     if not values.is_meta and not torch.equal(values, values.round()):
         wrong = values[values != values.round()].flatten()[0].item()

@@ -13,7 +13,7 @@ most cards slow: switch it off for speed, ``torch.backends.cudnn.allow_tf32 = Fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from tracetorch.core.checks import check_count, check_flag, check_integer
 from tracetorch.core.docstrings import SharedDescriptions
 from tracetorch.core.torch_private import constant_in_compile
-from tracetorch.integers.loading import KnownSettings, Settings, off_range
+from tracetorch.integers.loading import Ends, KnownSettings
 from tracetorch.integers.width import check_between, limits
 
 _MOST_SHIFT = 16
@@ -86,7 +86,7 @@ class Product(KnownSettings):
 
     weight: Tensor
     bias: Tensor | None
-    required, taken = 2, ("shift",)
+    required, taken = 2, "shift"
 
     def __init__(self, shape: tuple[int, ...], bias: bool, shift: int, weight_bits: int) -> None:
         super().__init__()
@@ -101,31 +101,18 @@ class Product(KnownSettings):
         """Return the sum of products, without shift and bias."""
         raise NotImplementedError
 
-    def settings(self) -> Settings:
-        """Return what the weights mean: shift and width."""
-        return {
-            "shift": (self.shift, range(_MOST_SHIFT + 1)),
-            "weight_bits": (self.weight_bits, range(2, 17)),
-        }
+    def settings(self) -> Mapping[str, int]:
+        return {"shift": self.shift, "weight_bits": self.weight_bits}
 
-    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the layer cannot have, and why."""
-        for name, bits in (("weight", self.weight_bits), ("bias", 32)):
-            if name in given and name in self._buffers:
-                yield from off_range(name, given[name], *limits(bits))
-        yield from super().objections(given)
+    def ends(self) -> Mapping[str, Ends]:
+        return {"weight": limits(self.weight_bits), "bias": limits(32)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product, shifted, and the bias added."""
-        return exactly(lambda x: self.summed(x, self.weight.to(x.dtype), self.bias), x)
+        return exactly(lambda x: self.summed(x, self.weight.to(x.dtype)), x)
 
-    def terms(self) -> tuple[Tensor, Tensor | None, int]:
-        """Return the weights, the bias, and the bits by which the sums of products are shifted."""
-        return self.weight, self.bias, self.shift
-
-    def summed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the product with given weights, shifted, and a bias added."""
-        return self.shifted(self.product(x, weight), bias, weight.ndim - 2)
+    def summed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the product with given weights, shifted, and the bias added."""
+        return self.shifted(self.product(x, weight), self.bias, weight.ndim - 2)
 
     def shifted(self, sums: Tensor, bias: Tensor | None, behind: int) -> Tensor:
         """Shift sums, with ``behind`` dimensions after that of the outputs, and add a bias."""
@@ -133,7 +120,6 @@ class Product(KnownSettings):
         return y if bias is None else y + bias.to(y.dtype).reshape(-1, *[1] * behind)
 
     def extra_repr(self) -> str:
-        """Return the arguments that all products have, for ``repr``."""
         bias = "" if self.bias is not None else ", bias=False"
         return f"{bias}, shift={self.shift}, weight_bits={self.weight_bits}"
 
@@ -175,11 +161,9 @@ class Linear(Product):
         self.in_features, self.out_features = inputs, outputs
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the sum of products, without shift and bias."""
         return F.linear(x, weight)
 
     def extra_repr(self) -> str:
-        """Return the arguments, for ``repr``."""
         return f"{self.in_features}, {self.out_features}{super().extra_repr()}"
 
 
@@ -218,12 +202,10 @@ class _Convolution(Product):
         self.kernel_size, self.stride, self.padding, self.dilation = kernel, steps, zeros, apart
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the convolution, without shift and bias."""
         places = self.stride, self.padding, self.dilation
         return self._convolve(x, weight, None, *places, self.groups)
 
     def extra_repr(self) -> str:
-        """Return the arguments, for ``repr``."""
         given = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
         for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
             value = getattr(self, name)

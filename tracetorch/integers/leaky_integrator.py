@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_choice, check_flag, check_positive
 from tracetorch.integers.fixed_point import Leak, Multiplier, Rounding, Shift, multiply
-from tracetorch.integers.loading import KnownSettings, Settings, WholeParameters
+from tracetorch.integers.loading import IntegerNeuron
 from tracetorch.integers.rounding import round  # noqa: A004
 from tracetorch.integers.width import check_between, limits, saturate, wrap
 from tracetorch.snn.leaky_integrator import Reset, states_of_parts
@@ -26,11 +27,12 @@ from tracetorch.snn.parameters import (
 Overflow: TypeAlias = Literal["saturate", "wrap"]
 Part: TypeAlias = Any  # a tensor, where the layer has the part; else None
 
+_AVERAGES = ("alpha_ema", "beta_ema", "gamma_ema")
 _LARGEST = 2**31 - 1
 _FLOAT32_BITS = 24  # the widest state in float32, and sums of two
 
 
-class LeakyIntegrator(KnownSettings, WholeParameters):
+class LeakyIntegrator(IntegerNeuron):
     """Leaky integrator of integers: every one of the twelve layers, as integer hardware runs it.
 
     Parts in [brackets] exist only where their argument is given. ``H(u) = 1 if u > 0 else 0``;
@@ -97,7 +99,7 @@ class LeakyIntegrator(KnownSettings, WholeParameters):
 
     states: ClassVar[tuple[str, ...]] = ("mem", "syn", "rec", "prev_output")
     rec_weight_fraction: int
-    required, taken = 1, ("rec_weight_fraction",)
+    required, taken = 1, "rec_weight_fraction"
 
     def __init__(
         self,
@@ -143,15 +145,14 @@ class LeakyIntegrator(KnownSettings, WholeParameters):
         largest = limits(self.state_bits)[1]
         for name, decay_value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             learns = isinstance(decay, Multiplier)
-            self._part(name, decay_value, 0, decay.largest, learns=learns)
+            integer_weight(self, name, decay_value, 0, decay.largest, learns=learns)
         for name, magnitude in (("pos_threshold", pos_threshold), ("neg_threshold", neg_threshold)):
-            self._part(name, magnitude, 0, largest)
+            integer_weight(self, name, magnitude, 0, largest)
         scales = {"pos_scale": pos_scale, "neg_scale": neg_scale}
         for name, weight in {**scales, "rec_weight": rec_weight, "bias": bias}.items():
-            self._part(name, weight, -_LARGEST, _LARGEST)
+            integer_weight(self, name, weight, -_LARGEST, _LARGEST)
         self.option("overflow", overflow, check=partial(check_choice, allowed=get_args(Overflow)))
-        averages = {"alpha_ema": alpha_ema, "beta_ema": beta_ema, "gamma_ema": gamma_ema}
-        for name, flag in averages.items():
+        for name, flag in zip(_AVERAGES, (alpha_ema, beta_ema, gamma_ema), strict=True):
             self.option(name, flag, check=check_flag)
         fraction = partial(check_between, low=0, high=16)
         self.option("rec_weight_fraction", rec_weight_fraction, check=fraction)
@@ -160,33 +161,21 @@ class LeakyIntegrator(KnownSettings, WholeParameters):
         self.option("spike", surrogate_derivative)
         self.option("unit", unit, check=_check_unit)
 
-    def _part(
-        self, name: str, setup: WeightSetup | None, low: float, high: float, learns: bool = True
-    ) -> None:
-        """Declare a parameter of integers, or that the layer has none of this name."""
-        if setup is None:
-            self.option(name, None, fixed=True)
-        else:
-            integer_weight(self, name, setup, low, high, learns=learns)
-
     @property
     def active_states(self) -> tuple[str, ...]:
         """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
         return states_of_parts(self._declared.constraints)
 
-    def settings(self) -> Settings:
-        """Return what the numbers mean: point, width, decay's bits (of a shift 0) and ends."""
-        decay, flags = self.decay_by, (False, True)
-        bits = decay.bits if isinstance(decay, Multiplier) else 0
+    def settings(self) -> Mapping[str, int]:
+        decay = self.decay_by
         return {
-            "rec_weight_fraction": (self.rec_weight_fraction, range(17)),
-            "state_bits": (self.state_bits, range(4, 33)),
-            "bits of decay": (bits, range(17)),
-            "rounding of decay": (decay.rounding, get_args(Rounding)),
-            "overflow": (self.overflow, get_args(Overflow)),
-            "reset": (self.reset, get_args(Reset)),
-            **{name: (getattr(self, name), flags) for name in ("alpha_ema", "beta_ema")},
-            "gamma_ema": (self.gamma_ema, flags),
+            "rec_weight_fraction": self.rec_weight_fraction,
+            "state_bits": self.state_bits,
+            "bits of decay": decay.bits if isinstance(decay, Multiplier) else 0,
+            "rounding of decay": get_args(Rounding).index(decay.rounding),
+            "overflow": get_args(Overflow).index(self.overflow),
+            "reset": get_args(Reset).index(self.reset),
+            **{name: int(getattr(self, name)) for name in _AVERAGES},
         }
 
     @staticmethod
@@ -251,7 +240,8 @@ class LeakyIntegrator(KnownSettings, WholeParameters):
             if threshold is None:
                 continue
             threshold = round(threshold)
-            fired = spike(scaled(sign * mem - threshold, threshold, unit))
+            above, one = sign * mem - threshold, threshold.detach().clamp(min=1)
+            fired = spike(above / one if unit is None else above * (1 / unit))
             again = fired.detach() if detach_reset else fired
             if reset == "subtract":
                 mem = fit(mem - sign * again * threshold)
@@ -265,12 +255,20 @@ class LeakyIntegrator(KnownSettings, WholeParameters):
 
 
 def integer_weight(
-    layer: Neuron, name: str, setup: WeightSetup, low: float, high: float, *, learns: bool = True
+    layer: Neuron,
+    name: str,
+    setup: WeightSetup | None,
+    low: float,
+    high: float,
+    learns: bool = True,
 ) -> None:
-    """Declare a parameter of integers, which does not learn unless its setup says so.
+    """Declare a parameter of integers, or that there is none; it learns if its setup says so.
 
     The step rounds it. A shift, which has no gradient, may not learn.
     """
+    if setup is None:
+        layer.option(name, None, fixed=True)
+        return
     resolved = resolve_setup(name, setup, Weight(0.0, 0, False))
     if resolved.learnable and not learns:
         raise ValueError(f"{name} is a shift, which has no gradient: it cannot learn.")
@@ -279,11 +277,6 @@ def integer_weight(
     if not resolved.learnable and not raw.is_meta and not torch.equal(raw, raw.round()):
         wrong = raw[raw != raw.round()][0].item()
         raise ValueError(f"{name} must be integers, got {wrong:g}.")
-
-
-def scaled(above: Tensor, threshold: Tensor, unit: float | None) -> Tensor:
-    """Return the distance ``above`` a threshold in units, as a surrogate takes it."""
-    return above / threshold.detach().clamp(min=1) if unit is None else above * (1 / unit)
 
 
 def _check_unit(name: str, value: object) -> float | None:

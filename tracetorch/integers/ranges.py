@@ -1,23 +1,22 @@
-"""Ranges of all that a model computes, from the range of its inputs, over any number of steps.
+"""Ranges of all that a model computes, over any number of steps, and the proof that they are exact.
 
 The model is read as graphs, its own and those inside of every ``Recurrent``, and run over intervals
-instead of numbers, by the rules with which ``tt.export.c`` finds the widths of its integers: steps
-and functions line by line (``fuse/ir/intervals.py``), products by the sums of their weights. States
-grow until nothing grows any more, those of all layers together.
+instead of numbers: steps and functions line by line (``fuse/ir/intervals.py``), products by the
+sums of their weights. States grow until nothing grows any more, those of all layers together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import reduce
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_module
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path
 from tracetorch.fuse.dispatch.plans import program_of
@@ -27,7 +26,6 @@ from tracetorch.fuse.ir.intervals import (
     Interval,
     bounds,
     check_reach,
-    constant,
     hull,
     interval_of,
     invariant,
@@ -38,6 +36,7 @@ from tracetorch.fuse.ir.intervals import (
 from tracetorch.fuse.ir.lower import lower
 from tracetorch.fuse.ir.trace import input_names
 from tracetorch.integers.border import Quantize, SumPool
+from tracetorch.integers.layers import Product
 from tracetorch.integers.width import limits
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.dropout import LockedDropout
@@ -46,7 +45,7 @@ from tracetorch.snn.neuron import Neuron, beside_step, has_step
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
 
-_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+PRODUCTS = (Product, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # what they return are values that they are given, or zero
 _PASSING = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
@@ -58,49 +57,80 @@ _SHAPES = {
     *("split", "cat", "stack", "t", "swapaxes", "flip", "roll", "max_pool1d", "max_pool2d"),
 }
 _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
-
 _NAMES = {"min": "low", "max": "high"}  # of arguments that a rule calls otherwise
 
-Key = tuple[str, str]  # path of a layer, name of a state
-Given = Mapping[str, Interval]
-Place = TypeVar("Place", bound=Hashable)
+Key: TypeAlias = tuple[str, str]  # path of a layer, name of a state
+Given: TypeAlias = Mapping[str, Interval]
 
 
-class Ranges(NamedTuple):
-    """Table of all intervals that are proved of a model, by the path of a module.
+def prove(
+    layer: Neuron,
+    inputs: Mapping[str, Interval],
+    *,
+    ndim: int = 2,
+    dtype: torch.dtype = torch.float32,
+) -> Bounds:
+    """Prove how large every number of a layer's step can become, over any number of steps.
 
-    What is called several times in a step has the smallest interval that holds all of its calls.
-
-    Args:
-        steps: of every neuron layer the intervals of its step, :class:`Bounds`: ``lines``,
-            ``outputs`` and next states.
-        inputs: of every neuron layer those of its inputs, by name.
-        sums: of every product that of a register that adds weights times inputs up, in any order,
-            before its shift and its bias.
-        outputs: of every module that of what it returns.
-    """
-
-    steps: dict[str, Bounds]
-    inputs: dict[str, Given]
-    sums: dict[str, Interval]
-    outputs: dict[str, Interval]
-
-
-def ranges_of(model: nn.Module, x: Tensor) -> Ranges:
-    """Return the intervals of a model's sums and steps, for inputs in the range of a sample or 0.
-
-    This is the one table of them, over any number of steps, that proofs, chips and circuits read;
-    :func:`tracetorch.export.c_code.widths.found_widths` is that of a traced program's arrays.
+    The step is traced, and its lines are followed in interval arithmetic from the parameters that
+    the layer has now, until the states do not grow any more. Each line then has its least and its
+    largest value, and with them the bits that a circuit needs.
 
     Args:
-        model: nothing of it changes.
-        x: a sequence ``[T, B, ...]``.
+        layer: a neuron layer.
+        inputs: where its inputs lie, by name: ``{"x": Interval(-128, 127)}``.
+        ndim: number of dimensions of the tensor of one step.
+        dtype: float32 or float64.
 
     Raises:
-        TypeError: the sample is none of floats.
-        ValueError: a number can leave the exact range or be no integer, or something in the model
-            has no rule. The message names it.
+        ValueError: the step cannot be traced, or does what has no rule of interval arithmetic.
+
+    Example:
+        >>> from tracetorch import integers
+        >>> layer = integers.LeakyIntegrator(3, beta=128, pos_threshold=100, state_bits=16)
+        >>> found = prove(layer, {"x": Interval(-64, 63)})
+        >>> found.outputs["next_mem"].bits, found.outputs["output"].bits
+        (11, 2)
+        >>> found.exact
+        True
     """
+    step = _Step(layer, ndim, dtype)
+    return invariant(step.starts, lambda states, _: step.bounds(inputs, states))[0]
+
+
+def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
+    """Check that no number of an integer model leaves the exact range of its dtype.
+
+    float32 holds every integer up to 2^24, float64 up to 2^53; beyond, sums are rounded, and what
+    runs here is not what integer hardware computes. Ranges are followed from the inputs through
+    the whole model, whatever fires, over any number of steps: of neurons line by line of their
+    step, of linear layers and convolutions through their sums, in whatever order these are made.
+
+    Args:
+        model: a module that can be read as a graph: integer products, neurons, pools, delays,
+            branches and functions between them, as they are in evaluation. Nothing of it changes,
+            its states included.
+        x: a sequence ``[T, B, ...]`` of integers. The proof holds for all inputs between its least
+            value and its largest, and for zero; behind a ``Quantize``, which saturates, for any.
+
+    Returns:
+        The intervals of outputs and states of every neuron layer, by the layer's name.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``x`` holds no floats.
+        ValueError: a layer may leave the exact range, or get or compute what is no integer, or a
+            module or function has no rule. The message names it and says what.
+
+    Example:
+        >>> from tracetorch import integers
+        >>> linear = nn.Linear(2, 2, bias=False)
+        >>> linear.weight.data = torch.tensor([[100.0, -7.0], [3.0, 127.0]])
+        >>> model = nn.Sequential(linear, integers.LeakyIntegrator(2, pos_threshold=100))
+        >>> found = check_exact(model, torch.ones(5, 1, 2))
+        >>> found["1"]["mem"].high, found["1"]["mem"].bits
+        (1969.0, 13)
+    """
+    check_module(model)
     if not x.is_floating_point():
         raise TypeError(f"x must hold its integers in floats, got {x.dtype}: x.float().")
     read = _Model(model, x[0])
@@ -108,7 +138,7 @@ def ranges_of(model: nn.Module, x: Tensor) -> Ranges:
     return invariant(read.starts, lambda states, last: read.step(values, states, last))[0]
 
 
-class StepRanges:
+class _Step:
     """Graph of a layer's step, the intervals of its parameters, and what its states start from."""
 
     def __init__(self, layer: Neuron, ndim: int, dtype: torch.dtype) -> None:
@@ -138,8 +168,7 @@ class StepRanges:
 
 
 def is_node(module: nn.Module) -> bool:
-    """Whether a module is one node of the graphs that are read."""
-    return is_layer(module) or hasattr(module, "terms") or isinstance(module, Quantize | SumPool)
+    return is_layer(module) or isinstance(module, Product | Quantize | SumPool)
 
 
 class _Model:
@@ -149,11 +178,10 @@ class _Model:
         self.dtype = ARITHMETIC_DTYPE[x.dtype]
         self.graphs: dict[str, ModelGraph] = {}
         self.starts: dict[Key, Interval] = {}
-        self.steps: dict[str, StepRanges] = {}
+        self.steps: dict[str, _Step] = {}
         self.read(model, x, "")
 
     def read(self, module: nn.Module, x: Tensor, path: str) -> None:
-        """Read a module, and what is inside of it."""
         graph = self.graphs[path] = read_model(module, x, is_leaf=is_node)
         for node in graph.nodes:
             layer, inner = node.module, join_path(path, node.path)
@@ -163,15 +191,15 @@ class _Model:
                     given = x.new_zeros(of.shape or ())
                     self.read(getattr(layer, name), given, join_path(inner, name))
             elif has_step(layer):
-                made = self.steps[inner] = StepRanges(layer, len(node.shape or ()), self.dtype)
+                made = self.steps[inner] = _Step(layer, len(node.shape or ()), self.dtype)
                 self.starts |= {(inner, name): each for name, each in made.starts.items()}
 
     def step(
         self, x: Interval, states: Mapping[Key, Interval], check: bool
-    ) -> tuple[Ranges, dict[Key, Interval]]:
-        """Return what a step computes, and the states that it leaves; raise, if ``check``."""
+    ) -> tuple[dict[str, dict[str, Interval]], dict[Key, Interval]]:
+        """Return what neurons compute, and the states that they leave; raise, if ``check``."""
         # a layer that is called again in a step goes on from where it was left
-        self.states, self.check, self.found = dict(states), check, Ranges({}, {}, {}, {})
+        self.states, self.check, self.found = dict(states), check, dict[str, dict[str, Interval]]()
         self.run("", x)
         return self.found, self.states
 
@@ -180,7 +208,7 @@ class _Model:
 
         def call(node: Node, args: Any, kwargs: Any) -> Interval:
             if node.module is None:
-                return self.function(node, args, kwargs)
+                return self.function(node.place, node.operation.removesuffix("_"), args, kwargs)
             here = join_path(path, node.path)
             place = label(here, node.module)
             if not type(node.module).forward.__module__.startswith(("tracetorch.", "torch.")):
@@ -188,21 +216,26 @@ class _Model:
             names = getattr(node.module, "inputs", ("x",))
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             given = {name: _interval(each) for name, each in given.items()}
-            found = self.module(here, place, node.module, given)
-            self.check_reach(place, found)
-            _add(self.found.outputs, here, found)
-            return found
+            return self.reached(place, self.module(here, place, node.module, given))
 
         output = self.graphs[path].run(x, call=call)
         return reduce(hull, map(_interval, pytree.tree_leaves(output)))
 
-    def check_reach(self, place: str, reached: Interval) -> None:
-        """Raise where integers may be rounded."""
+    def reached(self, place: str, value: Interval) -> Interval:
+        """Return an interval; raise where integers of it may be rounded."""
         if self.check:
-            check_reach(place, reached, self.dtype)
+            check_reach(place, value, self.dtype)
+        return value
+
+    def check_whole(
+        self, place: str, value: Interval, what: str = "gets, holds or returns what"
+    ) -> None:
+        if self.check and not np.min(value.step) >= 0:
+            raise ValueError(
+                f"{place} {what} is no integer. Scale and round it, tt.integers.round(scale * x)."
+            )
 
     def module(self, path: str, place: str, module: Any, given: Given) -> Interval:
-        """Return the interval of what a module returns."""
         if has_step(module):
             return self.neuron(path, place, module, given)
         (source,) = given.values()
@@ -210,29 +243,33 @@ class _Model:
             key = path, "prev_output"
             fed = self.run(join_path(path, "connection"), self.states[key])
             ends = source.low + fed.low, source.high + fed.high
-            drive = Interval(*ends, step=np.minimum(source.step, fed.step))
-            self.check_reach(place, drive)
+            drive = self.reached(place, Interval(*ends, np.minimum(source.step, fed.step)))
             self.states[key] = self.run(join_path(path, "neuron"), drive)
             return self.states[key]
-        if isinstance(module, (*_PRODUCTS, SynapticDelays)) or hasattr(module, "terms"):
-            return self.sums(path, place, module, source)
+        if isinstance(module, (*PRODUCTS, SynapticDelays)):
+            return self.sums(place, module, source)
         if isinstance(module, Delay):
             whole = interval_of(module.delay).step == 0 and module.sigma == 0
             self.check_whole(place, source if whole else Interval(0, 1, -math.inf))
             return with_zero(source)
-        found = _plain(module, source)
-        if found is None:
-            average = isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d)
-            raise ValueError(
-                f"{place} averages, and an average is no integer. Sum, tt.integers.SumPool2d."
-                if average
-                else f"{place} has no rule of ranges: nothing is proved of what it returns. Prove "
-                "neuron layers one by one, tt.integers.prove."
-            )
-        return found
+        if isinstance(module, Quantize):
+            # whatever comes: inputs may be larger than those of a sample, and saturate here
+            low, high = limits(module.bits, signed=module.signed)
+            return Interval(float(low), float(high))
+        if isinstance(module, SumPool):
+            return weighted_sums(torch.ones(1, math.prod(module.kernel_size)), None, source)[0]
+        if isinstance(module, nn.ReLU):
+            return self.function(place, "relu", (source,), {})
+        if isinstance(module, nn.Hardtanh):
+            return self.function(place, "clamp", (source, module.min_val, module.max_val), {})
+        if isinstance(module, _PASSING):
+            return source
+        raise ValueError(
+            f"{place} has no rule of ranges: nothing is proved of what it returns. Prove neuron "
+            "layers one by one, tt.integers.prove; sum where it averages, tt.integers.SumPool2d."
+        )
 
     def neuron(self, path: str, place: str, layer: Neuron, inputs: Given) -> Interval:
-        """Return the interval of the output of a neuron layer."""
         missing = [name for name in layer.inputs if name not in inputs]
         beside = beside_step(layer)
         if missing or beside is not None:
@@ -249,52 +286,34 @@ class _Model:
                 f"{max(each.magnitude for each in inputs.values()):.0f}: {found.fault}. Give fewer "
                 "bits, smaller inputs, or x.double() and model.double()."
             )
-        output = overall(found.outputs["output"])
-        if path in self.found.steps:
-            found = _union(self.found.steps[path], found)
-            inputs = {n: hull(each, self.found.inputs[path][n]) for n, each in inputs.items()}
-        self.found.steps[path], self.found.inputs[path] = found, inputs
-        return output
+        table = self.found.setdefault(path, {})
+        for name, each in found.outputs.items():
+            short, new = name.removeprefix("next_"), overall(each)
+            table[short] = hull(table[short], new) if short in table else new
+        return overall(found.outputs["output"])
 
-    def check_whole(
-        self, place: str, value: Interval, what: str = "gets, holds or returns what"
-    ) -> None:
-        """Raise where a module gets or holds what is no integer."""
-        if self.check and not np.min(value.step) >= 0:
-            raise ValueError(
-                f"{place} {what} is no integer. Scale and round it, tt.integers.round(scale * x)."
-            )
-
-    def sums(self, path: str, place: str, module: Any, source: Interval) -> Interval:
+    def sums(self, place: str, module: Any, source: Interval) -> Interval:
         """Return the interval of sums of products, those on the way checked."""
         self.check_whole(place, source)
-        product = module
+        product, weight = module, module.weight
         if isinstance(module, SynapticDelays):
-            product, source = module.product, with_zero(source)
-        weight, bias, shift = terms_of(product)
-        if product is not module:  # a delay between two steps spreads a weight over both
-            weight = module.kernel_of(torch.float64)
-        for each in (weight, bias):
+            # a delay between two steps spreads a weight over both
+            product, weight = module.product, module.kernel_of(torch.float64)
+            source = with_zero(source)
+        for each in (weight, product.bias):
             if each is not None:
                 self.check_whole(place, interval_of(each))
-        plain, reached = weighted_sums(weight, None, source)
-        self.check_reach(place, reached)
-        _add(self.found.sums, path, reached)
-        if shift < 0:
-            return mapped(plain, lambda x: np.floor(x * 2.0**shift), 0.0)
-        found, reached = weighted_sums(weight.double() * 2.0**shift, bias, source)
-        self.check_reach(place, reached)
+        shift = product.shift if isinstance(product, Product) else 0
+        self.reached(place, weighted_sums(weight, None, source)[1])
+        found, reached = weighted_sums(weight.double() * 2.0**shift, product.bias, source)
+        self.reached(place, reached)
         return found
 
-    def function(self, node: Node, args: Any, kwargs: Any) -> Interval:
-        """Return the interval of what a function between modules returns."""
-        name, place = node.operation.removesuffix("_"), node.place
+    def function(self, place: str, name: str, args: Any, kwargs: Any) -> Interval:
         if name in _SHAPES:
             given = pytree.tree_leaves((args, kwargs))
             ranges = [_interval(each) for each in given if isinstance(each, Interval | Tensor)]
-            found = reduce(hull, ranges)
-            self.check_reach(place, found)
-            return found
+            return self.reached(place, reduce(hull, ranges))
         builder, reads = Builder(), dict[str, Interval]()
 
         def operand(given: Any) -> Any:
@@ -314,8 +333,7 @@ class _Model:
                 f"{place} has no rule of ranges, so that nothing is proved of what it returns: "
                 f"{reason}."
             ) from None
-        found = overall(proved.outputs["output"])
-        self.check_reach(place, found)
+        found = self.reached(place, overall(proved.outputs["output"]))
         if self.check and not proved.exact:
             raise ValueError(f"{place} is not exact in {self.dtype}: {proved.fault}.")
         return found
@@ -323,49 +341,3 @@ class _Model:
 
 def _interval(given: Any) -> Interval:
     return given if isinstance(given, Interval) else interval_of(given)
-
-
-def _add(table: dict[Place, Interval], key: Place, found: Interval) -> None:
-    """Enter an interval in a table, beside what is there."""
-    table[key] = hull(table[key], found) if key in table else found
-
-
-def _union(one: Bounds, other: Bounds) -> Bounds:
-    """Return the intervals of two calls of one step."""
-    pairs = zip(one.lines, other.lines, strict=True)
-    lines = tuple((line, hull(first, second)) for (line, first), (_, second) in pairs)
-    outputs = {name: hull(each, other.outputs[name]) for name, each in one.outputs.items()}
-    inputs = {name: hull(each, other.inputs[name]) for name, each in one.inputs.items()}
-    return replace(one, lines=lines, outputs=outputs, inputs=inputs)
-
-
-def _plain(module: Any, source: Interval) -> Interval | None:
-    """Return the interval of what a module without weights and states returns, if it has a rule."""
-    low, high = 0.0, math.inf  # nn.ReLU
-    if isinstance(module, Quantize):
-        # whatever comes: inputs may be larger than those of a sample, and saturate here
-        least, most = limits(module.bits, signed=module.signed)
-        return Interval(float(least), float(most))
-    if isinstance(module, SumPool):
-        return weighted_sums(torch.ones(1, math.prod(module.kernel_size)), None, source)[0]
-    if isinstance(module, nn.Hardtanh):
-        low, high = module.min_val, module.max_val
-    if isinstance(module, nn.ReLU | nn.Hardtanh):
-        # an end that is reached is a value, of a step of its own
-        steps = [constant(low).step] if np.min(source.low) < low else []
-        steps += [constant(high).step] if np.max(source.high) > high else []
-        return mapped(source, lambda x: np.clip(x, low, high), min([source.step, *steps]))
-    return source if isinstance(module, _PASSING) else None
-
-
-def mapped(x: Interval, function: Callable[[Any], Any], step: Any) -> Interval:
-    """Return the interval of a function that never falls, of the step that its values have."""
-    return Interval(float(function(x.low)), float(function(x.high)), step)
-
-
-def terms_of(product: Any) -> tuple[Tensor, Tensor | None, int]:
-    """Return the weights, the bias and the shift of a product."""
-    if isinstance(product, _PRODUCTS):
-        return product.weight, product.bias, 0
-    found: tuple[Tensor, Tensor | None, int] = product.terms()
-    return found

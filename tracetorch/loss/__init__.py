@@ -11,11 +11,10 @@ from tracetorch.loss.cross_entropy import (
     first_spike_cross_entropy,
     membrane_cross_entropy,
     rate_cross_entropy,
+    soft_cross_entropy,
+    temporal_cross_entropy,
 )
-from tracetorch.loss.mse import count_mse, first_spike_mse, membrane_mse, rate_mse
-from tracetorch.loss.soft_cross_entropy import soft_cross_entropy
-from tracetorch.loss.temporal_cross_entropy import temporal_cross_entropy
-from tracetorch.loss.van_rossum import van_rossum
+from tracetorch.loss.mse import count_mse, first_spike_mse, membrane_mse, rate_mse, van_rossum
 
 __all__ = [
     "count_cross_entropy",

@@ -13,11 +13,12 @@ from typing import TypeAlias
 from torch import Tensor
 
 from tracetorch import decode
-from tracetorch.decode.first_spike import magnitude
-from tracetorch.loss.descriptions import describe_activity, describe_pooled_activity
-from tracetorch.loss.reduction import (
+from tracetorch.decode.decoders import magnitude
+from tracetorch.loss.shared import (
     Reduction,
     check_positive_scalar,
+    describe_activity,
+    describe_pooled_activity,
     mean_over_neurons,
     reduce_batch,
 )

@@ -14,13 +14,6 @@ from tracetorch.ragged import TIME_FIRST
 By: TypeAlias = Literal["rate", "count", "first_spike", "last", "maximum"]
 
 
-def check_by(by: object) -> None:
-    """Raise ``ValueError`` unless ``by`` names a decoder; losses call the rate a mean."""
-    if by == "mean":
-        raise ValueError("by must be 'rate' for the mean over time, of membranes too, got 'mean'.")
-    check_choice("by", by, get_args(By))
-
-
 def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
     """Return the share of samples that are classified correctly.
 
@@ -55,7 +48,9 @@ def accuracy(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None 
 
 def correct(x: Tensor, target: Tensor, *, by: By = "rate", mask: Tensor | None = None) -> Tensor:
     """Mark the samples that are classified correctly, ``[B]``; arguments as :func:`accuracy`."""
-    check_by(by)
+    if str(by) == "mean":  # as losses call it
+        raise ValueError("by must be 'rate' for the mean over time, of membranes too, got 'mean'.")
+    check_choice("by", by, get_args(By))
     scores: Tensor = getattr(decode, by)(x, mask=mask)
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype is torch.bool:
         is_tensor = isinstance(target, Tensor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from tracetorch.core.checks import check_nonnegative
 from tracetorch.metrics.operations import SynapticOperations
@@ -40,9 +40,8 @@ class EnergyAssumptions:
     source: str = "Horowitz, ISSCC 2014: 32-bit floating point, 45 nm, 0.9 V; without memory"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if field.name != "source":
-                check_nonnegative(field.name, getattr(self, field.name), unit="picojoules")
+        for name in ("mac_pj", "ac_pj", "update_pj"):
+            check_nonnegative(name, getattr(self, name), unit="picojoules")
 
     def __str__(self) -> str:
         return (
@@ -80,14 +79,10 @@ class Energy:
         return self.synapses_pj + self.neurons_pj
 
     def __str__(self) -> str:
-        figures = [
-            f"{pj * 1e-6:.3g}"
-            for pj in (self.total_pj, self.synapses_pj, self.neurons_pj, self.dense_pj)
-        ]
-        return (
-            f"{figures[0]} uJ per sample (synapses {figures[1]}, neurons {figures[2]}; "
-            f"dense {figures[3]}) at {self.assumptions}"
-        )
+        figures = self.total_pj, self.synapses_pj, self.neurons_pj, self.dense_pj
+        total, *parts = (f"{pj * 1e-6:.3g}" for pj in figures)
+        shares = "(synapses {}, neurons {}; dense {})".format(*parts)
+        return f"{total} uJ per sample {shares} at {self.assumptions}"
 
 
 def energy(

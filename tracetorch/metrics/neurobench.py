@@ -1,14 +1,23 @@
-"""Count synaptic operations, activation sparsity and membrane updates as NeuroBench does."""
+"""Measure what NeuroBench does: operations, activations and updates of a run, size of a model."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from tracetorch.core.checks import check_module
+from tracetorch.core.walk import named_modules, named_parameters
 from tracetorch.metrics.observe import observe
-from tracetorch.metrics.operations import SynapticOperations, check_counted, sum_operations
+from tracetorch.metrics.operations import (
+    WEIGHTED,
+    SynapticOperations,
+    check_counted,
+    sum_operations,
+)
 from tracetorch.probe.layers import neuron_layers
+from tracetorch.snn.sparse_linear import SparseLinear
 
 
 def synaptic_operations(
@@ -21,10 +30,10 @@ def synaptic_operations(
 ) -> SynapticOperations:
     """Count effective and dense operations of all products, per sample.
 
-    Products are those of linear and convolutional layers, and, as they run, of all other modules:
-    matrix products (``@``, ``torch.einsum``), attention, and functions such as ``F.linear``. One
-    between two activations accumulates in a step where either of them is all 0, 1 or -1; weights
-    that are computed from weights alone cost nothing. Elementwise products are not counted.
+    Products are counted as they run, step by step: of linear and convolutional layers, matrix
+    products (``@``, ``torch.einsum``), attention, and functions such as ``F.linear``. One between
+    two activations accumulates in a step where either of them is all 0, 1 or -1; weights that are
+    computed from weights alone cost nothing. Elementwise products are not counted.
 
     The model runs from rest and in evaluation mode, and is restored afterwards.
 
@@ -32,7 +41,7 @@ def synaptic_operations(
         model: any ``nn.Module``.
         x: the inputs ``[T, B, ...]``, as for ``tt.unroll``.
         steps: as for ``tt.unroll``; every step is counted, also of a constant input.
-        by: as for ``tt.unroll``.
+        by: as for ``tt.unroll``; what is counted are single steps whichever it is.
         mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
             belongs at the end.
 
@@ -76,13 +85,14 @@ def activation_sparsity(
         1.0
     """
     modules, _ = observe(model, x, steps=steps, by=by, mask=mask)
-    active = [stats for stats in modules if stats.activates and stats.values]
+    active = [s for s in modules if isinstance(s.total, Tensor)]
     if not active:
         raise ValueError(
             f"{type(model).__name__} has no activation: no neuron that spikes, ReLU or sigmoid was "
             "called."
         )
-    return 1 - sum(stats.nonzero for stats in active) / sum(stats.values for stats in active)
+    fired = sum(float(torch.as_tensor(stats.fired).sum()) for stats in active)
+    return 1 - fired / sum(float(torch.as_tensor(stats.total).sum()) for stats in active)
 
 
 def membrane_updates(
@@ -109,3 +119,81 @@ def membrane_updates(
     neuron_layers(model)  # raises where nothing has a membrane
     modules, inputs = observe(model, x, steps=steps, by=by, mask=mask)
     return sum(stats.updates for stats in modules) / inputs.batch
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Count the parameter values, shared ones once.
+
+    Args:
+        model: any ``nn.Module``.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+
+    Example:
+        >>> parameter_count(nn.Sequential(nn.Linear(4, 3), LIF(3)))
+        21
+    """
+    check_module(model)
+    return sum(p.numel() for p in named_parameters(model).values())
+
+
+def footprint(model: nn.Module) -> int:
+    """Sum the bytes of all parameters and buffers; states, which depend on the batch, are left out.
+
+    Args:
+        model: any ``nn.Module``.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+
+    Example:
+        >>> footprint(nn.Sequential(nn.Linear(4, 3), LIF(3)))
+        84
+
+    Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
+    """
+    check_module(model)
+    buffers = {id(b): b for _, m in named_modules(model) for b in m.buffers(recurse=False)}
+    tensors = *named_parameters(model).values(), *buffers.values()
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def connection_sparsity(model: nn.Module) -> float:
+    """Return the share of zero weights in linear, convolutional and PyTorch's recurrent layers.
+
+    Where a sparse layer has no edge the weight is zero.
+
+    Args:
+        model: any ``nn.Module``.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+        ValueError: it has no such layer.
+
+    Example:
+        >>> layer = nn.Linear(4, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+        >>> connection_sparsity(nn.Sequential(layer, LIF(1)))
+        0.25
+
+    Reference: Yik et al., "The NeuroBench framework", Nature Communications 16 (2025).
+    """
+    check_module(model)
+    weights: list[Tensor] = []
+    absent = 0
+    for _, module in named_modules(model):
+        if isinstance(module, WEIGHTED):
+            weights.append(module.weight)  # NeuroBench leaves biases out
+        elif isinstance(module, SparseLinear):
+            weights.append(module.edge_weight())
+            absent += max(0, module.in_features * module.out_features - module.edges.shape[1])
+        elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            weights.extend(module.parameters())
+    if not weights:
+        raise ValueError(
+            f"{type(model).__name__} has no connections: no linear, convolutional or recurrent "
+            "layer of PyTorch's."
+        )
+    zeros = absent + sum(int(torch.count_nonzero(w == 0)) for w in weights)
+    return zeros / (absent + sum(w.numel() for w in weights))

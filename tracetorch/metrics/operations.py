@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
 from tracetorch.snn.spike_functions import spike_functions
 
-# Activations in NeuroBench's sense, besides neurons that spike
+# Activations in NeuroBench's sense, besides neurons that spike; layers whose weights it counts
 _ACTIVATIONS = (nn.ReLU, nn.Sigmoid)
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,8 @@ class SynapticOperations:
         return self.effective_macs + self.effective_acs
 
     def __add__(self, other: SynapticOperations) -> SynapticOperations:
-        return SynapticOperations(
-            self.effective_macs + other.effective_macs,
-            self.effective_acs + other.effective_acs,
-            self.dense + other.dense,
-        )
+        both = zip(astuple(self), astuple(other), strict=True)
+        return SynapticOperations(*(one + more for one, more in both))
 
 
 NO_OPERATIONS = SynapticOperations(0.0, 0.0, 0.0)
@@ -60,10 +59,8 @@ class ModuleStats:
     multiplies: bool = False  # it computes products that are counted
     uncounted: dict[str, None] = field(default_factory=dict)  # why others are not, each reason once
     shape: tuple[int, ...] | None = None  # of the output at one step, without the batch
-    values: int = 0  # of the outputs of an activation
-    nonzero: float = 0  # NaN where a value is
-    fired: Tensor | None = None  # spikes per neuron
-    total: Tensor | None = None  # steps at which each neuron could have fired
+    fired: Tensor | Literal[0] = 0  # outputs of an activation that are not 0, spikes by neuron
+    total: Tensor | Literal[0] = 0  # and those that could be; 0: it is none, or was not called
     updates: float = 0.0  # of membranes
     output_bytes: int = 0  # views of the input excepted
     state_bytes: int = 0
@@ -81,13 +78,12 @@ class ModuleStats:
 
 def check_counted(modules: list[ModuleStats]) -> None:
     """Raise ``ValueError`` where products of a module cannot be counted."""
-    for line in uncounted_products(modules):
-        module, _, reason = line.partition(": ")
+    if uncounted := uncounted_products(modules):
+        module, _, reason = uncounted[0].partition(": ")
         raise ValueError(
-            f"{module} multiplies by weights or activations in a way that is not counted: "
-            f"{reason}. Linear layers, convolutions, matrix products and attention are. Count the "
-            "parts of the model that consist of those; tt.metrics.profile counts them and names "
-            "the others."
+            f"{module} multiplies by weights or activations in a way that is not counted: {reason}."
+            " Linear layers, convolutions, matrix products and attention are. Count the parts of "
+            "the model that consist of those; tt.metrics.profile counts them and names the others."
         )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_count
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
-from tracetorch.events import Product, observed_products
+from tracetorch.events import observed_products
 from tracetorch.metrics.activity import firing_shares
 from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import observe, prepare_run
@@ -48,7 +48,7 @@ def profile(
         model: any ``nn.Module``.
         x: as for ``tt.unroll``.
         steps: as for ``tt.unroll``; every layer is then run and timed at every step.
-        by: as for ``tt.unroll``.
+        by: as for ``tt.unroll``, of the runs that are timed; what is counted are single steps.
         mask: ``[T, B]``, true where a step is real; others are run and not counted, so padding
             belongs at the end.
         repeats: number of timed runs, of which the median is returned; at least 1.
@@ -86,17 +86,37 @@ def profile(
     rows, counted = [], set[int]()
     for stats in layers:
         # a shared parameter at the first layer that has it, so that the column adds up
-        own = {id(p): p for p in _own_tensors(stats.module)[0] if id(p) not in counted}
+        tensors = _own_tensors(stats.module)
+        own = {id(p): p for p in tensors[0] if id(p) not in counted}
         counted |= set(own)
         if stats.shape is None and not own:
             continue
         # the median of several tells more: other processes disturb single ones
         median = statistics.median(times.get(stats.path, 0.0) for times in layer_times)
-        parameters = sum(p.numel() for p in own.values())
         if not own and not isinstance(stats.module, SequenceLayer) and _submodules(stats, modules):
             stats.output_bytes = 0  # it has a row for its products; the layers inside have outputs
         product = products.get(id(stats.module))
-        rows.append(_row(stats, parameters, median, inputs.batch, cost, product))
+        shares: tuple[float | None, float | None, float | None] = (None, None, None)
+        if stats.spikes and isinstance(stats.fired, Tensor) and isinstance(stats.total, Tensor):
+            shares = firing_shares(stats.fired, stats.total)
+        operations = sum_operations([stats], inputs.batch)
+        macs, acs, dense = astuple(operations) if stats.multiplies else (None, None, None)
+        is_layer = isinstance(stats.module, SequenceLayer)
+        updates = stats.updates / inputs.batch if is_layer else None
+        picojoules = None
+        # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
+        if stats.multiplies or is_layer:
+            picojoules = energy(operations, updates=updates or 0.0, assumptions=cost).total_pj
+        kind = plain_class(stats.module).__name__
+        row = LayerProfile(
+            *(stats.path, kind, stats.shape, sum(p.numel() for p in own.values()), *shares),
+            *(macs, acs, dense, updates, picojoules, median),
+            held_bytes=sum(t.nbytes for each in tensors for t in each) + stats.state_bytes,
+            output_bytes=stats.output_bytes,
+            by_events=None if product is None else product.events,
+            input_density=None if product is None else product.density,
+        )
+        rows.append(row)
     return Profile(
         rows=tuple(rows),
         steps=inputs.steps,
@@ -111,12 +131,11 @@ def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
     """Whether a module has a row: a neuron layer, or without submodules, or with parameters."""
     # A parametrization belongs to the layer whose weight it computes, and the layer of weight and
     # bias to the one that delays it.
-    for other in modules:
-        computes_weight = isinstance(other.module, nn.utils.parametrize.ParametrizationList)
-        if computes_weight and f"{stats.path}.".startswith(f"{other.path}."):
-            return False
-        if isinstance(other.module, SynapticDelays) and other.module.product is stats.module:
-            return False
+    delayed = (each.module for each in modules if isinstance(each.module, SynapticDelays))
+    if "parametrizations" in stats.path.split(".") or any(
+        each.product is stats.module for each in delayed
+    ):
+        return False
     if _own_tensors(stats.module)[0] or stats.multiplies or stats.uncounted:
         return True
     # a neuron layer is called, whatever it keeps in modules inside
@@ -140,46 +159,6 @@ def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
             parts += list(cast("nn.Module", part.parametrizations).modules())
     parameters = [p for part in parts for p in part.parameters(recurse=False)]
     return parameters, [b for part in parts for b in part.buffers(recurse=False)]
-
-
-def _row(
-    stats: ModuleStats,
-    parameters: int,
-    seconds: float,
-    batch: int,
-    cost: EnergyAssumptions,
-    product: Product | None,
-) -> LayerProfile:
-    """Convert sums over a batch to the row of a layer, with costs per sample."""
-    rate = dead = saturated = None
-    if stats.fired is not None and stats.total is not None:
-        rate, dead, saturated = firing_shares(stats.fired, stats.total)
-    operations = sum_operations([stats], batch)
-    macs, acs, dense = astuple(operations) if stats.multiplies else (None, None, None)
-    updates = stats.updates / batch if isinstance(stats.module, SequenceLayer) else None
-    estimate = energy(operations, updates=updates or 0.0, assumptions=cost)
-    # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
-    counted = stats.multiplies or updates is not None
-    tensors = [tensor for both in _own_tensors(stats.module) for tensor in both]
-    return LayerProfile(
-        path=stats.path,
-        kind=plain_class(stats.module).__name__,
-        shape=stats.shape,
-        parameters=parameters,
-        rate=rate,
-        dead=dead,
-        saturated=saturated,
-        macs=macs,
-        acs=acs,
-        dense=dense,
-        updates=updates,
-        energy_pj=estimate.total_pj if counted else None,
-        seconds=seconds,
-        held_bytes=sum(t.nbytes for t in tensors) + stats.state_bytes,
-        output_bytes=stats.output_bytes,
-        by_events=None if product is None else product.events,
-        input_density=None if product is None else product.density,
-    )
 
 
 @contextmanager

@@ -143,13 +143,13 @@ class Profile:
             shares = map(percent, (row.rate, row.dead, row.saturated))
             costs = _costs(row.synops, row.dense, row.energy_pj)
             memory = _bytes(row.held_bytes + row.output_bytes)
-            cells.append((*kind, *shares, *costs, product, _milliseconds(row.seconds), memory))
+            cells.append((*kind, *shares, *costs, product, f"{1e3 * row.seconds:.2f} ms", memory))
         total, parameters = self.operations, sum(row.parameters for row in self.rows)
         costs = _costs(total.effective, total.dense, self.energy.total_pj)
         memory = _bytes(sum(row.held_bytes + row.output_bytes for row in self.rows))
         empty = "", "", ""
         last = "total", *empty[1:], _count(parameters), *empty, *costs, ""
-        return [*cells, (*last, _milliseconds(self.seconds), memory)]
+        return [*cells, (*last, f"{1e3 * self.seconds:.2f} ms", memory)]
 
     def _notes(self) -> Iterable[str]:
         return (
@@ -183,10 +183,6 @@ def _count(number: float | None) -> str:
 
 def _costs(synops: float | None, dense: float | None, pj: float | None) -> tuple[str, str, str]:
     return _count(synops), _count(dense), "-" if pj is None else f"{pj * 1e-3:.4g} nJ"
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms"
 
 
 def _bytes(number: float) -> str:

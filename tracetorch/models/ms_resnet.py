@@ -7,13 +7,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_choice
+from tracetorch.models import parts
 from tracetorch.models.neuron import NeuronBuilder, membrane_neuron
-from tracetorch.models.parts import Images, check_builder, check_image, check_images, conv_norm
+from tracetorch.models.parts import Images, conv_norm, describe_network
 from tracetorch.snn.module import TTModule
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 104: (3, 8, 32, 8)}
 
 
+@describe_network
 class MSResNet(TTModule):
     """Membrane-shortcut residual network (MS-ResNet) 18, 34 or 104.
 
@@ -33,19 +35,11 @@ class MSResNet(TTModule):
 
     Args:
         depth: 18, 34 or 104, all of blocks of two 3 x 3 convolutions.
-        num_classes: size of the output.
-        in_channels: channels of the images.
         images: ``"imagenet"``, a stem and a first stage that halve the image each; ``"small"`` for
             some 32 x 32, a 3 x 3 convolution and a first stage that keep its size.
         width: channels of the first stage.
         neuron: builds each neuron layer; an LIF that keeps a quarter of its membrane, with a
             threshold of 0.5, if left out, as in the paper.
-
-    Shape:
-        One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
-
-    Raises:
-        ValueError: a depth or kind is unknown.
 
     Example:
         >>> import tracetorch as tt
@@ -69,8 +63,8 @@ class MSResNet(TTModule):
     ) -> None:
         super().__init__()
         check_choice("depth", depth, tuple(BLOCKS))
-        check_images(images)
-        build = membrane_neuron if neuron is None else check_builder("neuron", neuron)
+        parts.check_images(images)
+        build = membrane_neuron if neuron is None else parts.check_builder("neuron", neuron)
         kernel, stride = (7, 2) if images == "imagenet" else (3, 1)
         self.stem = nn.Sequential(*conv_norm(in_channels, width, kernel, stride))
         blocks, inputs = [], width
@@ -91,7 +85,7 @@ class MSResNet(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        check_image(x)
+        parts.check_image(x)
         x = self.neuron(self.blocks(self.stem(x)))
         logits: Tensor = self.head(self.pool(x).flatten(1))
         return logits
@@ -115,6 +109,5 @@ class MembraneBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run one time step."""
         current: Tensor = self.body(x) + self.shortcut(x)
         return current

@@ -71,7 +71,6 @@ class IF(Neuron):
     def step(
         x: Tensor, mem: Tensor, *, pos_threshold: Tensor, spike: SpikeFunction
     ) -> tuple[Any, ...]:
-        """Run one step."""
         mem = mem + x
         fired = spike(mem - pos_threshold)
         return fired, mem * (1 - fired.detach())

@@ -7,9 +7,23 @@ from typing import Any, Literal, TypeAlias, get_args
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_choice, check_count
+from tracetorch.core.docstrings import SharedDescriptions
 from tracetorch.models.neuron import NeuronBuilder
 
 Images: TypeAlias = Literal["imagenet", "small"]
+
+describe_network = SharedDescriptions(
+    {
+        "num_classes": "size of the output.",
+        "in_channels": "channels of the images.",
+        "neuron": "builds each neuron layer; an LIF with a time constant of two steps if left out, "
+        "as in the paper.",
+        "attention": "builds the neurons behind attention; as ``neuron`` if left out, and where "
+        "that is left out too, at half its threshold, as in the paper.",
+    },
+    "One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.",
+    {"ValueError": "a depth or kind is unknown, or a size does not fit."},
+)
 
 
 def conv_norm(

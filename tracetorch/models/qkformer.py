@@ -8,13 +8,15 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_choice
+from tracetorch.models import parts
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import Images, check_image, check_multiple, conv_norm
+from tracetorch.models.parts import Images, conv_norm, describe_network
 from tracetorch.models.spikformer import SelfAttention, TransformerBlock, builders, linear_head
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import SEWBlock
 
 
+@describe_network
 class QKFormer(TTModule):
     """QKFormer: hierarchical spiking transformer with query-key attention.
 
@@ -37,23 +39,10 @@ class QKFormer(TTModule):
         width: channels of the last stage; a multiple of 8 and of four times ``heads``; for events
             of 16 and of twice ``heads``.
         heads: attention heads.
-        num_classes: size of the output.
-        in_channels: channels of the images.
         images: ``"imagenet"``, places of 16 x 16 in the last stage; ``"small"`` for some 32 x 32,
             places of 4 x 4, without the third convolution of the first stage; ``"events"`` for
             frames of an event camera of some 128 x 128, two stages with places of 8 x 8 and 16 x
             16, the second with the attention of Spikformer, and layers of ``mlp`` of one width.
-        neuron: builds each neuron layer; an LIF with a time constant of two steps if left out, as
-            in the paper.
-        attention: builds the neurons behind attention; as ``neuron`` if left out, and where that is
-            left out too, at half its threshold, as in the paper.
-
-    Shape:
-        One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
-
-    Raises:
-        ValueError: a kind is unknown, ``width`` no multiple, or ``depths`` not of three stages, two
-            for events.
 
     Example:
         >>> import tracetorch as tt
@@ -91,7 +80,7 @@ class QKFormer(TTModule):
             )
         first = 2 ** (stages - 1)  # the last stage has so many times the channels of the first
         reason = f"of {16 if events else 8} and of {first} * heads={first * heads}"
-        check_multiple("width", width, math.lcm(16 if events else 8, first * heads), reason)
+        parts.check_multiple("width", width, math.lcm(16 if events else 8, first * heads), reason)
         build, build_attention = builders(neuron, attention)
         inputs = width // 8
         pool = [nn.MaxPool2d(3, 2, padding=1)]
@@ -115,7 +104,7 @@ class QKFormer(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        check_image(x)
+        parts.check_image(x)
         logits: Tensor = self.head(self.stages(x).mean((-2, -1)))
         return logits
 
@@ -151,7 +140,6 @@ class QueryKeyAttention(nn.Module):
         self.project = nn.Sequential(*conv_norm(width, width, 1, bias=True), build(width, dim=-3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run one time step."""
         # each [B, heads, width / heads, H, W]
         q, k = self.qk(x).unflatten(1, (2, self.heads, -1)).unbind(1)
         mask = self.attended(q.sum(2)).unsqueeze(2)

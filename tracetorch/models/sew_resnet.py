@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_choice
+from tracetorch.models import parts
 from tracetorch.models.neuron import IF, NeuronBuilder
-from tracetorch.models.parts import Images, check_builder, check_image, check_images, conv_norm
+from tracetorch.models.parts import Images, conv_norm, describe_network
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.residual import Combination, SEWBlock
 
@@ -22,6 +23,7 @@ BLOCKS = {
 }
 
 
+@describe_network
 class SEWResNet(TTModule):
     """Spike-element-wise residual network (SEW-ResNet) 18, 34, 50, 101 or 152.
 
@@ -38,20 +40,12 @@ class SEWResNet(TTModule):
 
     Args:
         depth: 18 or 34, or 50, 101 or 152, which have bottlenecks.
-        num_classes: size of the output.
-        in_channels: channels of the images.
         images: ``"imagenet"``, a stem that divides the image by 4; ``"small"`` for some 32 x 32, a
             3 x 3 convolution that keeps its size.
         width: channels of the first stage.
         combine: how a block combines spikes: ``"add"``, ``"and"`` or ``"iand"``, as
             :class:`~tracetorch.snn.SEWBlock`.
         neuron: builds each neuron layer; :class:`IF` if left out, as in the paper.
-
-    Shape:
-        One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
-
-    Raises:
-        ValueError: a depth or kind is unknown.
 
     Example:
         >>> import tracetorch as tt
@@ -76,8 +70,8 @@ class SEWResNet(TTModule):
     ) -> None:
         super().__init__()
         check_choice("depth", depth, tuple(BLOCKS))
-        check_images(images)
-        build = IF if neuron is None else check_builder("neuron", neuron)
+        parts.check_images(images)
+        build = IF if neuron is None else parts.check_builder("neuron", neuron)
         if images == "imagenet":
             stem = conv_norm(in_channels, width, kernel=7, stride=2)
             self.stem = nn.Sequential(*stem, build(width, dim=-3), nn.MaxPool2d(3, 2, padding=1))
@@ -106,7 +100,7 @@ class SEWResNet(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        check_image(x)
+        parts.check_image(x)
         x = self.blocks(self.stem(x))
         logits: Tensor = self.head(self.pool(x).flatten(1))
         return logits

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tracetorch.models import parts
 from tracetorch.models.neuron import NeuronBuilder
-from tracetorch.models.parts import Images, check_image, check_images, check_multiple, conv_norm
+from tracetorch.models.parts import Images, conv_norm, describe_network
 from tracetorch.models.spikformer import builders, linear_head
 from tracetorch.snn.module import TTModule
 
 
+@describe_network
 class SpikeDrivenTransformer(TTModule):
     """Spike-driven Transformer (v1): no product but of a weight and a spike.
 
@@ -31,19 +33,7 @@ class SpikeDrivenTransformer(TTModule):
     Args:
         depth: number of blocks.
         width: channels of a patch; a multiple of 8.
-        num_classes: size of the output.
-        in_channels: channels of the images.
         images: ``"imagenet"``, patches of 16 x 16; ``"small"`` for some 32 x 32, patches of 4 x 4.
-        neuron: builds each neuron layer; an LIF with a time constant of two steps if left out, as
-            in the paper.
-        attention: builds the neurons of the mask; as ``neuron`` if left out, and where that is left
-            out too, at half its threshold, as in the paper.
-
-    Shape:
-        One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
-
-    Raises:
-        ValueError: a kind is unknown, or ``width`` no multiple.
 
     Example:
         >>> import tracetorch as tt
@@ -66,8 +56,8 @@ class SpikeDrivenTransformer(TTModule):
         attention: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        check_multiple("width", width, 8)
-        check_images(images)
+        parts.check_multiple("width", width, 8)
+        parts.check_images(images)
         build, build_attention = builders(neuron, attention)
         layers: list[nn.Module] = []
         inputs = in_channels
@@ -80,15 +70,14 @@ class SpikeDrivenTransformer(TTModule):
             inputs = outputs
         self.patches = nn.Sequential(*layers)
         self.position = nn.Sequential(build(width, dim=-3), *conv_norm(width, width))
-        self.blocks = nn.Sequential(
-            *(SpikeDrivenBlock(width, build, build_attention) for _ in range(depth))
-        )
+        blocks = (SpikeDrivenBlock(width, build, build_attention) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
         self.neuron = build(width, dim=-1)
         self.head = linear_head(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        check_image(x)
+        parts.check_image(x)
         x = self.patches(x)
         x = self.blocks(x + self.position(x))
         logits: Tensor = self.head(self.neuron(x.mean((-2, -1))))
@@ -113,7 +102,6 @@ class SpikeDrivenBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run one time step."""
         q, k, v = self.qkv(x).chunk(3, dim=1)
         # as a product, for tt.metrics to count
         shared = torch.einsum("bchw,bchw->bc", k, v)

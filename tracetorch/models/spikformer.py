@@ -6,18 +6,13 @@ import math
 
 from torch import Tensor, nn
 
+from tracetorch.models import parts
 from tracetorch.models.neuron import NeuronBuilder, attention_neuron, transformer_neuron
-from tracetorch.models.parts import (
-    Images,
-    check_builder,
-    check_image,
-    check_images,
-    check_multiple,
-    conv_norm,
-)
+from tracetorch.models.parts import Images, conv_norm, describe_network
 from tracetorch.snn.module import TTModule
 
 
+@describe_network
 class Spikformer(TTModule):
     """Spikformer: spiking self-attention without a softmax.
 
@@ -37,21 +32,9 @@ class Spikformer(TTModule):
         depth: number of blocks.
         width: channels of a patch; a multiple of 8 and of ``heads``.
         heads: attention heads.
-        num_classes: size of the output.
-        in_channels: channels of the images.
         images: ``"imagenet"``, patches of 16 x 16; ``"small"`` for some 32 x 32, patches of 4 x 4.
         pool_first: whether max-pooling comes before the neuron, as SpikingJelly 2.0 has it, and not
             behind it, as the paper.
-        neuron: builds each neuron layer; an LIF with a time constant of two steps if left out, as
-            in the paper.
-        attention: builds the neurons behind ``q k^T v``; as ``neuron`` if left out, and where that
-            is left out too, at half its threshold, as in the paper.
-
-    Shape:
-        One time step: ``[B, in_channels, H, W]`` to ``[B, num_classes]``. Average over time.
-
-    Raises:
-        ValueError: a kind is unknown, or ``width`` no multiple.
 
     Example:
         >>> import tracetorch as tt
@@ -77,8 +60,8 @@ class Spikformer(TTModule):
         attention: NeuronBuilder | None = None,
     ) -> None:
         super().__init__()
-        check_multiple("width", width, math.lcm(8, heads), f"of 8 and of heads={heads}")
-        check_images(images)
+        parts.check_multiple("width", width, math.lcm(8, heads), f"of 8 and of heads={heads}")
+        parts.check_images(images)
         build, build_attention = builders(neuron, attention)
         layers: list[nn.Module] = []
         inputs = in_channels
@@ -91,17 +74,13 @@ class Spikformer(TTModule):
             inputs = outputs
         self.patches = nn.Sequential(*layers)
         self.position = nn.Sequential(*conv_norm(width, width), build(width, dim=-3))
-        self.blocks = nn.Sequential(
-            *(
-                TransformerBlock(SelfAttention(width, heads, build, build_attention), width, build)
-                for _ in range(depth)
-            )
-        )
+        attentions = (SelfAttention(width, heads, build, build_attention) for _ in range(depth))
+        self.blocks = nn.Sequential(*(TransformerBlock(a, width, build) for a in attentions))
         self.head = linear_head(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        check_image(x)
+        parts.check_image(x)
         x = self.patches(x)
         x = self.blocks(x + self.position(x))
         logits: Tensor = self.head(x.mean((-2, -1)))
@@ -121,7 +100,6 @@ class SelfAttention(nn.Module):
         self.project = nn.Sequential(*conv_norm(width, width, 1, bias=True), build(width, dim=-3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run one time step."""
         # each [B, heads, width / heads, patches]
         q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)
         weighted = (v @ k.mT) @ q * 0.125
@@ -145,7 +123,6 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run one time step."""
         x = x + self.attention(x)
         added: Tensor = x + self.mlp(x)
         return added
@@ -156,10 +133,10 @@ def builders(
 ) -> tuple[NeuronBuilder, NeuronBuilder]:
     """Return what builds the neurons of a transformer, and those behind its attention."""
     if attention is not None:
-        check_builder("attention", attention)
+        parts.check_builder("attention", attention)
     if neuron is None:
         return transformer_neuron, attention or attention_neuron
-    return check_builder("neuron", neuron), attention or neuron
+    return parts.check_builder("neuron", neuron), attention or neuron
 
 
 def linear_head(width: int, num_classes: int) -> nn.Linear:

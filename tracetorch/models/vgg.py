@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_choice
+from tracetorch.models import parts
 from tracetorch.models.neuron import NeuronBuilder, transformer_neuron
-from tracetorch.models.parts import Images, check_builder, check_image, check_images
+from tracetorch.models.parts import Images, describe_network
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.module import TTModule
 
@@ -16,6 +17,7 @@ from tracetorch.snn.module import TTModule
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
+@describe_network
 class SpikingVGG(TTModule):
     """Spiking VGG 11, 13, 16 or 19.
 
@@ -28,8 +30,6 @@ class SpikingVGG(TTModule):
 
     Args:
         depth: number of layers with weights, 11, 13, 16 or 19.
-        num_classes: size of the output.
-        in_channels: channels of the images.
         images: ``"imagenet"``, a head of three linear layers on 7 x 7 places; ``"small"`` for
             32 x 32, a mean over places and one linear layer.
         width: channels of the first convolution; a 64th of the hidden linear layers.
@@ -41,9 +41,6 @@ class SpikingVGG(TTModule):
     Shape:
         One time step: ``[B, in_channels, H, W]``, of 32 x 32 at least, to ``[B, num_classes]``.
         Average over time.
-
-    Raises:
-        ValueError: a depth or kind is unknown.
 
     Example:
         >>> import tracetorch as tt
@@ -70,8 +67,8 @@ class SpikingVGG(TTModule):
     ) -> None:
         super().__init__()
         check_choice("depth", depth, tuple(CONVOLUTIONS))
-        check_images(images)
-        build = transformer_neuron if neuron is None else check_builder("neuron", neuron)
+        parts.check_images(images)
+        build = transformer_neuron if neuron is None else parts.check_builder("neuron", neuron)
         layers: list[nn.Module] = []
         inputs = in_channels
         for factor, count in zip((1, 2, 4, 8, 8), CONVOLUTIONS[depth], strict=True):
@@ -107,6 +104,6 @@ class SpikingVGG(TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one time step."""
-        check_image(x)
+        parts.check_image(x)
         logits: Tensor = self.head(self.pool(self.features(x)).flatten(1))
         return logits

@@ -9,14 +9,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tracetorch import snn
 from tracetorch.neurons.adaptive import ALIF, AdLIF, SEAdLIF
-from tracetorch.neurons.compartments import TCLIF
-from tracetorch.neurons.gated import GLIF
+from tracetorch.neurons.extended import GLIF, TCLIF, AlphaLIF, RefractoryLIF
 from tracetorch.neurons.graded import MultiLevelLIF, SigmaDelta
-from tracetorch.neurons.izhikevich import Izhikevich
-from tracetorch.neurons.refractory import RefractoryLIF
 from tracetorch.neurons.resonate import BRF, RF
-from tracetorch.neurons.synaptic import AlphaLIF
-from tracetorch.neurons.voltage import EIF, QIF, AdEx
+from tracetorch.neurons.voltage import EIF, QIF, AdEx, Izhikevich
 
 __all__ = [
     "ALIF",

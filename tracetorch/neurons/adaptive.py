@@ -85,7 +85,6 @@ class ALIF(Neuron):
         strength: Tensor,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
-        """Run one step."""
         mem = beta * mem + x
         fired = spike(mem - pos_threshold - strength * adaptation)
         return fired, mem - fired * pos_threshold, rho * adaptation + fired
@@ -198,7 +197,6 @@ class AdLIF(AdaptiveCurrentNeuron):
         detach_reset: bool,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
-        """Run one step."""
         u = beta * mem + (1 - beta) * (x - w)
         fired = spike(u - pos_threshold)
         w = rho * w + (1 - rho) * q * (a * mem + b * prev_output)
@@ -251,7 +249,6 @@ class SEAdLIF(AdaptiveCurrentNeuron):
         detach_reset: bool,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
-        """Run one step."""
         u = beta * mem + (1 - beta) * (x - w)
         fired = spike(u - pos_threshold)
         mem = u * (1 - (fired.detach() if detach_reset else fired))

@@ -78,7 +78,6 @@ class MultiLevelLIF(Neuron):
         levels: int,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
-        """Run one step."""
         mem = beta * mem + x
         fired = spike(mem - 0.5 * pos_threshold)
         for level in range(1, levels):

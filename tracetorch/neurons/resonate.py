@@ -81,7 +81,6 @@ class RF(Neuron):
         pos_threshold: Tensor,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
-        """Run one step."""
         cos, sin = beta * torch.cos(omega), beta * torch.sin(omega)
         real, imag = cos * real - sin * imag + x, sin * real + cos * imag
         fired = spike(imag - pos_threshold)
@@ -167,7 +166,6 @@ class BRF(Neuron):
         dt: float,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
-        """Run one step."""
         phase = dt * omega
         b = (torch.sqrt(1 - phase * phase) - 1) / dt - b_offset.abs() - q
         grown = real + dt * (b * real - omega * imag + x)

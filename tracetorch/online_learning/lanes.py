@@ -1,4 +1,4 @@
-"""Differentiate one ``step`` lane by lane: the derivatives of its next states, by autograd.
+"""Differentiate one ``step`` lane by lane, and describe the products that feed lanes.
 
 A lane is one neuron of one sample. ``step`` is pointwise, so the sum over all lanes of a next state
 has the derivatives of every lane as its gradient, and one backward pass gives a row of every block.
@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from tracetorch.core.convolution import front_padding
+from tracetorch.core.hooks import hooked_weights
+from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.neuron import Neuron
+
+LinearMap: TypeAlias = nn.Linear | nn.Conv2d
 
 _DIGIT = 16  # values of a probe: with more, the smallest would be lost beside the largest
 
@@ -29,7 +35,6 @@ class LaneDerivatives(NamedTuple):
 
 
 def added(terms: Iterable[Tensor | None]) -> Tensor | None:
-    """Add what is not zero everywhere."""
     total = None
     for term in terms:
         if term is not None:
@@ -38,7 +43,6 @@ def added(terms: Iterable[Tensor | None]) -> Tensor | None:
 
 
 def multiplied(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Multiply two derivatives, each of which may be zero everywhere."""
     return None if a is None or b is None else a * b
 
 
@@ -55,8 +59,6 @@ class Run(NamedTuple):
 
 
 class StepCall(NamedTuple):
-    """A call of ``step``: the layer, and what it is called with."""
-
     layer: Neuron
     x: Tensor  # the input, in the dtype of the arithmetic
     further: Sequence[Tensor]  # inputs after ``x``, constants, of its shape
@@ -138,12 +140,9 @@ def learned_parameters(layer: Neuron, kwargs: Mapping[str, Any]) -> dict[str, Te
 
 
 def probes(x: Tensor) -> list[Tensor]:
-    """Return cotangents that a diagonal Jacobian, and no other, multiplies lane by lane.
-
-    Each holds 16 powers of two with signs, so that a product with it is exact in any dtype. They
-    are the digits of a lane's number in a random order, so any two lanes differ in one of them. One
-    more, in an order of its own, is there for what cancels in these.
-    """
+    """Return cotangents that a diagonal Jacobian, and no other, multiplies lane by lane."""
+    # Powers of two with signs, for exact products: the digits of a lane's number in a random order,
+    # so that any two lanes differ in one; and one in another order, for what cancels in these.
     generator = torch.Generator().manual_seed(0)
     numbers, others = (torch.randperm(x.numel(), generator=generator) for _ in range(2))
     digits = [others % _DIGIT, numbers % _DIGIT]
@@ -161,7 +160,6 @@ def is_close(a: Tensor, b: Tensor) -> bool:
 
 
 def detached_spikes(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a spike function without a derivative."""
     return lambda u: function(u).detach()
 
 
@@ -173,3 +171,60 @@ def gradients(
         return [None] * len(sources)
     cotangent = torch.ones_like(end) if weights is None else weights
     return list(torch.autograd.grad(end, sources, cotangent, retain_graph=True, allow_unused=True))
+
+
+def is_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return isinstance(module, nn.Conv2d)
+
+
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether a module's weights can have traces."""
+    # where a hook computes the weight, it is no parameter, and that of the last call
+    if "forward" in vars(module) or hooked_weights(module):
+        return False
+    if isinstance(module, nn.Conv2d) and plain_class(module) is nn.Conv2d:
+        return module.groups == 1 and module.padding_mode == "zeros" and module.padding != "same"
+    return plain_class(module) is nn.Linear
+
+
+def weights_of(module: LinearMap) -> list[Tensor]:
+    return [module.weight] if module.bias is None else [module.weight, module.bias]
+
+
+def lanes(module: LinearMap, values: Tensor) -> Tensor:
+    """Reshape values shaped like the output to ``[samples and places, outputs]``."""
+    channels_last = values.movedim(-3, -1) if is_convolution(module) else values
+    return channels_last.reshape(-1, channels_last.shape[-1])
+
+
+def padding_of(module: nn.Conv2d) -> tuple[int, ...]:
+    return front_padding(module.padding, module.kernel_size, module.dilation)
+
+
+def factors(module: LinearMap, x: Tensor) -> Tensor:
+    """Return what the weights of an output are multiplied by, ``[samples and places, inputs]``."""
+    if is_convolution(module):
+        images = x if x.ndim == 4 else x[None]
+        pairs = module.kernel_size, module.dilation, padding_of(module), module.stride
+        patches = functional.unfold(images, *[(pair[0], pair[1]) for pair in pairs])
+        return patches.transpose(1, 2).flatten(0, 1)
+    return x.reshape(-1, x.shape[-1])
+
+
+def features(module: LinearMap, x: Tensor) -> Tensor:
+    """Return the factors of the weights, and 1 for the bias; 0 of what is frozen."""
+    rows = factors(module, x)
+    rows = rows if module.weight.requires_grad else torch.zeros_like(rows)
+    if module.bias is None:
+        return rows
+    return torch.cat([rows, torch.full_like(rows[:, :1], float(module.bias.requires_grad))], 1)
+
+
+def inputs_of(module: LinearMap) -> int:
+    return module.weight[0].numel() + (module.bias is not None)
+
+
+def split(module: LinearMap, gradient: Tensor) -> list[Tensor]:
+    if module.bias is None:
+        return [gradient.view_as(module.weight)]
+    return [gradient[:, :-1].reshape(module.weight.shape), gradient[:, -1]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import exclude_from_compile
 from tracetorch.core.walk import named_parameters
 from tracetorch.online_learning.dropped import DroppedPath
-from tracetorch.online_learning.learner_state import LearnerState
 from tracetorch.online_learning.rules import RULES, Rule
 from tracetorch.online_learning.step import Step
-from tracetorch.online_learning.trace_states import checked_traces, named_traces
+from tracetorch.online_learning.traces import LearnerState
 from tracetorch.probe.layers import neuron_layers
 from tracetorch.snn.module import layer_label, zero_states
 from tracetorch.snn.passes import current_pass
@@ -75,8 +74,6 @@ def online(model: nn.Module, rule: Rule = "exact") -> OnlineLearner:
         >>> learner.dropped
         ()
         >>> learner.zero_states()
-
-    Sources: as :class:`~tracetorch.online_learning.OnlineLearner` lists them.
     """
     return OnlineLearner(model, rule)
 
@@ -96,19 +93,17 @@ class OnlineLearner(ExtraStates):
     traces of a layer are filtered by the layer behind the next ``nn.Linear``, a leaky readout say,
     with the mean of its decays: that is exact where they are all alike (``beta_rank=0``).
 
-    A forward hook is followed like any operation behind its module, and a backward hook is refused;
-    a hook that ``forward`` registers on a tensor is called once more for each trace, with
-    derivatives in place of the loss's gradient, so let none be there.
+    A forward hook is followed like any operation behind its module, a backward hook is refused, and
+    one that ``forward`` registers on a tensor is called for each trace too: let none be there.
 
     Memory does not depend on the number of steps. It is ``S * B * N * K`` values for a batch of
     ``B`` and ``N`` neurons with ``K`` inputs, ``S * B * K`` with ``"ottt"``; for a convolution
     there is one more factor, the places, and as much again for each state of a filter.
 
-    Traces travel with the learner: in copies, by ``pickle`` and ``torch.save``, by ``get_states``
-    and ``set_states`` of the learner, and in a file of ``tt.save(learner, path, states=True)``.
-    States without traces, those of ``get_states(model)`` say, are constants to go on from. What a
-    parameter does in steps in which it is frozen is left out of its trace, as backpropagation
-    leaves it out of the gradient.
+    Traces travel with the learner: in copies, by ``pickle`` and ``torch.save``. They are no states:
+    those of ``get_states``, or of a file, are constants to go on from, after ``detach_states()``
+    where there were traces. What a parameter does in steps in which it is frozen is left out of its
+    trace, as backpropagation leaves it out of the gradient.
 
     Arguments and errors are those of :func:`online`.
 
@@ -169,20 +164,18 @@ class OnlineLearner(ExtraStates):
                 set from outside between two steps; an input is NaN or infinite, or a state becomes
                 so; a layer is called twice in a step, or has a ``step`` that is not pointwise; a
                 module has a backward hook; or the rule is ``"exact"`` and the gradients would not
-                be. States and traces are as before then; what else the model's forward has changed,
-                running statistics or the random state say, is not undone.
+                be. States and traces are as before then, but not what else ``forward`` changes.
         """
         outer = current_pass()
         if outer is not None and outer.folded and outer.running is None:
             raise ValueError(
-                "an online learner takes one step at a time, so that it can be called at each: "
-                'call it in a loop, or use tt.unroll(learner, x, by="step").'
+                "an online learner takes one step at a time: call it in a loop, or use "
+                'tt.unroll(learner, x, by="step").'
             )
         if not torch.is_grad_enabled():
             raise ValueError(
                 "an online learner needs gradients, which are disabled here. To evaluate, call the "
-                "model itself, or tt.unroll(model, x, from_rest=True); tt.recipe and tt.diagnose "
-                "take learner.model."
+                "model itself; tt.recipe and tt.diagnose take learner.model."
             )
         check_can_go_on(
             "an online learner", "It keeps no graph of earlier steps, so leave checkpointing out."
@@ -209,19 +202,6 @@ class OnlineLearner(ExtraStates):
         """Make constants of the states: the traces start anew from them."""
         super().detach_states()
         self._state.replace({}, {})
-
-    def extra_states(self) -> dict[str, Tensor]:
-        """Return the traces by name, for ``tt.get_states``."""
-        return named_traces(self._state)
-
-    def extra_states_setter(
-        self, extra: Mapping[str, Tensor], states: Mapping[str, Tensor]
-    ) -> Callable[[], None]:
-        """Check traces for ``tt.set_states``; without any they start anew from the states."""
-        if not extra:
-            return lambda: self._state.replace({}, {})
-        inside = {name.removeprefix("model."): state for name, state in states.items()}
-        return checked_traces(self._state, extra, inside)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnlineLearner:
         """Move the traces along with the states."""
@@ -289,7 +269,6 @@ class OnlineLearner(ExtraStates):
 
 
 def split_batch(batch: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """Return the input, and the other arguments of the loss."""
     if isinstance(batch, Tensor) or not isinstance(batch, Sequence) or not batch:
         raise TypeError(
             "batch must be a tuple of the input and the other arguments of the loss, (x, target), "

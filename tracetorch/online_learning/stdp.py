@@ -1,54 +1,44 @@
 """Change weights by the timing of spikes: ``STDP``, by pairs, by triplets, or by a reward.
 
-STDP is products of traces, and traces are neurons: ``SpikeTrace`` is a leaky integrator whose loop
-is compiled as any. A spike that arrives in a step counts as before the output's spike in that step,
-which it can cause. Changes add up until ``update_()``, as gradients do, so a loop and a whole
-sequence give the same. A reward needs no matrix for each step: a change counts with all later
-rewards, decayed, which is a trace of the reward backwards.
+STDP is products of traces, and traces are neurons, whose loops are compiled as any. Changes add up
+until ``update_()``, as gradients do, so a loop and a whole sequence give the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from tracetorch.core.checks import check_choice, check_count, check_finite, check_number
-from tracetorch.integers.fixed_point import shift_right
-from tracetorch.integers.loading import CheckedLoading, off_range
-from tracetorch.integers.width import limits
-from tracetorch.online_learning.integer_stdp import (
-    check_settings,
-    check_sums,
-    integer_rule,
-    next_weight,
-    whole_spikes,
+from tracetorch.cell import StateKind
+from tracetorch.core.checks import (
+    check_choice,
+    check_finite,
+    check_nonnegative,
+    check_number,
+    is_finite,
 )
-from tracetorch.online_learning.linear_maps import (
+from tracetorch.core.convolution import output_size
+from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.torch_private import is_readable
+from tracetorch.online_learning.lanes import (
     LinearMap,
     factors,
     is_convolution,
-    is_integer_map,
+    is_linear_map,
     lanes,
+    padding_of,
 )
-from tracetorch.online_learning.spike_trace import EligibilityTrace, SpikeTrace
-from tracetorch.online_learning.stdp_checks import (
-    check_connection,
-    check_own_weight,
-    check_pair,
-    check_spikes,
-    checked_bounds,
-    checked_reward,
-)
-from tracetorch.online_learning.stdp_rules import PairRule, STDPRule, TripletRule
+from tracetorch.online_learning.stdp_rules import PairRule, TripletRule
 from tracetorch.ragged import check_mask, check_sequence, real_steps_first
-from tracetorch.snn.connectivity import write_weight
+from tracetorch.snn.connectivity import connectivity, write_weight
 from tracetorch.snn.module import TTModule
+from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.passes import in_one_commit
-from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE
+from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE, SequenceLayer
 
 Reward: TypeAlias = float | Tensor
 # of potentiation and of depression: values of outputs, and of inputs, whose products are changes,
@@ -56,7 +46,43 @@ Reward: TypeAlias = float | Tensor
 _Pairs: TypeAlias = list[tuple[Tensor, Tensor]]
 
 
-class STDP(CheckedLoading, TTModule):
+class SpikeTrace(Neuron):
+    """A leaky integrator that gives what it was before the spike.
+
+    ::
+
+        before = exp(-1 / tau) * trace
+        trace  = before + x                       all spikes count
+        trace  = x where there is a spike         ``nearest``: that one alone
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("trace",)
+    trace: Tensor
+
+    def __init__(self, num_neurons: int, tau: float, nearest: bool = False, dim: int = -1) -> None:
+        super().__init__(num_neurons, dim)
+        self.option("factor", math.exp(-1 / tau))
+        self.option("nearest", nearest)
+
+    @staticmethod
+    def step(x: Tensor, trace: Tensor, *, factor: float, nearest: bool) -> tuple[Any, ...]:
+        before = factor * trace
+        return before, (before * (x == 0) if nearest else before) + x
+
+
+class EligibilityTrace(SequenceLayer):
+    """State of the weights of a connection for each sample: changes that wait for a reward."""
+
+    states: ClassVar[tuple[str, ...]] = ("trace",)
+    trace: Tensor
+
+    def __init__(self, num_neurons: int, inputs: int, tau: float) -> None:
+        super().__init__(num_neurons)
+        self._state_kind = StateKind(tail=(inputs,))
+        self.tau = tau
+
+
+class STDP(TTModule):
     """Spike-timing-dependent plasticity (STDP) of a linear layer or a convolution.
 
     An input that spikes before the output it drives gains weight, one that comes late loses some.
@@ -78,28 +104,11 @@ class STDP(CheckedLoading, TTModule):
 
     Gradients play no part: nothing is recorded, and ``requires_grad`` does not matter.
 
-    **In integers.** Of a ``tt.integers.Linear`` or ``Conv2d`` everything is an integer, and equal
-    by step, over a sequence, on every device and in C. Amplitudes and bounds are in steps of the
-    integer weight. With ``f = fraction_bits`` and ``A = round(2^f a)`` of each amplitude::
-
-        r  = trunc(r * round(2^15 exp(-1 / tau)) / 2^15)            every trace, before spikes
-        up = A2_plus post + floor(A3_plus post o2 / 2^f + 1/2)      down likewise, of pre and r2
-        r  = saturate(r + 2^f x, f + 8)                             behind the spikes x
-        change += up r1 - o1 down
-
-    and ``update_`` adds to weights that keep ``2 f`` bits below their unit, in ``remainder``::
-
-        sum       = min(max(2^2f weight + remainder + change, 2^2f lowest), 2^2f highest)
-        weight    = floor(sum / 2^2f + 1/2)
-        remainder = sum - 2^2f weight
-
-    Only traces and constants are rounded; towards ``f = 12`` the rule is that of floats.
-
     Args:
-        connection: an ``nn.Linear``, an ``nn.Conv2d`` without groups, or one of ``tt.integers``;
-            its weight is learned, its bias is left alone. What ``tt.snn.connect`` has masked stays
-            zero, and a weight stops at zero before it would leave its sign. It stays part of its
-            model alone: ``state_dict()`` and ``to()`` of the rule leave it out.
+        connection: an ``nn.Linear``, or an ``nn.Conv2d`` without groups; its weight is learned, its
+            bias is left alone. What ``tt.snn.connect`` has masked stays zero, and a weight stops at
+            zero before it would leave its sign. It stays part of its model alone: ``state_dict()``
+            and ``to()`` of the rule leave it out.
         rule: of pairs or of triplets.
         bounds: lowest and highest weight, to which every update clips; none where left out.
         mu: exponent of the distance to the bound, as a share of their range, that a change is
@@ -108,11 +117,6 @@ class STDP(CheckedLoading, TTModule):
             convolution they are summed.
         tau_eligibility: time constant of the eligibility trace, in steps; without it there is none,
             and every change counts as it is.
-        fraction_bits: of a connection of integers, the bits behind the binary point of its traces
-            and amplitudes, 1 to 12; 8 where left out. A trace forgets up to ``tau / 2^f`` of a
-            spike too early, so slow ones want more.
-        spike_sizes: of a connection of integers, the sizes of a spike of its input and of its
-            output: 128 where ``tt.quantize`` made neurons whose spikes leave a trace (``gamma``).
 
     Shape:
         ``pre`` ``[B, ...]``, what the connection is given, and ``post`` ``[B, ...]``, the spikes of
@@ -121,9 +125,7 @@ class STDP(CheckedLoading, TTModule):
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of range; the shapes do not fit; spikes are NaN or infinite;
-            a reward is given without ``tau_eligibility``; or, in integers, spikes are none of -128
-            to 127, sums may not be exact, an amplitude is 0, or there are soft bounds, a reward or
-            a mean over several samples.
+            or a reward is given without ``tau_eligibility``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 5, bias=False), LIF(5))
@@ -142,7 +144,6 @@ class STDP(CheckedLoading, TTModule):
     """
 
     connection: LinearMap
-    remainder: Tensor | None
     _potentiation: Tensor | None
     _depression: Tensor | None
 
@@ -155,38 +156,22 @@ class STDP(CheckedLoading, TTModule):
         mu: float = 0.0,
         reduction: Literal["mean", "sum"] = "mean",
         tau_eligibility: float | None = None,
-        fraction_bits: int | None = None,
-        spike_sizes: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
-        check_connection(connection)
-        if not isinstance(rule, STDPRule):
+        _check_connection(connection)
+        if not isinstance(rule, PairRule | TripletRule):
             raise TypeError(f"rule must be a PairRule or a TripletRule, got {rule!r}.")
-        bounds = checked_bounds(bounds, mu)
-        triplet, remainder = rule.triplet(), None
-        if is_integer_map(connection):
-            given = fraction_bits, bounds, mu, tau_eligibility
-            fraction_bits, bounds = check_settings(connection, *given)
-            triplet = integer_rule(triplet, fraction_bits)
-            remainder = torch.zeros_like(connection.weight, dtype=torch.int32)
-        elif fraction_bits is not None or spike_sizes != (1, 1):
-            raise ValueError(
-                "fraction_bits and spike_sizes are those of a connection of tt.integers, which "
-                f"tt.quantize.convert makes, got {connection!r}. Leave them out."
-            )
-        first, second = check_pair("spike_sizes", "(of the input, of the output)", spike_sizes)
-        self.spike_sizes = check_count("a spike size", first), check_count("a spike size", second)
         # not registered: it is part of a model, which moves it and has it in its state_dict
         object.__setattr__(self, "connection", connection)
         self.rule = rule
-        self.bounds, self.mu = bounds, float(mu)
+        self.bounds, self.mu = _checked_bounds(bounds, mu), float(mu)
         self.reduction = check_choice("reduction", reduction, ("mean", "sum"))
-        self.fraction_bits, self._triplet = fraction_bits, triplet
+        self._triplet = triplet = rule.triplet()
         outputs, inputs = connection.weight.shape[:2]
         dim = -3 if is_convolution(connection) else -1
 
         def trace(size: int, tau: float) -> SpikeTrace:
-            return SpikeTrace(size, tau, triplet.nearest, dim, fraction_bits)
+            return SpikeTrace(size, tau, triplet.nearest, dim)
 
         self.pre_trace = trace(inputs, triplet.tau_plus)
         self.post_trace = trace(outputs, triplet.tau_minus)
@@ -195,29 +180,16 @@ class STDP(CheckedLoading, TTModule):
         self.tau_eligibility = tau_eligibility
         self.eligibility: EligibilityTrace | None = None
         if tau_eligibility is not None:
-            if not check_number("tau_eligibility", tau_eligibility) > 0:
-                raise ValueError(
-                    f"tau_eligibility must be above 0, in steps, got {tau_eligibility}."
-                )
-            inputs = connection.weight[0].numel()
-            self.eligibility = EligibilityTrace(outputs, inputs, float(tau_eligibility))
+            if not (tau := check_number("tau_eligibility", tau_eligibility)) > 0:
+                raise ValueError(f"tau_eligibility must be above 0, in steps, got {tau}.")
+            self.eligibility = EligibilityTrace(outputs, connection.weight[0].numel(), tau)
         # as gradients, they add up and belong to no checkpoint
         self.register_buffer("_potentiation", None, persistent=False)
         self.register_buffer("_depression", None, persistent=False)
-        self.register_buffer("remainder", remainder)
-
-    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the remainder of a ``state_dict`` where it has other bits, and why."""
-        yield from super().objections(given)
-        if self.fraction_bits is not None and "remainder" in given:
-            ends = limits(2 * self.fraction_bits)
-            for name, reason in off_range("remainder", given["remainder"], *ends):
-                yield name, f"{reason} Build the rule with the fraction_bits it was saved with."
 
     def extra_repr(self) -> str:
         """Name the settings."""
-        names = ["connection", "rule", "bounds", "mu", "reduction", "tau_eligibility"]
-        names += ["fraction_bits", "spike_sizes"] * (self.fraction_bits is not None)
+        names = ("connection", "rule", "bounds", "mu", "reduction", "tau_eligibility")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     def forward(
@@ -264,19 +236,11 @@ class STDP(CheckedLoading, TTModule):
         """Move the weights by the changes that have added up, within the bounds."""
         if self._potentiation is None or self._depression is None:
             return
-        check_own_weight(self.connection)
+        _check_own_weight(self.connection)
         write_weight(self.connection, self._moved(self._potentiation, self._depression))
         self._potentiation = self._depression = None
 
     def _moved(self, potentiation: Tensor, depression: Tensor) -> Tensor:
-        """Return the next weight; one of integers leaves its remainder behind."""
-        if self.remainder is not None and self.fraction_bits and self.bounds:
-            change = potentiation - depression
-            self.remainder = self.remainder.to(change.device)
-            given = self.remainder, change, self.bounds, self.fraction_bits
-            moved, remainder = next_weight(self.connection, *given)
-            self.remainder.copy_(remainder)
-            return moved
         weight = self.connection.weight.to(potentiation)
         # negative rewards and amplitudes turn a change: the bound that counts is the one it nears
         up = potentiation.clamp(min=0) - depression.clamp(max=0)
@@ -294,20 +258,11 @@ class STDP(CheckedLoading, TTModule):
     def _learn(self, pre: Tensor, post: Tensor, reward: Tensor | None, mask: Tensor | None) -> None:
         for trace, x in ((self.pre_trace, pre), (self.post_trace, post)):
             trace._check_input(x, sequence=True)
-        check_spikes(self.connection, pre, post, mask)
-        reward = checked_reward(reward, pre, mask, waits=self.eligibility is not None)
+        _check_spikes(self.connection, pre, post, mask)
+        reward = _checked_reward(reward, pre, mask, waits=self.eligibility is not None)
         if not pre.shape[1]:  # an empty batch has no mean
             return
-        dtype, is_mean = ARITHMETIC_DTYPE[pre.dtype], self.reduction == "mean" and pre.shape[1] > 1
-        if self.fraction_bits is not None:
-            dtype = torch.float64
-            pre = whole_spikes("pre", pre, self.spike_sizes[0], mask)
-            post = whole_spikes("post", post, self.spike_sizes[1], mask)
-            if is_mean:
-                raise ValueError(
-                    f"a mean over {pre.shape[1]} samples is no integer. Give reduction='sum', and "
-                    "amplitudes that are smaller by as much."
-                )
+        dtype = ARITHMETIC_DTYPE[pre.dtype]
         pre, post = pre.to(dtype), post.to(dtype)
         lengths = None if mask is None else mask.sum(0)
         if mask is not None:
@@ -316,7 +271,7 @@ class STDP(CheckedLoading, TTModule):
             reward = None if reward is None else real_steps_first(reward, mask)
         # the traces go on all together, or none
         up, down = in_one_commit(self._summed, pre, post, reward, lengths)
-        if is_mean:
+        if self.reduction == "mean":
             up, down = up / pre.shape[1], down / pre.shape[1]
         if self._potentiation is not None and self._depression is not None:
             up, down = self._potentiation + up, self._depression + down
@@ -333,10 +288,10 @@ class STDP(CheckedLoading, TTModule):
         worth, cost = rule.a2_plus * post, rule.a2_minus * pre
         if self.slow_post_trace is not None:
             before, _ = _run(self.slow_post_trace, post, lengths)
-            worth = worth + self._in_unit(rule.a3_plus * post * before)
+            worth = worth + rule.a3_plus * post * before
         if self.slow_pre_trace is not None:
             before, _ = _run(self.slow_pre_trace, pre, lengths)
-            cost = cost + self._in_unit(rule.a3_minus * pre * before)
+            cost = cost + rule.a3_minus * pre * before
         factored = (worth, pre_after), (post_before, cost)
         own = self.connection
         pairs = [(lanes(own, y), factors(own, x.flatten(0, 1))) for y, x in factored]
@@ -347,16 +302,7 @@ class STDP(CheckedLoading, TTModule):
         up = self._rewarded(self.eligibility, pairs, len(pre), reward, lengths)
         return up, torch.zeros_like(up)
 
-    def _in_unit(self, product: Tensor) -> Tensor:
-        """Return an amplitude times a trace, in integers in the unit of one of the two."""
-        bits = self.fraction_bits
-        return product if bits is None else shift_right(product, bits, "nearest")
-
     def _changes(self, pairs: _Pairs) -> tuple[Tensor, Tensor]:
-        """Sum what is potentiated and depressed."""
-        if self.fraction_bits is not None:
-            for pair, before in zip(pairs, (self._potentiation, self._depression), strict=True):
-                check_sums(*pair, before)
         shape = self.connection.weight.shape
         up, down = ((rows.t() @ columns).view(shape) for rows, columns in pairs)
         return up, down
@@ -371,9 +317,8 @@ class STDP(CheckedLoading, TTModule):
     ) -> Tensor:
         """Move the eligibility trace to the last step; return the changes by the reward.
 
-        The trace after a step holds each change of before, decayed. So a change counts with all the
-        rewards from its step on, decayed: a trace of the reward, backwards. Only the last
-        eligibility is ever there as a matrix for each sample.
+        A change counts with all the rewards from its step on, decayed: a trace of the reward,
+        backwards. Only the last eligibility is ever there as a matrix for each sample.
         """
         batch, decay = len(lengths), math.exp(-1 / eligibility.tau)
         shape = pairs[0][0].new_empty(batch, eligibility.num_neurons)
@@ -425,3 +370,89 @@ def _run(trace: SpikeTrace, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, 
         empty = (lengths == 0).reshape(-1, *[1] * (ends.ndim - 1))
         trace.trace = torch.where(empty, start, ends)
     return before, after
+
+
+def _check_connection(connection: object) -> None:
+    if isinstance(connection, nn.Module):
+        _check_own_weight(connection)
+        if is_linear_map(connection):
+            return
+    raise TypeError(
+        "connection must be an nn.Linear, with a mask of tt.snn.connect where it is sparse, or an "
+        f"nn.Conv2d with groups=1 and a padding of zeros, in numbers, got {connection!r}."
+    )
+
+
+def _checked_bounds(bounds: Any, mu: float) -> tuple[float, float] | None:
+    if bounds is not None:
+        try:
+            lowest, highest = bounds = tuple(check_number("a bound", each) for each in bounds)
+        except (TypeError, ValueError):
+            raise TypeError(f"bounds must be (lowest, highest), got {bounds!r}.") from None
+        if not lowest < highest:
+            raise ValueError(f"bounds must be (lowest, highest), got {bounds}.")
+    if check_nonnegative("mu", mu) > 0 and not (bounds and all(map(math.isfinite, bounds))):
+        problem = "there are none" if bounds is None else f"{bounds} are not finite"
+        raise ValueError(f"mu={mu} makes bounds soft, and {problem}. Give bounds=(0, 1).")
+    return cast("tuple[float, float] | None", bounds)
+
+
+def _check_spikes(connection: LinearMap, pre: Tensor, post: Tensor, mask: Tensor | None) -> None:
+    """Raise where the spikes of a sequence fit neither each other, the connection nor the mask."""
+    ndim = 5 if is_convolution(connection) else 3
+    if pre.ndim != ndim or post.ndim != ndim or pre.shape[:2] != post.shape[:2]:
+        step = "[B, inputs]" if ndim == 3 else "[B, C, H, W]"
+        raise ValueError(
+            f"pre and post must be {step} in a step, with [T] in front in unroll(), and of one "
+            f"length and batch, got steps of {list(pre.shape[1:])} and {list(post.shape[1:])}."
+        )
+    if is_convolution(connection):
+        options = connection.kernel_size, connection.stride, padding_of(connection)
+        pairs = zip(pre.shape[-2:], *options, connection.dilation, strict=True)
+        places = [output_size(*each) for each in pairs]
+        if post.shape[3:] != torch.Size(places):
+            raise ValueError(
+                f"post must be shaped like the output of {connection!r}, with places "
+                f"{places}, got {list(post.shape[2:])} for an input of {list(pre.shape[2:])}."
+            )
+    if mask is not None and mask.shape != pre.shape[:2]:
+        raise ValueError(f"mask has {mask.shape[1]} samples, pre has {pre.shape[1]}.")
+    for name, spikes in (("pre", pre), ("post", post)):
+        # padding may hold anything
+        if is_readable(spikes) and not is_finite(spikes if mask is None else spikes[mask]):
+            raise ValueError(
+                f"{name} has NaN or infinite values, which would stay in the traces and reach "
+                f"every weight. Leave the step out: if not {name}.isfinite().all(): continue"
+            )
+
+
+def _checked_reward(
+    reward: Tensor | None, pre: Tensor, mask: Tensor | None, *, waits: bool
+) -> Tensor | None:
+    """Return the reward as ``[T, B]``; ``waits``: there is an eligibility trace."""
+    if reward is None:
+        return None
+    if not waits:
+        raise ValueError(
+            "a reward needs an eligibility trace, which changes wait in. Give tau_eligibility."
+        )
+    if not isinstance(reward, Tensor):
+        raise TypeError(f"reward must be a tensor over time, got {type(reward).__name__}.")
+    if reward.shape not in (pre.shape[:1], pre.shape[:2]):
+        sizes = f"{list(pre.shape[:2])}, got {list(reward.shape)}"
+        raise ValueError(f"reward must have a value for each step, or step and sample, {sizes}.")
+    reward = reward.to(pre.device, ARITHMETIC_DTYPE[pre.dtype])
+    reward = (reward if reward.ndim == 2 else reward[:, None]).expand(pre.shape[:2])
+    if not bool(torch.isfinite(reward if mask is None else reward[mask]).all()):
+        raise ValueError("reward must be finite, got a tensor with infinite values or NaN.")
+    return reward
+
+
+def _check_own_weight(connection: nn.Module) -> None:
+    """Raise where the weight is computed from other values: what is written into it is lost."""
+    computed = is_parametrized(connection) and connectivity(connection) is None
+    if computed or hooked_weights(connection):
+        raise ValueError(
+            f"connection {connection!r} is parametrized, pruned, or has a norm of torch.nn.utils: "
+            "its weight follows from other values, and cannot be learned. Remove this first."
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ from tracetorch.core.checks import check_finite, check_flag
 
 
 @dataclass(frozen=True)
-class STDPRule(ABC):
+class STDPRule:
     """Constants of a rule of STDP, checked; every rule is one of triplets in the end."""
 
     def __post_init__(self) -> None:
@@ -20,10 +19,6 @@ class STDPRule(ABC):
                 check_flag(field.name, value)
             elif check_finite(field.name, value) <= 0 and field.name.startswith("tau"):
                 raise ValueError(f"{field.name} must be above 0, in steps, got {value}.")
-
-    @abstractmethod
-    def triplet(self) -> TripletRule:
-        """Return the rule as one of triplets, whose traces are run."""
 
 
 @dataclass(frozen=True)

@@ -8,25 +8,48 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from tracetorch.core.checks import is_finite
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path, named_modules, named_parameters
-from tracetorch.online_learning.dropped import DroppedPath
-from tracetorch.online_learning.lanes import LaneDerivatives, StepCall, learned_parameters
-from tracetorch.online_learning.learner_state import Filter, LearnerState, Link, Marks, marks, same
-from tracetorch.online_learning.linear_maps import is_linear_map
-from tracetorch.online_learning.refused import changed_inside, check_model
-from tracetorch.online_learning.rewire import with_derivatives
-from tracetorch.online_learning.rules.learning_rule import Derivatives
-from tracetorch.online_learning.step_graph import Feed, Inputs, StepGraph
-from tracetorch.online_learning.traces import Attachment, Traces, attach
+from tracetorch.online_learning.dropped import (
+    DroppedPath,
+    changed_inside,
+    check_model,
+    reached,
+    reached_from,
+)
+from tracetorch.online_learning.lanes import (
+    LaneDerivatives,
+    LinearMap,
+    StepCall,
+    is_close,
+    is_linear_map,
+    learned_parameters,
+    probes,
+    weights_of,
+)
+from tracetorch.online_learning.rules import Derivatives
+from tracetorch.online_learning.traces import (
+    Attachment,
+    Contribution,
+    Filter,
+    LearnerState,
+    Link,
+    Marks,
+    Traces,
+    attach,
+    marks,
+    same,
+    with_derivatives,
+)
 from tracetorch.snn.module import layer_label
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.passes import Layer, Pass
@@ -40,6 +63,128 @@ _MEAN = "what it does there later decays with the mean of the neurons' decays"
 _RECURRENCE = "the outputs of the step before are constants"
 _STORED = "what it holds of earlier steps is constant, for it has no step"
 _OPTION = "a parameter of a spike function, without a trace"
+
+
+class _Call(NamedTuple):
+    module: LinearMap
+    x: Tensor
+    edge: GradientEdge
+    shape: torch.Size
+
+
+class Output(NamedTuple):
+    path: str  # of the layer
+    edge: GradientEdge  # of the output
+    shape: torch.Size
+    traces: Callable[[], Traces]  # compute the traces of the output, as those of a single state
+    # what reaches the layer's states through layers before it, or without a trace
+    leaves: list[Tensor]
+    ndim: int  # of its states
+    dtype: torch.dtype
+
+
+class Feed(NamedTuple):
+    """An earlier layer's output that feeds a layer through a product."""
+
+    output: Output  # of the earlier layer
+    by_product: Tensor  # derivative of the layer's input by the product's output, lane by lane
+    factor: Tensor  # derivative of the product's input by the earlier output, lane by lane
+
+
+class Inputs(NamedTuple):
+    """Origins of the input of a layer in the graph of a step."""
+
+    products: list[Contribution]  # those that feed it
+    fed: dict[Link, Feed]  # the layers before those
+    leaves: list[Tensor]  # of the graph, that reach the layer by other paths
+
+
+class StepGraph:
+    def __init__(self, learner: LearnerState) -> None:
+        self._learner = learner
+        self._calls: dict[Any, _Call] = {}
+        self._outputs: dict[Any, Output] = {}
+
+    def add_product(self, module: LinearMap, args: Any, kwargs: Any, y: Tensor) -> None:
+        if y.requires_grad:
+            edge, x = get_gradient_edge(y), args[0] if args else kwargs["input"]
+            self._calls[edge.node] = _Call(module, x, edge, y.shape)
+
+    def add_output(
+        self, path: str, output: Tensor, x: Tensor, inputs: Inputs, traces: Callable[[], Traces]
+    ) -> None:
+        if output.requires_grad:
+            edge = get_gradient_edge(output)
+            # a layer behind follows this one's own parameters and products, not what is before
+            before = [
+                leaf for each in inputs.fed.values() for leaf in reached_from(each.output.edge.node)
+            ]
+            leaves = [*inputs.leaves, *before]
+            self._outputs[edge.node] = Output(
+                path, edge, output.shape, traces, leaves, x.ndim, x.dtype
+            )
+
+    def inputs_of(self, x: Tensor) -> Inputs:
+        """Find the products that a layer's input came from, and the layers before those."""
+        inputs = Inputs([], {}, [])
+        if not x.requires_grad:
+            return inputs
+        met, leaves = reached([get_gradient_edge(x).node], self._calls.keys())
+        inputs.leaves.extend(leaves)
+        for node, product in self._calls.items():
+            if node not in met:
+                continue
+            factor = self._factor(x, product.edge, product.shape)
+            if factor is None:
+                inputs.leaves.extend(reached_from(node))
+                continue
+            # one that is frozen passes gradients on, and has no trace of this step
+            if any(weight.requires_grad for weight in weights_of(product.module)):
+                inputs.products.append(Contribution(product.module, product.x, factor))
+            if product.x.requires_grad:
+                self._add_earlier(inputs, product, factor)
+        return inputs
+
+    def _add_earlier(self, inputs: Inputs, product: _Call, factor: Tensor) -> None:
+        """Add the layers before a product, whose traces are filtered by the layer behind it."""
+        linear = product.module if isinstance(product.module, nn.Linear) else None
+        follows = linear is not None and not self._learner.rule.shared
+        outputs = self._outputs if follows else {}
+        ends, others = reached([get_gradient_edge(product.x).node], outputs.keys())
+        inputs.leaves.extend(others)
+        for end, output in outputs.items():
+            if end not in ends:
+                continue
+            through = self._factor(product.x, output.edge, output.shape)
+            if linear is None or through is None or (output.path, linear) in inputs.fed:
+                inputs.leaves.extend(reached_from(end))
+            else:
+                inputs.fed[output.path, linear] = Feed(output, factor, through)
+                inputs.leaves.extend(output.leaves)
+
+    def _factor(self, y: Tensor, edge: GradientEdge, shape: torch.Size) -> Tensor | None:
+        """Differentiate a tensor by an earlier one; ``None`` where it is not lane by lane."""
+
+        def pulled_back(cotangent: Tensor) -> Tensor:
+            return torch.autograd.grad(y, [edge], cotangent, retain_graph=True)[0]
+
+        ones = torch.ones_like(y)
+        if get_gradient_edge(y).node is edge.node:
+            return ones
+        if y.shape != shape:
+            return None
+        plain = pulled_back(ones)
+        # At each step, for no answer holds for the next: derivatives that are zero now mix nothing,
+        # and a mode, a batch or a branch may change. It is one more pass through what is between
+        # the two modules, which the step differentiates once already. A probe passes through a
+        # diagonal Jacobian as it is.
+        key, known = (y.shape, y.dtype, y.device), self._learner.probes
+        if key not in known:
+            known[key] = probes(y)
+        for probe in known[key]:
+            if not is_close(pulled_back(probe), probe * plain):
+                return None
+        return plain
 
 
 class Step(Pass):
@@ -57,13 +202,11 @@ class Step(Pass):
         self._graph = StepGraph(before)
 
     def run(self, args: Any, kwargs: Any) -> Any:
-        """Call the model within the pass."""
         for value in pytree.tree_leaves((args, kwargs)):
             if isinstance(value, Tensor) and value.is_floating_point() and not is_finite(value):
                 raise ValueError(
                     f"an input of shape {list(value.shape)} has NaN or infinite values, which "
-                    "would stay in the traces and reach every weight. Leave the step out, or use "
-                    "the last good input: if not x.isfinite().all(): x = last."
+                    "would stay in the traces. Leave the step out, or use the last good input."
                 )
         before = self.before
         modules = named_modules(before.model)
@@ -125,14 +268,12 @@ class Step(Pass):
             if isinstance(state, Tensor) and not is_finite(state):
                 raise ValueError(
                     f"{name} of {layer_label(layer, path)} has NaN or infinite values, which "
-                    "would stay in its traces and reach every weight. The input is finite: look "
-                    "at the weights before the layer, and at its states."
+                    "would stay in its traces. Look at the weights before the layer."
                 )
 
     def __call__(
         self, layer: Layer, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
     ) -> Tensor:
-        """Run one step of a layer, and advance its traces."""
         path, derivatives = self._paths.get(id(layer)), self.before.rule.derivatives
         if path is None or derivatives is None or not has_step(layer):
             return super().__call__(layer, x, given, named)
@@ -182,7 +323,6 @@ class Step(Pass):
     def _advance(
         self, path: str, x: Tensor, call: StepCall, output: Tensor, found: Derivatives
     ) -> Tensor:
-        """Advance the traces of a layer that was called; return its output."""
         block, dropped, of_output = found
         for reason in dropped:
             self._drop(path, path, reason)
@@ -233,7 +373,6 @@ class Step(Pass):
         return advanced
 
     def _note_dropped(self, path: str, layer: Neuron, inputs: Inputs) -> None:
-        """Note what the rule and the traces of a layer leave out."""
         if self.before.rule.shared:
             for each in inputs.products:
                 self._drop(join_path(self._paths[id(each.module)], "weight"), path, _SHARED)

@@ -1,9 +1,8 @@
-"""Find the neuron layers of a model, their recordable names, dimensions and call order."""
+"""Find the neuron layers of a model, their recordable names and call order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import nn
@@ -75,24 +74,7 @@ def _output_kind(layer: object) -> Kind | None:
     return "spikes" if getattr(layer, "pos_scale", None) is None else "scaled spikes"
 
 
-def dimension_names(path: str, ndim: int, layer: TTModule | None = None) -> tuple[str, ...]:
-    """Name the dimensions of a trajectory ``[T, B, ...]``.
-
-    Time and batch are shared by all layers, so that trajectories align; the other dimensions carry
-    the path of their layer.
-    """
-    prefix = f"{path}." if path else ""
-    names = ["time", "batch", *(f"{prefix}{i}" for i in range(ndim - 2))][:ndim]
-    # A layer counts the dimensions of one step: a nonnegative one lies one further with time.
-    neuron_dim = 0
-    if isinstance(layer, SequenceLayer):
-        neuron_dim = layer.dim + (ndim if layer.dim < 0 else 1)
-    if neuron_dim > 1:
-        names[neuron_dim] = f"{prefix}neuron"
-    return tuple(names)
-
-
-def call_order(model: nn.Module, inputs: Inputs, by: Literal["layer", "step"]) -> list[str]:
+def call_order(model: nn.Module, inputs: Inputs) -> list[str]:
     """List the paths of modules in the order in which they first finish a step; nothing changes."""
     order: dict[str, None] = {}
     # it returns None, so the output stays

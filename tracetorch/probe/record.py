@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import nn
 
 from tracetorch.core.walk import named_modules
-from tracetorch.probe.layers import recordable_layers, recordable_names
-from tracetorch.probe.recording import Recording, recording_of
+from tracetorch.probe.layers import recordable_layers, recordable_names, spike_kinds
+from tracetorch.probe.recording import Recording
 from tracetorch.probe.watch import watch
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.recurrent import Recurrent
@@ -75,7 +75,7 @@ def record(
         sources = {name: [t] for name, t in trajectories.items() if t.requires_grad}
         for (source,) in sources.values():
             source.retain_grad()
-    return y, recording_of(layers, trajectories, sources)
+    return y, Recording(trajectories, sources=sources, kinds=spike_kinds(layers))
 
 
 def _check_gradients(what: Sequence[str] | str, layers: Mapping[str, TTModule]) -> None:

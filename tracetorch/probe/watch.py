@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.hooks import forward_hooks
-from tracetorch.probe.layers import recordable_layers, recordable_names
-from tracetorch.probe.recording import Recording, recording_of
+from tracetorch.probe.layers import recordable_layers, recordable_names, spike_kinds
+from tracetorch.probe.recording import Recording
 from tracetorch.snn.passes import current_pass, states_of
 from tracetorch.unrolling.trajectories import select_names
 
@@ -110,4 +110,4 @@ class watch:  # noqa: N801 (used as a verb: with watch(...) as seen)
         if self._gradients:
             # The gradient arrives at the tensors of the steps, not at their stacked copy.
             sources = {n: t for n, t in self._steps.items() if any(v.requires_grad for v in t)}
-        return recording_of(self._layers, trajectories, sources)
+        return Recording(trajectories, sources=sources, kinds=spike_kinds(self._layers))

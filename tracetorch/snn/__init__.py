@@ -14,7 +14,6 @@ from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.event_inputs import EventInput, PoissonInput
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
-from tracetorch.snn.masks import distance_mask, in_degree_mask, random_mask
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.noise import Noise
@@ -26,9 +25,12 @@ from tracetorch.snn.residual import SEWBlock
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse.edges import (
     distance_edges,
+    distance_mask,
     in_degree_edges,
+    in_degree_mask,
     population_edges,
     random_edges,
+    random_mask,
 )
 from tracetorch.snn.sparse_linear import SparseLinear
 from tracetorch.snn.spiking import BLIF, BRLIF, BSLIF, BSRLIF, LIF, RLIF, SLIF, SRLIF

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -67,9 +66,9 @@ from tracetorch.snn.parameters import (
     softplus,
     unbounded,
 )
-from tracetorch.snn.passes import WRITTEN, State, ambient, current_pass, in_one_commit, states_of
+from tracetorch.snn.passes import WRITTEN, State, ambient, in_one_commit, states_of
 from tracetorch.snn.restarts import run_between_restarts
-from tracetorch.snn.stream_watch import LayersWithStates, states_of_layers, watch_call
+from tracetorch.snn.stream_watch import count_step
 from tracetorch.snn.unknown_arguments import ASSIGNED, check_arguments, check_assigned
 
 StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
@@ -97,9 +96,8 @@ _SCRIPT_LEAF = (
 )
 # attributes that no declaration is read from: their assignment leaves the cell as it is
 _NOTES = (
-    *("_graph_calls", "_looks_like_sequence", "_memory_notes", "_nan_reported", "_steps_run"),
-    *("_zeroed_in_backward", "_zeroed_in_trace", "_sigma", "_known_sigma", "step_kwargs"),
-    "_known_plan",
+    *("_memory_notes", "_nan_reported", "_steps_run", "_zeroed_in_backward", "_zeroed_in_trace"),
+    *("_sigma", "_known_sigma", "step_kwargs", "_known_plan"),
     WRITTEN,
 )
 _UNDECLARED = frozenset({"training", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks"})
@@ -157,10 +155,8 @@ class SequenceLayer(TTModule):
 
     _batch_leads = False
     """Whether the batch is known to be in front, whatever the neuron dimension is."""
-    _looks_like_sequence = False
-    """Whether the last input checked, one step outside of any pass, has a dimension for time."""
-    _nan_reported = ""
-    """In what NaN was found: ``"stream"``, until it is zeroed; ``"sequence"``, ``"training"``."""
+    _nan_reported = False
+    """Whether a state of a model that it is in was logged to be NaN."""
 
     if TYPE_CHECKING:
 
@@ -446,20 +442,6 @@ class SequenceLayer(TTModule):
         kept = ARITHMETIC_DTYPE.get(moved.dtype) is moved.dtype
         return moved if kept else state.to(moved.device)
 
-    def zero_states(self, *, where: Tensor | None = None) -> None:
-        """Set the states to ``None``, or those of the samples in ``where`` to initial values.
-
-        Args, Raises: as :meth:`TTModule.zero_states`.
-        """
-        super().zero_states(where=where)
-        if where is None and not torch.compiler.is_compiling():
-            attributes = self.__dict__
-            if attributes.get("_looks_like_sequence") and attributes.get("_steps_run") == 1:
-                warn_of_sequence(self)
-            attributes["_steps_run"] = 0
-            if attributes.get("_nan_reported") == "stream":
-                attributes["_nan_reported"] = ""
-
     def _check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
         """Raise where dimension 0 of a state holds the neurons."""
         self._check_has_batch(name, state.shape, len(self._state_kind.tail), label)
@@ -515,8 +497,6 @@ class SequenceLayer(TTModule):
                 f"{self._label()} has {self.num_neurons} neurons, {what} has "
                 f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. {way}."
             )
-        if len(shape) > 2 and self.dim == -1 and not torch.compiler.is_compiling():
-            self.__dict__["_looks_like_sequence"] = not sequence and current_pass() is None
 
     def _check_fx(self, x: object) -> None:
         """Raise where an input is what ``torch.fx.symbolic_trace`` puts in its place."""
@@ -794,7 +774,7 @@ class SequenceLayer(TTModule):
         if run is not None:
             return run(self, x, further, named)
         if not torch.compiler.is_compiling():
-            watch_call(self)
+            count_step(self)
         try:
             several = further or named or len(self.inputs) > 1
         except fx.proxy.TraceError:  # traced as the root: all arguments are stand-ins
@@ -806,13 +786,6 @@ class SequenceLayer(TTModule):
                 lambda: self.forward_step(x, *self._all_further(x, further, named))
             )
         return self.forward_step(x)
-
-    def _layers_with_states(self) -> LayersWithStates:
-        """Return the layers inside, itself in front, with the states that they hold."""
-        return states_of_layers((module, module.__dict__) for module in self.modules())
-
-    def _name_of(self, layer: SequenceLayer, state: str) -> str:
-        return f"{state} of {layer._label()}"
 
     def _all_further(
         self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
@@ -853,24 +826,6 @@ class SequenceLayer(TTModule):
 def _plain_number(value: object) -> object:
     """Return a number of NumPy as one of Python, which a kernel knows."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-_warned_of_sequence = False
-
-
-def warn_of_sequence(layer: SequenceLayer) -> None:
-    """Warn once that a sequence seems to have been taken for one time step."""
-    global _warned_of_sequence
-    if _warned_of_sequence:
-        return
-    _warned_of_sequence = True
-    warnings.warn(
-        f"{layer!r} took an input of three dimensions or more for ONE time step, its neurons in "
-        "the last one, and was zeroed after that step; nothing is remembered along the others. "
-        "For a sequence [T, B, ...] call tt.unroll(model, x). If it is one step, of tokens say, "
-        'silence this with warnings.filterwarnings("ignore", message=".*for ONE time step").',
-        stacklevel=4,
-    )
 
 
 def transient_attributes_of(module: nn.Module) -> frozenset[str]:

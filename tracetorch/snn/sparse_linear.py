@@ -214,45 +214,6 @@ class SparseLinear(PastLayer):
         return cls(*sources.from_matrix(matrix), **named)
 
     @classmethod
-    def from_table(
-        cls,
-        table: Any,
-        in_features: int,
-        out_features: int,
-        *,
-        source: str = "source",
-        target: str = "target",
-        weight: str | None = None,
-        delay: str | None = None,
-        **options: Any,
-    ) -> SparseLinear:
-        """Make a layer of a table of edges, a pandas ``DataFrame`` say, with a row for each.
-
-        Args:
-            table: of columns, each an array of one value per edge.
-            in_features: number of sources.
-            out_features: number of targets.
-            source: name of the column of sources, integers from 0 on.
-            target: name of the column of targets.
-            weight: name of that of weights; ``None`` draws them.
-            delay: name of that of delays, integers; ``None``: no delay.
-            **options: ``bias``, ``signs``, ``group`` of the constructor.
-
-        Raises:
-            TypeError: a column is not of numbers, or of integers.
-            ValueError: there is no such column, or as the constructor.
-
-        Example:
-            >>> columns = torch.tensor([[0, 0], [1, 2], [3, 4]])
-            >>> table = dict(zip(("pre", "post", "w"), columns))
-            >>> SparseLinear.from_table(table, 1, 3, source="pre", target="post", weight="w")
-            SparseLinear(1, out_features=3, edges=Tensor[2, 2], weight=Tensor[2])
-        """
-        edges, values = sources.from_table(table, source, target, weight)
-        steps = None if delay is None else sources.column(table, delay)
-        return cls(in_features, out_features, edges, values, delay=steps, **options)
-
-    @classmethod
     def from_linear(cls, linear: nn.Module, *, delay: Tensor | int | None = None) -> SparseLinear:
         """Make a layer of an ``nn.Linear``: of the mask of :func:`connect`, or of what is not 0.
 

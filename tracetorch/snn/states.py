@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +14,9 @@ from tracetorch.snn.module import TTModule, detached_state, keeps_states, layer_
 from tracetorch.snn.passes import note_written, states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
 
-EXTRA = "trace:"
-"""What the names begin with that :class:`ExtraStates` has beside those of neuron layers."""
-
 
 class ExtraStates(TTModule):
-    """A module that carries more from step to step than the states of neuron layers."""
-
-    def extra_states(self) -> dict[str, Tensor]:
-        """Return all of it by name; every name begins with :data:`EXTRA`."""
-        raise NotImplementedError
-
-    def extra_states_setter(
-        self, extra: Mapping[str, Tensor], states: Mapping[str, Tensor]
-    ) -> Callable[[], None]:
-        """Check what is to be set beside ``states``, by path; return a function that sets it."""
-        raise NotImplementedError
+    """A module that carries more from step to step than what ``get_states`` finds: traces."""
 
 
 def named_neurons(module: nn.Module) -> Iterator[tuple[str, SequenceLayer]]:
@@ -75,14 +62,7 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
         if state is not None:
             path = full.rpartition(".")[0]
             states[full] = detached_state(layer, name, state, path) if detach else state
-    for path, found in _extras(module):
-        for name, value in found.extra_states().items():
-            states[join_path(path, name)] = value.detach().clone() if detach else value
     return states
-
-
-def _extras(module: nn.Module) -> list[tuple[str, ExtraStates]]:
-    return [(p, each) for p, each in named_modules(module) if isinstance(each, ExtraStates)]
 
 
 def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
@@ -115,9 +95,8 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
         raise TypeError(f"states must be a mapping of names to tensors, got {states!r}.")
     layers = list(named_holders(module))
     known = _names(layers)
-    extras = [(join_path(path, EXTRA), found) for path, found in _extras(module)]
     for name in states:
-        if name not in known and not name.startswith(tuple(start for start, _ in extras)):
+        if name not in known:
             hint = suggestion(name, sorted(known))
             raise ValueError(f"no state is called {name!r}.{hint} There are {sorted(known)}.")
     for path, layer in layers:
@@ -127,12 +106,6 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
         else:
             for name, value in own.items():
                 check_value(layer, name, value, layer_label(layer, path))
-    setters: list[Callable[[], None]] = []
-    for start, extra in extras:
-        prefix = start.removesuffix(EXTRA)
-        inside = {n.removeprefix(prefix): s for n, s in states.items() if n.startswith(prefix)}
-        named = {n: inside.pop(n) for n in list(inside) if n.startswith(EXTRA)}
-        setters.append(extra.extra_states_setter(named, inside))
     for path, layer in layers:
         device = next((t.device for t in (*layer.parameters(), *layer.buffers())), None)
         own_states = states_of(layer, "set its states")
@@ -143,8 +116,6 @@ def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
             )
         layer._mark_states_current()
         note_written(layer)
-    for put in setters:
-        put()
 
 
 def _names(layers: Iterable[tuple[str, TTModule]]) -> dict[str, tuple[TTModule, str]]:

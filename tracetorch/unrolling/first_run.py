@@ -2,18 +2,14 @@
 
 By layer is right where nothing remembers outside of layers, and samples are treated alike. Whether
 that is so is not read off the code: it is run. The first time a model is met in a mode, its pass by
-layer is one side. The other are its first three steps, one by one, in which layers are not run:
-they return what they gave by layer. What remains is the model's own code, in which both ways agree
-to rounding, or not at all. Norms and dropout in training return what they gave, too. Then the same
-once more with random spikes in place of what the layers gave, for a silent network shows little.
-No two whole runs are compared: they differ in rounding, and one spike moves all behind it.
+layer is compared with its first three steps, in which layers return what they gave by layer; then
+once more with random spikes in their place, for a silent network shows little. No two whole runs
+are compared: they differ in rounding, and one spike moves all behind it.
 
-A difference is an error that names the module and the reason. Found are neither what remembers
-after the third step, or only with other values, nor a module that is replaced, or a flag that is
-switched, after the first call; ``check=`` runs as many steps as one likes. What is random is
-believed. The model's ``forward`` is called seven times more, hooks and logs too; buffers and
-generators of random numbers are restored, and no module is touched in evaluation. What a
-``Recurrent`` of a user's own code shares with others is found by :mod:`tracetorch.unrolling.loops`.
+Not found is what remembers after the third step, and what is switched after the first call;
+``check=`` runs as many steps as one likes. What is random is believed. Buffers, attributes and
+generators are restored. What a ``Recurrent`` of a user's own code shares is found by
+:mod:`tracetorch.unrolling.loops`.
 """
 
 from __future__ import annotations
@@ -42,7 +38,7 @@ from tracetorch.snn.neuron import has_step
 from tracetorch.snn.passes import Layer, Pass, current_pass
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import path_of, state_not_finite, states_of_layers
+from tracetorch.snn.stream_watch import path_of, state_with_nan
 from tracetorch.unrolling.agreement import agree
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.loops import Loops, SharedError, Step, seed_all
@@ -299,8 +295,7 @@ class FirstRun:
                 f"{place} has NaN. A neuron's spike is 0 there, so that what follows looks "
                 "finite. Clean the data, or find the operation that makes it."
             )
-        entries = ((entry.module, entry.states) for entry in run.entries.values())
-        found = state_not_finite(states_of_layers(entries), infinite=False)
+        found = state_with_nan((entry.module, entry.states) for entry in run.entries.values())
         place = next((place for place, values in places if _any(torch.isinf, values)), None)
         if found is None or (place is None and self.steps < run.steps):
             return
@@ -310,7 +305,7 @@ class FirstRun:
                 "nothing that was given or computed is: look at the layer's parameters, and at the "
                 "states it began with, which tt.zero_states(model) clears"
             )
-        path = path_of(self.model, *found[:2])
+        path = path_of(self.model, *found)
         raise ValueError(f"{path} is NaN at the end of the sequence, and {cause}.")
 
     def _begin_again(self) -> None:

@@ -1,14 +1,9 @@
 """``Loops``: run layers that hold a user's own code by step too, between the other modules.
 
-By layer a ``Recurrent`` runs all of its steps before anything behind it runs one, and so does a
-neuron whose step reads more than a kernel may know. What they use may be shared with another one,
-a memory, a counter or a generator, or be read or written by the model's ``forward``, and no layer
-would know. So in the first run each runs its first steps once more, on the input that it had by
-layer: first alone, from attributes, weights and states as before the pass, then in its place in the
-steps of the model. What differs there is shared.
-
-What differs from itself is remembered in a place that cannot be set back: a closure, a file. One
-such layer is believed; of several it is not known what they share.
+By layer such a layer runs all of its steps before anything behind it runs one. What it uses may be
+shared, and no layer would know. So each runs its first steps once more: alone, from attributes,
+weights and states as before the pass, then in its place in the steps of the model. What differs
+there is shared; what differs from itself is remembered where it cannot be set back.
 """
 
 from __future__ import annotations

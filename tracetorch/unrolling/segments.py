@@ -9,6 +9,7 @@ is not restored: outputs and states are compared with those of the first run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -36,7 +37,6 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import ExtraStates
 from tracetorch.unrolling.agreement import is_close
 from tracetorch.unrolling.inputs import Inputs
-from tracetorch.unrolling.segment_length import MEASURED, SavedBytes, fitting_length, parse_bound
 
 _MOST_MOVED = 0.01  # share of values that rounding may move where sums have no fixed order
 
@@ -45,30 +45,25 @@ Run: TypeAlias = Callable[..., tuple[Any, dict[str, Tensor], Pass]]
 
 @exclude_from_compile
 def in_segments(
-    run: Run, model: nn.Module, inputs: Inputs, segment: int | str, whole: Pass, by: str
+    run: Run, model: nn.Module, inputs: Inputs, segment: int | str, whole: Pass
 ) -> tuple[Any, dict[str, Tensor]]:
     """Return outputs and trajectories of all steps, from runs of at most ``segment`` steps.
 
     Of every segment but the last, which backward needs first, the graph keeps only the inputs and
     the states at its start.
     """
-    bound = parse_bound(segment, model, by) if isinstance(segment, str) else 0.0
-    length = MEASURED if isinstance(segment, str) else check_count("segment", segment)
+    if isinstance(segment, str):
+        if segment != "auto":
+            raise ValueError(f'segment must be a number of steps or "auto", got {segment!r}.')
+        # memory is least about the root, and flat there; fewer segments take less time
+        segment = 4 * math.isqrt(inputs.steps)
+    length = check_count("segment", segment)
     modules = [module for _, module in modules_of(model)]
     _check_repeatable(modules)
-    results, rest, begun = [], [inputs], 0
-    if isinstance(segment, str):
-        begun = min(MEASURED, inputs.steps)
-        first, *rest = inputs.split([begun, inputs.steps - begun])
-        known = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs.tensors))
-        saved = SavedBytes(known, by)
-        with saved:
-            results.append(_within(run, first, whole))
-        length = fitting_length(segment, bound, inputs, saved, results[0], whole)
-    stops = [*range(begun, inputs.steps, length), inputs.steps]
-    parts = [p for each in rest for p in each.split([b - a for a, b in pairwise(stops)])]
+    stops = [*range(0, inputs.steps, length), inputs.steps]
+    parts = inputs.split([b - a for a, b in pairwise(stops)])
     replays = [_Replay(modules, start, stop) for start, stop in pairwise(stops[:-1])]
-    results += [
+    results = [
         _within(run, part, whole) if each is None else _checkpointed(run, part, each, whole)
         for part, each in zip_longest(parts, replays)
     ]
@@ -113,12 +108,19 @@ def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
     # what the layers of the part start from, known when it has run once
     starts: Pass | None = None
     ran: list[Pass] = []  # of the first run
+    failed: list[BaseException] = []
 
     def steps(*saved: Tensor) -> tuple[Any, list[Tensor | None]]:
         nonlocal starts
         now = replace(part, tensors=pytree.tree_unflatten(list(saved), spec))
         before = starts if starts is not None else whole
-        y, trajectories, inner = before.call(run, now, from_rest=False)
+        try:
+            y, trajectories, inner = before.call(run, now, from_rest=False)
+        except BaseException as error:
+            if starts is not None:
+                raise
+            failed.append(error)  # through checkpoint of PyTorch 2.12 it would leave its hooks set
+            return None, []
         ends = [s for each in inner.entries.values() for s in each.states.values()]
         replay.compare(pytree.tree_leaves((y, trajectories)), ends)
         if starts is None:
@@ -132,6 +134,8 @@ def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
         result, ends = checkpoint(
             steps, *leaves, use_reentrant=False, context_fn=lambda: (nullcontext(), replay)
         )
+    if failed:
+        raise failed.pop()
     # what checkpointing returns is part of the graph
     values = iter(ends)
     for inner in ran:

@@ -25,13 +25,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.passes import Entry, Pass, Stateful, current_pass
 from tracetorch.snn.states import ExtraStates, get_states, set_states
-from tracetorch.snn.stream_watch import (
-    LayersWithStates,
-    look_in_stream,
-    path_of,
-    states_of_layers,
-    watch_call,
-)
+from tracetorch.snn.stream_watch import LOOK_EVERY, report_nan_behind
 from tracetorch.unrolling.unroll import unroll
 
 R = TypeVar("R")
@@ -48,8 +42,8 @@ class Stream:
     Streams of one model may run at once in several threads, each of them in one thread at a time.
     What a module keeps outside of the states of its layers all streams share: running statistics
     in training, attributes of a ``forward``; declare a memory by :meth:`.TTModule.memory`. A state
-    at NaN or infinity is logged once, until ``zero_states()``: it is looked for behind a sequence,
-    and at every 100th single step.
+    at NaN is logged once for each model: it is looked for behind a sequence, and at every 100th
+    single step.
 
     Args:
         model: any module with neuron layers, whose call is one step.
@@ -77,7 +71,7 @@ class Stream:
         self.model = model
         self._states = _StreamPass(model)
         self._running = threading.Lock()
-        self._nan_reported = ""
+        self._steps_run = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one time step; ``torch.compile`` leaves it as it is.
@@ -142,27 +136,14 @@ class Stream:
                 "a tt.Stream(model) for each; they may run at once."
             )
         try:
-            if function in (_step, unroll):
-                watch_call(self)
             result = self._states.call(function, *args, **kwargs)
             self._states.check_known(*(e.module for e in self._states.entries.values()))
-            if function is zero_states:
-                self._nan_reported = ""
-            elif function is unroll:
-                look_in_stream(self)
+            self._steps_run += function is _step
+            if function is unroll or (function is _step and self._steps_run % LOOK_EVERY == 0):
+                report_nan_behind(self._states, self.model)
             return result
         finally:
             self._running.release()
-
-    def _layers_with_states(self) -> LayersWithStates:
-        entries = self._states.entries.values()
-        return states_of_layers((entry.module, entry.states) for entry in entries)
-
-    def _label(self) -> str:
-        return "a stream"
-
-    def _name_of(self, layer: nn.Module, state: str) -> str:
-        return path_of(self.model, layer, state)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -24,7 +24,7 @@ from tracetorch.snn.passes import Pass, ambient
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import look_behind_sequence, watch_sequence
+from tracetorch.snn.stream_watch import report_nan_behind
 from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trusted
 from tracetorch.unrolling.inputs import (
     Inputs,
@@ -129,9 +129,7 @@ def unroll(
             that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
             batch norm takes its statistics over a segment. Buffers are what they were when a
             segment runs again. One that computes something else then raises a ``RuntimeError`` in
-            ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps, or more up to 8 MB, fewer where those
-            need more than half of the free memory. A memory bound, ``"512MB"``: as many as fit in
-            it. Both count what the first four steps keep.
+            ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are not touched, so that several threads may run one model.
         reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
@@ -179,7 +177,7 @@ def unroll(
         else:
             run = Pass(from_rest=from_rest)
             part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
-            y, trajectories = in_segments(part, model, inputs, segment, run, by)
+            y, trajectories = in_segments(part, model, inputs, segment, run)
         if time_dim != 0 or not batched:
             place = partial(place_time, time_dim=time_dim, batched=batched)
             y, trajectories = pytree.tree_map(place, (y, trajectories))
@@ -191,11 +189,9 @@ def unroll(
     if not from_rest:
         if not torch.compiler.is_compiling():
             run.check_outlives_transforms()
-            if outer is None:
-                watch_sequence(run)
         run.commit()
     if outer is None and not torch.compiler.is_compiling():
-        look_behind_sequence(run, model, checked == inputs.steps)
+        report_nan_behind(run, model)
     return y if record is None else (y, trajectories)
 
 

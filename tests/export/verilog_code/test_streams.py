@@ -31,7 +31,7 @@ from tests.export.verilog_code.steps import (
     run,
     xylo,
 )
-from tracetorch import snn
+from tracetorch import chips, snn
 from tracetorch.export.c_code.recorded import RecordedStep, record_step
 from tracetorch.export.c_code.stages import Array, Copy, Pointwise, Role
 from tracetorch.export.verilog_code.circuit import step_circuit, word_of_array
@@ -269,7 +269,10 @@ def _converted() -> list[Any]:
 
 GROUPS: dict[str, Any] = {
     **{str(leak): lambda leak=leak: _shapes(leak) for leak in LEAKS},
-    "xylo": lambda: [xylo(), xylo(version=1, max_spikes=1), xylo(bias=-300)],
+    "chips": lambda: [
+        *(xylo(), xylo(version=1, max_spikes=1), xylo(bias=-300)),
+        chips.xylo.StepDelay(3),
+    ],
     "converted": _converted,
     "own": lambda: [Counter(3), Counter(3)],
 }

@@ -12,6 +12,7 @@ import torch
 from tests import cases
 from tests.fuse.evaluate import evaluate
 from tests.fuse.kernels import aligned, buffers_of, evaluated, lesser_machine, run_compiled
+from tests.fuse.verify import verify
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
 from tracetorch.fuse.ir.plan import LearningPlan, Plan, RecurrentPlan
@@ -22,7 +23,6 @@ from tracetorch.fuse.ir.schedule import (
     recurrent_forward_kernel,
     step_kernel,
 )
-from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.machine_code import Machine, object_code, this_machine
 
 EXACT = [name for name in cases.LAYERS if name not in cases.INEXACT]

@@ -14,6 +14,7 @@ from benchmarks.gpu.__main__ import kernels
 from benchmarks.gpu.compiled import TARGETS, Compiled, compiled
 from tests import cases
 from tests.fuse.kernels import kernel_of_graph
+from tests.fuse.verify import verify
 from tests.fuzz.draw import SEEDS, random_neuron
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen import targets
@@ -24,7 +25,6 @@ from tracetorch.fuse.ir.graph import ARITY, BOOLEAN, LOGIC, Graph, Line, Unfusab
 from tracetorch.fuse.ir.kernel import Kernel
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
-from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime import gpu
 
 NEURONS = (*cases.LAYERS, *cases.NEURONS)

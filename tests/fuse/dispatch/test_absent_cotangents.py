@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import fused
+from tests.fuse.verify import verify
 from tests.snn.test_sparse_recurrent import poison
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.javascript import backward_source
@@ -21,7 +22,6 @@ from tracetorch.fuse.codegen.triton_loops import triton_source
 from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.ir.plan import ABSENT, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel
-from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime import sparse_recurrence, written_kernels
 
 

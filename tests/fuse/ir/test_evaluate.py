@@ -13,11 +13,11 @@ from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, make, name_of
 from tests.fuse.evaluate import _fma, evaluate
 from tests.fuse.kernels import buffers_of
+from tests.fuse.verify import verify
 from tests.fuzz.draw import SEEDS, random_neuron
 from tracetorch import snn
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
-from tracetorch.fuse.ir.verify import verify
 
 STEPS = 7
 SIZES = {"steps": STEPS, "every": 3, "segments": 3, "chunk": 2, "chunks": 2}

@@ -7,24 +7,27 @@ hold; a hidden neuron fires up to 31 times, an output neuron once. An alias copi
 hidden neuron to another. Version 2 adds a bias, and saturates the change of a membrane before it is
 added. Thresholds are reached where the membrane is at least as large.
 
-Saturation. Additions that saturate one by one depend on their order. A run of them is the function
-``clamp(state + total, low, high)``; two such functions in a row are one again, so that a sum over
-all sources is a tree of them, ``total`` is a plain product with the weights, and a step that takes
-``(total, low, high)`` is pointwise and exact, whatever overflows on the way.
-
-Limits are those of Rockpool's overview of the Xylo family, rockpool.ai/devices/xylo-overview.html.
+Limits are those of the table in Rockpool's overview of the Xylo family,
+rockpool.ai/devices/xylo-overview.html: XyloAudio 2 is Xylo 2 here. No neuron has a bound on the
+connections into it. The fan-out, 64 of Xylo 2, is that of one hidden neuron into hidden neurons;
+its mean, 32 for each synapse, is not checked.
 """
 
 from tracetorch.chips.target import register
 from tracetorch.chips.xylo.configuration import configuration
-from tracetorch.chips.xylo.network import Network, saturating_sum
-from tracetorch.chips.xylo.neurons import LIF, XYLO_1, XYLO_2, StepDelay, TwoSynapseLIF
+from tracetorch.chips.xylo.neurons import (
+    LIF,
+    XYLO_1,
+    XYLO_2,
+    XYLO_3,
+    XYLO_IMU,
+    StepDelay,
+)
 from tracetorch.chips.xylo.target import XyloTarget
 
 __all__ = [
-    "LIF", "XYLO_1", "XYLO_2", "Network", "StepDelay", "TwoSynapseLIF", "configuration",
-    "saturating_sum",
+    "LIF", "XYLO_1", "XYLO_2", "XYLO_3", "XYLO_IMU", "StepDelay", "configuration",
 ]  # fmt: skip
 
-register(XYLO_1, XyloTarget)
-register(XYLO_2, XyloTarget)
+for _chip in (XYLO_1, XYLO_2, XYLO_3, XYLO_IMU):
+    register(_chip, XyloTarget)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tracetorch.chips.connections import exceeded
+from tracetorch.chips.limits import Chip, exceeded
 from tracetorch.chips.xylo.neurons import LIF, XYLO_1, XYLO_2, StepDelay
 from tracetorch.core.checks import check_module
 from tracetorch.integers.border import Quantize
@@ -35,7 +35,7 @@ class Layer(NamedTuple):
 
 
 @torch.no_grad()
-def configuration(model: nn.Module) -> dict[str, Any]:
+def configuration(model: nn.Module, chip: Chip | None = None) -> dict[str, Any]:
     """Return the integer arrays that configure Xylo for a model, named as its simulator names them.
 
     The hidden layers of the model become one population: weights between them, and those of
@@ -51,6 +51,7 @@ def configuration(model: nn.Module) -> dict[str, Any]:
             :class:`LIF` in turn, a :class:`StepDelay` between two pairs; the last neurons, which
             fire once a step, are the outputs. A hidden ``LIF`` may be in a ``snn.Recurrent`` with
             an ``integers.Linear``.
+        chip: whose limits hold; ``None`` for ``XYLO_1`` or ``XYLO_2``, by the neurons' version.
 
     Returns:
         ``weights_in`` ``[inputs, hidden, 2]``, ``weights_rec`` ``[hidden, hidden, 2]``,
@@ -63,8 +64,8 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: it is built in another way, has hooks, or exceeds a limit of the chip: inputs,
-            neurons, connections into one and out of one, widths, shifts, spikes. The message names
-            the layer, and what the chip has.
+            neurons, connections out of one, widths, shifts, spikes. The message names the layer,
+            and what the chip has.
 
     Example:
         >>> from tracetorch import integers
@@ -80,7 +81,10 @@ def configuration(model: nn.Module) -> dict[str, Any]:
     check_module(model)
     layers = layers_of(model)
     arrays = arrays_of(layers)
-    chip = XYLO_1 if layers[-1].neuron.version == 1 else XYLO_2
+    version = layers[-1].neuron.version
+    chip = chip or (XYLO_1 if version == 1 else XYLO_2)
+    if chip.has_bias != (version == 2):
+        raise ValueError(f"the neurons are of version {version}, which {chip.name} does not have.")
     x = torch.zeros(1, layers[0].product.in_features, device=layers[0].product.weight.device)
     modules = [node.module for node in read_model(model, x, is_leaf=is_node).chain()]
     if modules != list(model.children()):
@@ -170,7 +174,6 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 
 def _layers(model: nn.Module) -> Iterator[Layer]:
-    """Yield the layers of a chain, checked."""
     children = list(model.named_children())
     if children and isinstance(children[0][1], Quantize | nn.Hardtanh):
         _check_border(*children.pop(0))  # it makes the chip's inputs
@@ -204,7 +207,6 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
 
 
 def _check_border(path: str, border: Any) -> None:
-    """Raise where what makes the inputs gives more than the chip takes, which clips it."""
     if isinstance(border, Quantize):
         low, high = limits(border.bits, signed=border.signed)
     else:
@@ -230,7 +232,6 @@ def _fits(module: Any) -> bool:
 
 
 def _whole(what: str, values: Tensor, low: int, high: int) -> Integers:
-    """Return integers that a tensor holds, also one of floats; raise where the chip has none."""
     whole: NDArray[np.float64] = values.detach().double().numpy(force=True)
     wrong = whole[(whole < low) | (whole > high) | (whole != np.rint(whole))]
     if wrong.size:
@@ -240,7 +241,6 @@ def _whole(what: str, values: Tensor, low: int, high: int) -> Integers:
 
 
 def _weights(path: str, product: Linear) -> Integers:
-    """Return the weights of a product, from and to."""
     low, high = XYLO_2.weight_exponent
     if not low <= product.shift <= high:
         raise ValueError(
@@ -251,7 +251,6 @@ def _weights(path: str, product: Linear) -> Integers:
 
 
 def _each(layers: list[Layer], name: str, low: int, high: int) -> Integers:
-    """Return a parameter of all neurons of some layers, rounded as their step rounds it."""
     return np.concatenate(
         [
             _whole(

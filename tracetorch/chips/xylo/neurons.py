@@ -1,7 +1,8 @@
-"""Neurons of Xylo: one synapse behind integer weights, two of a whole network, and its delay."""
+"""Neurons of Xylo, of one synapse behind integer weights, and its delay."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -9,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tracetorch.chips.chip import Chip
+from tracetorch.chips.limits import Chip
 from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import shift_right
 from tracetorch.integers.leaky_integrator import integer_weight
-from tracetorch.integers.loading import KnownSettings, Settings, WholeParameters
+from tracetorch.integers.loading import IntegerNeuron
 from tracetorch.integers.rounding import clamped, round, straight_through  # noqa: A004
 from tracetorch.integers.width import check_between, limits, saturate
 from tracetorch.snn.neuron import Neuron
@@ -25,7 +26,7 @@ XYLO_1 = Chip(
     hidden=1000,
     outputs=8,
     synapses=2,
-    fan_in=16,
+    fan_in=None,
     fan_out=64,
     weight_bits=8,
     weight_exponent=(0, 7),
@@ -38,22 +39,18 @@ XYLO_1 = Chip(
     has_bias=False,
 )
 XYLO_2 = replace(XYLO_1, name="Xylo 2", has_bias=True)
+XYLO_3 = replace(XYLO_2, name="XyloAudio 3", hidden=992, outputs=32, fan_out=1024, border=128)
+XYLO_IMU = replace(
+    XYLO_2, name="XyloIMU", hidden=496, outputs=16, synapses=1, fan_out=512, border=128
+)
 
 STATE_BITS = XYLO_2.state_bits
 LOW, HIGH = limits(STATE_BITS)
-_LARGEST_DASH = 2**XYLO_2.decay_bits - 1
-
-
-def _synapse(syn: Tensor, total: Tensor, low: Tensor, high: Tensor, dash: Tensor) -> Tensor:
-    """Return a synapse after the spikes of a step, and its decay."""
-    syn = torch.minimum(torch.maximum(syn + total, low), high)
-    return saturate(syn - shift_right(syn, dash, "at_least_one"), STATE_BITS)
 
 
 def _membrane(
     mem: Tensor, current: Tensor, dash: Tensor, bias: Tensor | None, version: int
 ) -> Tensor:
-    """Return a membrane before it fires."""
     gone = shift_right(mem, dash, "at_least_one")
     if version == 1:
         return saturate(mem - gone + current, STATE_BITS)
@@ -65,7 +62,6 @@ def _membrane(
 
 
 def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tuple[Tensor, Tensor]:
-    """Return the number of spikes, and the membrane after them."""
     threshold = round(threshold)
     divisor = threshold.detach().clamp(min=1)
     # the half makes "at least" of the spike function's "more than"
@@ -80,44 +76,12 @@ def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tu
     return fired, saturate(mem - fired * threshold, STATE_BITS)
 
 
-class _XyloNeuron(KnownSettings, WholeParameters):
-    """Base of the two neurons: what both have."""
-
-    def __init__(
-        self,
-        num_neurons: int,
-        dim: int,
-        dashes: dict[str, WeightSetup],
-        pos_threshold: WeightSetup,
-        bias: WeightSetup | None,
-        most: int,
-        version: int,
-        surrogate: SpikeFunction,
-    ) -> None:
-        super().__init__(num_neurons, dim)
-        for name, dash in dashes.items():
-            integer_weight(self, name, dash, 0, _LARGEST_DASH, learns=False)
-        integer_weight(self, "pos_threshold", pos_threshold, 0, HIGH)
-        self.option("version", version, check=partial(check_between, low=1, high=2))
-        if bias is None:
-            self.option("bias", None, fixed=True)
-        elif version == 1:
-            raise ValueError("Xylo 1 has no bias: leave it out, or take version=2.")
-        else:
-            integer_weight(self, "bias", bias, LOW, HIGH)
-        self.option("max_spikes", most, check=check_count)
-        self.option("spike", surrogate)
-
-    def settings(self) -> Settings:
-        """Return which chip the numbers are for, and how many spikes a step gives at most."""
-        return {"version": (self.version, (1, 2)), "max_spikes": (self.max_spikes, range(1, 2**31))}
-
-
-class LIF(_XyloNeuron):
+class LIF(IntegerNeuron):
     """Neuron of Xylo with one synapse, behind integer weights.
 
     ``x`` is the sum of the weights of the spikes that arrive, shifted. It is added at once: where
-    a part of the sum would saturate, the chip's order of additions matters, see :class:`Network`.
+    a part of the sum would saturate, the chip's order of additions matters, and the report of
+    ``tt.quantize.convert`` says so.
 
     ::
 
@@ -171,11 +135,19 @@ class LIF(_XyloNeuron):
         version: int = 2,
         surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
     ) -> None:
-        dashes = {"dash_mem": dash_mem, "dash_syn": dash_syn}
-        super().__init__(
-            *(num_neurons, dim, dashes, pos_threshold, bias, max_spikes, version),
-            surrogate_derivative,
-        )
+        super().__init__(num_neurons, dim)
+        for name, dash in {"dash_mem": dash_mem, "dash_syn": dash_syn}.items():
+            integer_weight(self, name, dash, 0, 2**XYLO_2.decay_bits - 1, learns=False)
+        integer_weight(self, "pos_threshold", pos_threshold, 0, HIGH)
+        self.option("version", version, check=partial(check_between, low=1, high=2))
+        if bias is not None and version == 1:
+            raise ValueError("Xylo 1 has no bias: leave it out, or take version=2.")
+        integer_weight(self, "bias", bias, LOW, HIGH)
+        self.option("max_spikes", max_spikes, check=check_count)
+        self.option("spike", surrogate_derivative)
+
+    def settings(self) -> Mapping[str, int]:
+        return {"version": self.version - 1, "max_spikes": self.max_spikes}
 
     @staticmethod
     def step(
@@ -191,93 +163,11 @@ class LIF(_XyloNeuron):
         version: int,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
-        """Run one step."""
-        bounds = torch.full_like(x, LOW), torch.full_like(x, HIGH)
-        syn = _synapse(syn, x, *bounds, round(dash_syn))
+        syn = saturate(syn + x, STATE_BITS)
+        syn = saturate(syn - shift_right(syn, round(dash_syn), "at_least_one"), STATE_BITS)
         mem = _membrane(mem, syn, round(dash_mem), bias, version)
         fired, mem = _fire(mem, pos_threshold, spike, max_spikes)
         return fired, syn, mem
-
-
-class TwoSynapseLIF(_XyloNeuron):
-    """Neuron of Xylo with two synapses, whose inputs say how their additions saturated.
-
-    As :class:`LIF`, with ``syn = clamp(syn + x, low, high)`` for both synapses, and the sum of the
-    two as the current. :func:`saturating_sum` makes the bounds.
-
-    Args:
-        num_neurons: size of the neuron dimension.
-        dim: the neuron dimension: -1 for ``[B, N]``.
-        dash_mem, dash_syn, dash_syn2: shifts of the decays, 0 to 15.
-        pos_threshold: 0 to 32767.
-        bias: constant drive of version 2, of 16 bits.
-        max_spikes: the most spikes of a step.
-        version: 1 or 2.
-        surrogate_derivative: the spike function of the first spike.
-
-    Shape:
-        The six inputs and the output have one shape, ``[..., num_neurons, ...]``.
-
-    Raises:
-        TypeError, ValueError: an argument is of another kind or out of range.
-
-    Example:
-        >>> layer = TwoSynapseLIF(1, pos_threshold=100, dash_syn=15, dash_syn2=15)
-        >>> bounds = torch.tensor([[-32768.0]]), torch.tensor([[32767.0]])
-        >>> layer(torch.tensor([[90.0]]), *bounds, torch.tensor([[120.0]]), *bounds).item()
-        2.0
-    """
-
-    inputs: ClassVar[tuple[str, ...]] = ("x", "low", "high", "x2", "low2", "high2")
-    states: ClassVar[tuple[str, ...]] = ("syn", "syn2", "mem")
-
-    def __init__(
-        self,
-        num_neurons: int,
-        dim: int = -1,
-        *,
-        dash_mem: WeightSetup = 4,
-        dash_syn: WeightSetup = 4,
-        dash_syn2: WeightSetup = 4,
-        pos_threshold: WeightSetup = 1024,
-        bias: WeightSetup | None = None,
-        max_spikes: int = XYLO_2.hidden_spikes,
-        version: int = 2,
-        surrogate_derivative: SpikeFunction = DEFAULT_SURROGATE,
-    ) -> None:
-        dashes = {"dash_mem": dash_mem, "dash_syn": dash_syn, "dash_syn2": dash_syn2}
-        super().__init__(
-            *(num_neurons, dim, dashes, pos_threshold, bias, max_spikes, version),
-            surrogate_derivative,
-        )
-
-    @staticmethod
-    def step(
-        x: Tensor,
-        low: Tensor,
-        high: Tensor,
-        x2: Tensor,
-        low2: Tensor,
-        high2: Tensor,
-        syn: Tensor,
-        syn2: Tensor,
-        mem: Tensor,
-        *,
-        dash_mem: Tensor,
-        dash_syn: Tensor,
-        dash_syn2: Tensor,
-        pos_threshold: Tensor,
-        bias: Tensor | None,
-        max_spikes: int,
-        version: int,
-        spike: SpikeFunction,
-    ) -> tuple[Any, ...]:
-        """Run one step."""
-        syn = _synapse(syn, x, low, high, round(dash_syn))
-        syn2 = _synapse(syn2, x2, low2, high2, round(dash_syn2))
-        mem = _membrane(mem, syn + syn2, round(dash_mem), bias, version)
-        fired, mem = _fire(mem, pos_threshold, spike, max_spikes)
-        return fired, syn, syn2, mem
 
 
 class StepDelay(Neuron):
@@ -304,5 +194,4 @@ class StepDelay(Neuron):
 
     @staticmethod
     def step(x: Tensor, spikes: Tensor) -> tuple[Any, ...]:
-        """Run one step."""
         return spikes, x

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, gathered
-from tracetorch.chips.xylo.configuration import arrays_of, configuration, layers_of
-from tracetorch.chips.xylo.network import Network
-from tracetorch.chips.xylo.neurons import LIF, XYLO_2, StepDelay
+from tracetorch.chips.xylo.configuration import layers_of
+from tracetorch.chips.xylo.neurons import HIGH, LIF, LOW, XYLO_2, StepDelay
 from tracetorch.integers.layers import Linear
+from tracetorch.snn.module import zero_states
 
 _LARGEST_DASH = 2**XYLO_2.decay_bits - 1
 
@@ -32,10 +32,8 @@ class XyloTarget(ChipTarget):
     least_layers: ClassVar[int] = 2
     without_delays: ClassVar[str] = "no delays on Xylo, which has none: Linear instead"
     passing: ClassVar[tuple[type[nn.Module], ...]] = (StepDelay,)
-    export: ClassVar[Any] = staticmethod(configuration)
 
     def refuse(self, stage: Stage) -> tuple[str, str] | None:
-        """Return a path and what is allowed there, where a stage has no form here."""
         refused, connection = super().refuse(stage), f"{stage.neuron_path}.connection"
         if refused is not None:
             return refused
@@ -47,15 +45,12 @@ class XyloTarget(ChipTarget):
         return None
 
     def refuse_module(self, kind: type[nn.Module]) -> str | None:
-        """Return why a class of modules without weights has no form here; ``None`` if it has."""
         return "Linear and neurons alone on Xylo, without pools, Flatten, delays and branches"
 
     def spike_delay(self, num_neurons: int) -> nn.Module | None:
-        """Return what delays spikes by a step on their way to the next neurons."""
         return StepDelay(num_neurons)
 
     def differences(self, stage: Stage) -> list[str]:
-        """Return in what the chip's neurons differ from those of a stage."""
         layer, reset = stage.layer, stage.settings["reset"]
         found = []
         if layer.alpha is None:
@@ -71,19 +66,29 @@ class XyloTarget(ChipTarget):
                     found.append(f"{name} is the nearest 1 - 2^-n, off by up to {worst:.3f}")
         return found
 
-    def departures(self, model: nn.Sequential, x: Tensor, output: Tensor) -> list[str]:
-        """Return in what the chip departs from an integer model on a sample."""
-        border = next(model.children())
-        x = x if isinstance(border, Linear) else border(x)
-        version = 2 if self.chip.has_bias else 1
-        network = Network(**arrays_of(layers_of(model)), version=version).to(x.device)
-        same = all(torch.equal(network(step), y) for step, y in zip(x, output, strict=True))
-        return (
-            [] if same else ["a sum saturates on the way, and the chip's order of adding matters"]
-        )
+    @torch.no_grad()
+    def departures(self, model: nn.Sequential, x: Tensor) -> list[str]:
+        layers, border = layers_of(model), next(model.children())
+        zero_states(model)
+        late = [x.new_zeros(x.shape[1], layer.neuron.num_neurons) for layer in layers]
+        saturates = False
+        for step in x if isinstance(border, Linear) else border(x):
+            arriving = step
+            for place, (_, product, neuron, connection) in enumerate(layers):
+                feeds = [(product, arriving)]
+                feeds += [] if connection is None else [(connection, late[place])]
+                syn = torch.zeros(()) if neuron.syn is None else neuron.syn
+                # all that is added first or last: so far the chip's own order can lead
+                for ends in ({"min": 0}, {"max": 0}):
+                    parts = [p.summed(s, p.weight.to(s).clamp(**ends)) for p, s in feeds]
+                    reached = syn + sum(parts)
+                    saturates |= not bool((reached.clamp(LOW, HIGH) == reached).all())
+                fired = neuron(sum(each(spikes) for each, spikes in feeds))
+                arriving, late[place] = late[place], fired
+        zero_states(model)
+        return ["a sum can saturate on the way: the chip's order of adding matters"] * saturates
 
     def gain(self, stage: Stage) -> Tensor:
-        """Return by what weights are multiplied, so that the chip's neurons reach as far."""
         synapse, membrane = gathered(stage)
         dashes = _dashes(stage)
         # the chip's synapse decays before the membrane takes it
@@ -91,7 +96,6 @@ class XyloTarget(ChipTarget):
         return synapse * membrane / own
 
     def neuron(self, stage: Stage, unit: Tensor) -> IntegerNeuron:
-        """Return how to build the neurons of a stage, whose states count in ``unit``."""
         layer, chip = stage.layer, self.chip
         dashes = _dashes(stage)
         at_membrane = gathered(stage)[1] / (2.0 ** dashes["dash_mem"] * unit)

@@ -1,14 +1,20 @@
-"""Plan memory: drop what nothing reads, write states in place, and let work arrays share memory."""
+"""Plan memory, and find the arrays that hold spikes.
+
+What nothing reads is dropped, states are written in place, and work arrays share memory. Most of
+the values of spikes are zero, so products skip those, where a product with zero is zero: not where
+a weight is infinite or NaN.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tracetorch.export.c_code.stages import (
     Array,
     Copy,
     Pointwise,
+    Product,
     Role,
     Stage,
     StepProgram,
@@ -17,6 +23,11 @@ from tracetorch.export.c_code.stages import (
     reads_of,
     writes_of,
 )
+from tracetorch.fuse.ir.graph import Graph, Value
+
+_ANY = frozenset({"mul", "and"})  # zero where one operand is
+_ALL = frozenset({"add", "sub", "max", "min", "or", "xor"})  # zero where all operands are
+_SAME = frozenset({"neg", "abs", "float", "round", "floor", "ceil", "trunc"})
 
 
 def living(program: StepProgram) -> StepProgram:
@@ -71,14 +82,8 @@ def _may_replace(stages: list[Stage], copy: Copy) -> bool:
     if source.array.role is not Role.WORK or not source.whole:
         return False
     at = [i for i, each in enumerate(stages) if source.array in {v.array for v in writes_of(each)}]
-    if stages[at[0]].phase is not copy.phase:
-        return False
     for i, each in enumerate(stages[at[0] :], at[0]):
         for view in reads_of(each):
-            # what is of the caller is there in its own phase alone
-            elsewhere = view.array is source.array and each.phase is not copy.phase
-            if elsewhere and target.role is Role.OUTPUT:
-                return False
             if view.array is not target:
                 continue
             # a loop may read each place of a state before it writes that very place
@@ -101,13 +106,11 @@ class Memory:
 
 def work_memory(stages: Iterable[Stage], types: Mapping[Array, str]) -> Memory:
     """Let work arrays that are never needed at one time share memory, one pool for each type."""
-    stages = list(stages)
     lives: dict[Array, tuple[int, int]] = {}
     for i, each in enumerate(stages):
         for view in (*writes_of(each), *reads_of(each)):
             if view.array.role is Role.WORK:
                 lives[view.array] = lives.get(view.array, (i, i))[0], i
-    over = _overwriting(stages, types, lives)
     places: dict[Array, tuple[str, int]] = {}
     sizes: dict[str, int] = {}
     # the largest first: what is small fills the gaps
@@ -125,36 +128,63 @@ def work_memory(stages: Iterable[Stage], types: Mapping[Array, str]) -> Memory:
             place = max(place, stop)
         places[array] = types[array], place
         sizes[types[array]] = max(sizes.get(types[array], 0), place + array.size)
-    for array, below in over.items():
-        while below in over:
-            below = over[below]
-        places[array] = places[below]
     return Memory(places, sizes)
 
 
-def _overwriting(
-    stages: Sequence[Stage], types: Mapping[Array, str], lives: dict[Array, tuple[int, int]]
-) -> dict[Array, Array]:
-    """Return arrays that may lie where a loop last reads others; their lives are joined."""
-    over: dict[Array, Array] = {}
-    for i, each in enumerate(stages):
-        if not isinstance(each, Pointwise):
-            continue
-        taken: set[Array] = set()
-        for write in each.writes.values():
-            new = write.array
-            if new.role is not Role.WORK or lives[new][0] != i or not write.whole:
-                continue
-            for read in each.reads.values():
-                old, root = read.array, read.array
-                if old.role is not Role.WORK or old in taken or types[old] != types[new]:
-                    continue
-                while root in over:
-                    root = over[root]
-                views = [v for v in each.reads.values() if v.array is old]
-                if lives[root][1] == i and all(v.same_places(write) for v in views):
-                    over[new] = old
-                    taken.add(old)
-                    lives[root] = lives[root][0], lives.pop(new)[1]
-                    break
-    return over
+def event_arrays(program: StepProgram, inputs: Collection[Array]) -> set[Array]:
+    """Return the arrays of spikes, their sums and multiples, but where a weight is not finite."""
+    # a state holds spikes where it starts from zero and every step gives it spikes
+    states = {array for array in program.states.values() if not array.values.any()}
+    while True:
+        found, lost = {*inputs, *states}, set[Array]()
+        for stage in program.stages:
+            written = list(_written(stage, found))
+            # a part of an array that is dense makes all of it dense
+            dense = {array for array, sparse in written if not sparse}
+            lost |= dense & states
+            found |= {array for array, _ in written if array.role is not Role.STATE}
+            found -= dense - states
+        if not lost:
+            break
+        states -= lost
+    products = [stage for stage in program.stages if isinstance(stage, Product)]
+    return found - {p.source.array for p in products if not bool(p.weight.isfinite().all())}
+
+
+def _written(stage: Stage, found: Collection[Array]) -> Iterator[tuple[Array, bool]]:
+    """Yield each array that a stage writes to, and whether it writes spikes."""
+    if isinstance(stage, Pointwise):
+        known = {name: view.array in found for name, view in stage.reads.items()}
+        results = _sparse_outputs(stage.graph, known)
+        yield from ((view.array, results[name]) for name, view in stage.writes.items())
+    else:
+        spikes = not isinstance(stage, Product) and stage.source.array in found
+        yield stage.target.array, spikes
+
+
+def _sparse_outputs(graph: Graph, known: Mapping[str, bool]) -> dict[str, bool]:
+    """Return whether each output of a graph is zero mostly, from what is known of its inputs."""
+    sparse = dict(known)
+
+    def of(value: Value) -> bool:
+        return sparse[value] if isinstance(value, str) else value in (0.0, False)
+
+    for line in graph.lines:
+        # of a bound that leaves zero what it is, as of zero
+        flags = [of(arg) or _keeps_zero(line.op, arg) for arg in line.args]
+        if line.op in _ANY:
+            sparse[line.name] = any(flags)
+        elif line.op in _ALL or line.op in _SAME:
+            sparse[line.name] = all(flags)
+        elif line.op == "where":
+            sparse[line.name] = all(flags[1:])
+        else:
+            # a neuron crosses its threshold seldom
+            sparse[line.name] = line.op in ("gt", "ge", "lt", "le")
+    return {name: of(value) for name, value in graph.outputs.items()}
+
+
+def _keeps_zero(op: str, bound: Value) -> bool:
+    """Whether the larger, or the smaller, of zero and a number is zero."""
+    sign = {"max": -1.0, "min": 1.0}.get(op)
+    return sign is not None and not isinstance(bound, str) and sign * bound >= 0

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from tracetorch.export.c_code.printer import SIZES, Names, float_literal, pool_name
+from tracetorch.export.c_code.printer import Names, float_literal, pool_name
 from tracetorch.export.c_code.stages import Array, StepProgram
 
 _PER_LINE = 12
-FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
+_FROM_MATH = re.compile(r"\b(?!continue|return|sizeof)([a-z]+[0-9]*f)\(|INFINITY|NAN")
 
 MAKEFILE = """\
 # make run: stream sample.h through the network; make size: bytes of code, tables and RAM
@@ -72,17 +72,12 @@ void tt_reset(tt_stream *s);
 
 /* Run one time step. Inputs and outputs do not overlap. */
 {step};
-{learn}
+
 #ifdef __cplusplus
 }}
 #endif
 
 #endif
-"""
-_LEARN = """
-/* Learn from the last time step: call it once behind tt_step, or not at all.
-{notes} */
-{learn};
 """
 _MAIN = """\
 /* Stream the recorded input through the network, and print what it answers. */
@@ -117,7 +112,6 @@ class Port:
 
     @property
     def macro(self) -> str:
-        """Name of the constant that holds its size."""
         return f"TT_{self.name.upper()}_SIZE"
 
 
@@ -152,55 +146,37 @@ def comment(text: str) -> str:
 
 
 def ports_of(arrays: Mapping[str, Array], names: Names) -> list[Port]:
-    """Return arrays by their labels as ports."""
     return [
         Port(names.fields[array], label, names.types[array], array.size)
         for label, array in arrays.items()
     ]
 
 
-def header(
-    program: StepProgram, names: Names, notes: Sequence[str], learning: Sequence[str] = ()
-) -> str:
-    """Return ``model.h``; ``learning`` says what ``tt_learn`` does, if there is one."""
+def header(program: StepProgram, names: Names, notes: Sequence[str]) -> str:
     inputs, outputs = ports_of(program.inputs, names), ports_of(program.outputs, names)
-    signals = ports_of(program.signals, names)
     sizes = [
         f"#define {port.macro} {port.size} /* {comment(port.label)} */"
-        for port in (*inputs, *outputs, *signals)
+        for port in (*inputs, *outputs)
     ]
-    kept = ("", program.states), ("learned: ", program.learned), ("", program.traces)
     members = [
-        f"    {state.kind} {state.name}[{state.size}]; /* {what}{comment(state.label)} */"
-        for what, arrays in kept
-        for state in ports_of(arrays, names)
+        f"    {state.kind} {state.name}[{state.size}]; /* {comment(state.label)} */"
+        for state in ports_of(program.states, names)
     ]
     members += [
         f"    {kind} {pool_name(kind)}[{size}]; /* within one step */"
         for kind, size in names.memory.sizes.items()
     ]
-    learn = ""
-    if program.learned:
-        members.append("    uint8_t learning; /* what the last step has left to do */")
-        lines = "\n".join(f" * {comment(line)}" for line in learning)
-        learn = _LEARN.format(notes=lines, learn=learn_head(signals))
     return _HEADER.format(
         notes="".join(f" * {comment(note)}\n" for note in notes),
         sizes="\n".join(sizes),
         members="\n".join(members or ["    bool unused;"]),  # a struct needs a member
         step=step_head(inputs, outputs),
-        learn=learn,
     )
 
 
 def step_head(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
     """Return the declaration of ``tt_step``."""
     return f"void tt_step({', '.join(step_arguments(inputs, outputs).values())})"
-
-
-def learn_head(signals: Sequence[Port]) -> str:
-    """Return the declaration of ``tt_learn``."""
-    return f"void tt_learn({', '.join(step_arguments(signals, ()).values())})"
 
 
 def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str, str]:
@@ -210,22 +186,13 @@ def step_arguments(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str,
     return {name: f"{kind} *TT_RESTRICT {name}" for name, kind in kinds.items()}
 
 
-def table(name: str, kind: str, values: Tensor, packed: bool) -> tuple[str, int]:
-    """Return a constant table, and its size in bytes."""
-    if packed:
-        numbers = values.flatten().tolist()
-        numbers += [0] * (len(numbers) % 2)
-        pairs = zip(numbers[::2], numbers[1::2], strict=True)
-        spelled = [str((low & 15) | (high & 15) << 4) for low, high in pairs]
-        kind = "uint8_t"
-    else:
-        spelled = [_spelled(kind, number) for number in values.flatten().tolist()]
+def table(name: str, kind: str, values: Tensor) -> str:
+    spelled = [_spelled(kind, number) for number in values.flatten().tolist()]
     rows = [
         "    " + ", ".join(spelled[i : i + _PER_LINE]) + ","
         for i in range(0, len(spelled), _PER_LINE)
     ]
-    text = "\n".join([f"static const {kind} {name}[{len(spelled)}] = {{", *rows, "};", ""])
-    return text, len(spelled) * SIZES[kind]
+    return "\n".join([f"static const {kind} {name}[{len(spelled)}] = {{", *rows, "};", ""])
 
 
 def _spelled(kind: str, number: float | int | bool) -> str:
@@ -240,35 +207,22 @@ def _spelled(kind: str, number: float | int | bool) -> str:
 
 
 def sample_header(ports: Sequence[Port], sequences: Sequence[Tensor]) -> str:
-    """Return ``sample.h``: the first stream of the sample as tables."""
     lines = [f"#define TT_SAMPLE_STEPS {len(sequences[0])}", ""]
-    lines += sequence_tables(ports, sequences, "TT_SAMPLE_STEPS")
-    return guarded("TT_SAMPLE_H", "The recorded input.", lines)
-
-
-def sequence_tables(ports: Sequence[Port], sequences: Iterable[Tensor], steps: str) -> list[str]:
-    """Return the lines of tables with a row for each step."""
-    lines: list[str] = []
     for port, sequence in zip(ports, sequences, strict=True):
-        rows = []
+        lines.append(
+            f"static const {port.kind} tt_sample_{port.name}[TT_SAMPLE_STEPS][{port.macro}] = {{"
+        )
         for step in sequence.flatten(1).tolist():
-            spelled = ", ".join(_spelled(port.kind, number) for number in step)
-            rows.append(f"    {{{spelled}}},")
-        first = f"static const {port.kind} tt_sample_{port.name}[{steps}][{port.macro}]"
-        lines += [f"{first} = {{", *rows, "};", ""]
-    return lines
-
-
-def guarded(macro: str, what: str, lines: Sequence[str]) -> str:
-    """Return the text of a header of tables, which begins with what it holds."""
-    head = [f"/* {what} */", f"#ifndef {macro}", f"#define {macro}", ""]
+            lines.append(f"    {{{', '.join(_spelled(port.kind, number) for number in step)}}},")
+        lines += ["};", ""]
+    head = ["/* The recorded input. */", "#ifndef TT_SAMPLE_H", "#define TT_SAMPLE_H", ""]
     head += [*math_include("\n".join(lines)), '#include "model.h"', ""]
     return "\n".join([*head, *lines, "#endif", ""])
 
 
 def math_include(text: str) -> list[str]:
     """Return the lines that include ``math.h``, where a text takes anything from it."""
-    return ["#include <math.h>", ""] if FROM_MATH.search(text) else []
+    return ["#include <math.h>", ""] if _FROM_MATH.search(text) else []
 
 
 def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
@@ -285,10 +239,5 @@ def main_source(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:
             f"            printf({how}{port.name}[i]);",
             "        }",
         ]
-    outs = declared(outputs)
+    outs = [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]
     return _MAIN.format(outputs="\n".join(outs), given=given, prints="\n".join(prints))
-
-
-def declared(outputs: Sequence[Port]) -> list[str]:
-    """Return the lines that declare memory for outputs."""
-    return [f"    static {port.kind} {port.name}[{port.macro}];" for port in outputs]

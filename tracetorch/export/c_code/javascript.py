@@ -8,24 +8,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from tracetorch.export.c_code.printer import Names, Words, pool_name
 from tracetorch.export.c_code.source import stage_printer
-from tracetorch.export.c_code.stages import (
-    Array,
-    Contraction,
-    Copy,
-    Phase,
-    Pointwise,
-    Pool,
-    Product,
-    StepProgram,
-    Sum,
-)
+from tracetorch.export.c_code.stages import Array, Pointwise, StepProgram
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.javascript import functions_source
 from tracetorch.fuse.codegen.targets import javascript_target
@@ -34,24 +24,7 @@ from tracetorch.fuse.codegen.targets import javascript_target
 _DTYPES = {"float": "<f4", "bool": "u1", "uint8_t": "u1", "uint16_t": "<u2", "uint32_t": "<u4"}
 
 
-@dataclass(frozen=True)
-class JavaScriptStep:
-    """Program of one time step in JavaScript."""
-
-    # an expression: of each phase the list of functions ``(arrays) => ...``, in order
-    source: str
-    # kind and size of each array by its name
-    arrays: dict[str, tuple[str, int]] = field(default_factory=dict)
-    # of tables, and of states that do not start from zero, in base64
-    values: dict[str, str] = field(default_factory=dict)
-    # names of the arrays that stay from step to step, traces among them
-    states: list[str] = field(default_factory=list)
-    # names of the weights that learn, by their paths
-    learned: dict[str, str] = field(default_factory=dict)
-
-
 def javascript_words() -> Words:
-    """Return the words of JavaScript."""
     return Words(
         target=javascript_target("float32"),
         literal=_literal,
@@ -71,48 +44,36 @@ def javascript_words() -> Words:
 
 def javascript_step(
     program: StepProgram, names: Names, events: Collection[Array]
-) -> JavaScriptStep:
-    """Return a planned program in JavaScript."""
-    bodies: list[str] = []
-    graphs = []
+) -> tuple[str, dict[str, Any]]:
+    """Return a list of functions ``(arrays) => ...``, one for each stage, and what the arrays are.
+
+    Of those the kind and size of each by its name, in base64 the values of tables and of states
+    that do not start from zero, and the names of all states.
+    """
+    bodies, graphs = [], []
     for stage in program.stages:
         if isinstance(stage, Pointwise):
             graphs.append(stage.graph)
             operation = names.words.target.unknown_operation(stage.graph)
             if operation is not None:
                 raise ValueError(f"{stage.path}: JavaScript has no {operation} of float32.")
-        elif not isinstance(stage, (Product, Contraction, Pool, Copy, Sum)):
-            raise ValueError(f"{stage.path}: there is no JavaScript for its operation.")
         text = stage_printer(stage, names, events).text()
         # without indentation: nobody reads it
         bodies.append("\n".join(line.strip() for line in text.splitlines()))
-    arrays = {
-        name: (names.types[array], array.size)
-        for array, name in [*names.fields.items(), *names.tables.items()]
-    }
+    named = {**names.fields, **names.tables}
+    arrays = {name: (names.types[array], array.size) for array, name in named.items()}
     arrays |= {pool_name(kind): (kind, size) for kind, size in names.memory.sizes.items()}
-    values = {
-        name: encoded(array.values, names.types[array]) for array, name in names.tables.items()
-    }
-
-    def named(stored: Collection[Array]) -> list[str]:
-        """Return the names of arrays, and note what they start from."""
-        for array in stored:
-            if bool((array.values != 0).any()):
-                values[names.fields[array]] = encoded(array.values, names.types[array])
-        return [names.fields[array] for array in stored]
-
-    states = named([*program.states.values(), *program.traces.values()])
-    learned = dict(zip(program.learned, named(program.learned.values()), strict=True))
-    functions: dict[Phase, list[str]] = {phase: [] for phase in Phase}
-    for stage, body in zip(program.stages, bodies, strict=True):
+    states = {array: names.fields[array] for array in program.states.values()}
+    started = {array: name for array, name in states.items() if bool((array.values != 0).any())}
+    stored = {**names.tables, **started}
+    values = {name: encoded(array.values, names.types[array]) for array, name in stored.items()}
+    functions = []
+    for body in bodies:
         used = [name for name in arrays if contains_word(body, name)]
-        functions[stage.phase].append(f"({{ {', '.join(used)} }}) => {{\n{body}\n}}")
-    listed = ",\n".join(
-        "{}: [\n{}\n]".format(phase.value, ",\n".join(each)) for phase, each in functions.items()
-    )
-    source = f"(() => {{\n{functions_source(graphs)}return {{\n{listed}\n}};\n}})()"
-    return JavaScriptStep(source, arrays, values, states, learned)
+        functions.append(f"({{ {', '.join(used)} }}) => {{\n{body}\n}}")
+    listed = ",\n".join(functions)
+    source = f"(() => {{\n{functions_source(graphs)}return [\n{listed}\n];\n}})()"
+    return source, {"arrays": arrays, "values": values, "states": [*states.values()]}
 
 
 def encoded(values: Tensor, kind: str = "float") -> str:

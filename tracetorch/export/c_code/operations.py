@@ -25,7 +25,6 @@ def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
 
 
 def _constant(reader: Reader, node: Node, value: Any, what: str) -> Any:
-    """Return a constant, or ``None`` where there is none."""
     if value is not None and value.name not in reader.constants:
         raise refused(node, f"its {what} changes from step to step")
     return None if value is None else reader.env[value].detach()
@@ -58,7 +57,7 @@ def _linear(reader: Reader, node: Node, made: Tensor) -> None:
         return replace(view, shape=(view.shape[-1], count, 1), strides=strides)
 
     table = weight[:, :, None, None]
-    product = Product(path_of(node), spread(source), spread(target), table, bias, node.name)
+    product = Product(path_of(node), spread(source), spread(target), table, bias)
     reader.append(node, product, target)
 
 
@@ -106,7 +105,7 @@ def _convolution(reader: Reader, node: Node, made: Tensor) -> None:
     else:
         padding = at.pair(0 if given == "valid" else given, 0)
     settings = (stride, padding, dilation, _argument(node, 6, "groups", 1))
-    product = Product(path_of(node), at.source, at.target, table, bias, node.name, *settings)
+    product = Product(path_of(node), at.source, at.target, table, bias, *settings)
     reader.append(node, product, at.whole)
 
 

@@ -19,7 +19,6 @@ import numpy as np
 from tracetorch.export.c_code.arrangement import Memory
 from tracetorch.export.c_code.stages import (
     Array,
-    Contraction,
     Copy,
     Pointwise,
     Pool,
@@ -61,22 +60,17 @@ class Words:
 
 @dataclass
 class Names:
-    """Spell arrays."""
-
     fields: Mapping[Array, str]  # name of each state and of what the caller gives, by the array
     memory: Memory  # where work arrays lie
     types: dict[Array, str]  # type of each array
     words: Words  # of the language
-    # tables that hold two values of four bits in a byte
-    packed: set[Array] = field(default_factory=set)
     # the tables in order of their first use, with their names
     tables: dict[Array, str] = field(default_factory=dict)
 
     def at(self, array: Array, index: str) -> str:
-        """Return the place of a value."""
         if array.role is Role.TABLE:
             name = self.tables.setdefault(array, f"tt_table_{len(self.tables)}")
-            return f"tt_nibble({name}, {index})" if array in self.packed else f"{name}[{index}]"
+            return f"{name}[{index}]"
         if array.role is Role.WORK:
             pool, place = self.memory.places[array]
             return f"{self.words.member}{pool_name(pool)}[{_sum(place, index)}]"
@@ -85,7 +79,6 @@ class Names:
 
 
 def pool_name(kind: str) -> str:
-    """Return the name of the work memory of a type."""
     return f"work_{kind.removesuffix('_t')}"
 
 
@@ -145,16 +138,13 @@ class StagePrinter(CPrinter):
     # Places and numbers
 
     def at(self, view: View, indices: Sequence[str]) -> str:
-        """Return the place of an element of a view."""
         return self.names.at(view.array, address(view, indices))
 
     def place(self, buffer: Buffer, index: Sequence[Index], lane: str = "lane") -> str:
-        """Return the expression of a place in an array."""
         view = self.views[buffer.label]
         return self.at(view, [f"i{d}" for d in range(len(view.shape))])
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
-        """Return the expression of a value in an array."""
         place = self.place(buffer, index)
         return self.words.truth.format(place) if buffer.dtype is Dtype.BOOL else place
 
@@ -170,23 +160,18 @@ class StagePrinter(CPrinter):
         self.constant("int32_t" if narrow else C_TYPES[value.dtype], self.spell(value), spelled)
 
     def constant(self, kind: str, name: str, value: str) -> None:
-        """Append the line that names what does not change."""
         self.line(self.words.constant.format(kind=kind, name=name, value=value))
 
     def variable(self, kind: str, name: str, value: str) -> None:
-        """Append the line that names what will change."""
         self.line(self.words.variable.format(kind=kind, name=name, value=value))
 
     def zero(self, kind: str) -> str:
-        """Return the zero of a kind."""
         return self.words.zero if kind == "float" else "0"
 
     def cast(self, kind: str, value: str) -> str:
-        """Return a value as one of a kind."""
         return self.words.cast.format(kind=kind, value=value)
 
     def spell(self, operand: Operand) -> str:
-        """Return the spelling of a value or a number."""
         if isinstance(operand, (Value, bool)):
             return super().spell(operand)
         if self.kernel.dtype.is_integer:
@@ -214,7 +199,6 @@ class StagePrinter(CPrinter):
     # Stages
 
     def text(self) -> str:
-        """Return the lines of the stage."""
         stage = self.stage
         self._depth = 1
         if isinstance(stage, Pointwise):
@@ -225,14 +209,11 @@ class StagePrinter(CPrinter):
             self._pool(stage)
         elif isinstance(stage, Sum):
             self._sum(stage)
-        elif isinstance(stage, Contraction):
-            self._contraction(stage)
         return self.source()
 
     def counting(
         self, name: str, start: str, stop: str, step: int = 1
     ) -> AbstractContextManager[None]:
-        """Open a loop."""
         moving = f"{name} += {step}" if step > 1 else f"{name}++"
         counter = self.words.counter
         return self.indent(f"for ({counter} {name} = {start}; {name} < {stop}; {moving}) {{")
@@ -300,22 +281,6 @@ class StagePrinter(CPrinter):
             total = self.cast(self.names.types[stage.target.array], f"({total})")
             self.line(f"{self.at(stage.target, indices[:kept])} = {total};")
 
-    def _contraction(self, stage: Contraction) -> None:
-        kind = self.names.types[stage.target.array]
-        wide = accumulator(kind)
-        with self.loops(stage.target.shape, ["o", "p"]):
-            o, p = _named(stage.target, ["o", "p"])
-            begin = self.zero(kind) if stage.start is None else self.at(stage.start, [o, p])
-            self.variable(wide, "sum", begin)
-            with self.loops(stage.source.shape[1:], ["c"]):
-                c = _named(stage.source, [o, "c"])[1]
-                source = self.at(stage.source, [o, c])
-                source = self.cast(wide, source) if wide == "int64_t" else source
-                factors = source, self.at(stage.factor, [c, p])
-                self.line(self.words.add.format("sum", self.words.times.format(*factors)))
-            total = "sum" if kind == wide else self.cast(kind, "sum")
-            self.line(f"{self.at(stage.target, [o, p])} = {total};")
-
     def _pool(self, stage: Pool) -> None:
         kind = accumulator(self.names.types[stage.target.array])
         sizes = stage.source.shape[1:]
@@ -377,7 +342,6 @@ class ProductPrinter(StagePrinter):
         self.wide = accumulator(self.kind)
 
     def text(self) -> str:
-        """Return the lines of the product."""
         self._depth = 1
         if self.events:
             self._by_event()
@@ -418,15 +382,12 @@ class ProductPrinter(StagePrinter):
                 weight = self.names.at(self.weight, f"{_factor(row)} * {per_group} + {o}")
                 place = _named(stage.target, ["o", "p", "q"])
                 place[0] = f"({group} * {per_group} + {o})" if stage.groups > 1 else o
-                self.add(self.at(stage.target, place), weight)
-
-    def add(self, target: str, weight: str) -> None:
-        """Append the line that adds the weight of an event to a sum in memory."""
-        term = self.words.times.format(self.widened(weight), "v")
-        if self.kind in ("int8_t", "int16_t", "int32_t"):
-            self.line(f"{target} = ({self.kind})({target} + {term});")
-        else:
-            self.line(self.words.add.format(target, term))
+                target = self.at(stage.target, place)
+                term = self.words.times.format(self.widened(weight), "v")
+                if self.kind in ("int8_t", "int16_t", "int32_t"):
+                    self.line(f"{target} = ({self.kind})({target} + {term});")
+                else:
+                    self.line(self.words.add.format(target, term))
 
     def _opens_tap(self, nest: ExitStack, name: str, dim: int, at: str) -> bool:
         """Open a loop over the taps of a kernel that an input reaches, where there are several."""
@@ -459,7 +420,6 @@ class ProductPrinter(StagePrinter):
             self.line(f"{self.at(stage.target, place)} = {total};")
 
     def gather(self, place: Sequence[str]) -> None:
-        """Append the lines that add the products of one output."""
         stage = self.product_stage
         inputs = stage.source.shape[0] // stage.groups
         kernel = tuple(stage.weight.shape[2:])
@@ -492,11 +452,9 @@ class ProductPrinter(StagePrinter):
             self.line(self.words.add.format("sum", term))
 
     def start(self, index: str) -> str:
-        """Return what a sum begins with."""
         return self.zero(self.kind) if self.bias is None else self.names.at(self.bias, index)
 
     def widened(self, weight: str) -> str:
-        """Return a weight in the width of the sums."""
         return f"(int64_t){weight}" if self.wide == "int64_t" else weight
 
 
@@ -531,5 +489,4 @@ def float_literal(value: float) -> str:
 
 
 def c_words() -> Words:
-    """Return the words of C99."""
     return Words(c_target("float32"), float_literal)

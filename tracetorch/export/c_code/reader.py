@@ -121,7 +121,6 @@ class Reader(Interpreter):
     # Operations
 
     def read(self, node: Node, name: str, made: Any) -> None:
-        """Append what an operation does."""
         if name in self.rules:
             self.rules[name](self, node, made)
         elif name == "getitem":
@@ -170,7 +169,6 @@ class Reader(Interpreter):
         return False
 
     def pointwise(self, node: Node, name: str, made: Tensor) -> None:
-        """Append an operation to the open group, or to a new one."""
 
         def emit(operand: Callable[[Any], Value], builder: Builder) -> Value:
             # the dtype that "to" takes is that of the value

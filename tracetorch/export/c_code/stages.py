@@ -15,8 +15,6 @@ from tracetorch.fuse.ir.graph import Graph
 
 
 class Role(enum.Enum):
-    """Place of an array in memory."""
-
     INPUT = "input"  # of the caller, read
     OUTPUT = "output"  # of the caller, written
     STATE = "state"  # of the stream, from step to step
@@ -47,7 +45,6 @@ class View:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -78,7 +75,6 @@ class View:
         return mine == theirs and self.offset == other.offset
 
     def squeezed(self) -> View:
-        """Return the view without dimensions of size 1."""
         pairs = [p for p in zip(self.shape, self.strides, strict=True) if p[0] != 1]
         shape, strides = tuple(size for size, _ in pairs), tuple(stride for _, stride in pairs)
         return replace(self, shape=shape, strides=strides)
@@ -93,18 +89,9 @@ class View:
         return View(self.array, shape, strides, self.offset)
 
 
-class Phase(enum.Enum):
-    """Time at which a stage runs, in the order of one step and what belongs to it."""
-
-    STEP = "step"
-    LEARN = "learn"
-    ADVANCE = "advance"  # moves traces on, at the beginning of the next step
-
-
 @dataclass(frozen=True, eq=False)
 class _Stage:
     path: str  # of the module that it belongs to
-    phase: Phase = field(default=Phase.STEP, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,21 +116,10 @@ class Product(_Stage):
     target: View  # [O, P, Q]
     weight: Tensor  # [O, C / groups, kh, kw]
     bias: Tensor | None  # [O]
-    node: str  # the name of its operation in the exported program
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Contraction(_Stage):
-    """Multiply two matrices that both change, and add them to what the sums begin with."""
-
-    source: View  # [rows, terms]
-    factor: View  # [terms, columns]
-    target: View  # [rows, columns]
-    start: View | None = None  # [rows, columns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,23 +156,17 @@ class Sum(_Stage):
     divisor: int = 1
 
 
-Stage: TypeAlias = "Pointwise | Product | Contraction | Pool | Copy | Sum"
+Stage: TypeAlias = "Pointwise | Product | Pool | Copy | Sum"
 
 
 def reads_of(stage: Stage) -> Iterator[View]:
-    """Yield what a stage reads."""
     if isinstance(stage, Pointwise):
         yield from stage.reads.values()
-        return
-    yield stage.source
-    if isinstance(stage, Contraction):
-        yield stage.factor
-        if stage.start is not None:
-            yield stage.start
+    else:
+        yield stage.source
 
 
 def writes_of(stage: Stage) -> Iterator[View]:
-    """Yield what a stage writes."""
     if isinstance(stage, Pointwise):
         yield from stage.writes.values()
     else:
@@ -213,9 +183,6 @@ def moved(stage: Stage, old: Array, new: Array) -> Stage:
         reads = {name: view(each) for name, each in stage.reads.items()}
         writes = {name: view(each) for name, each in stage.writes.items()}
         return replace(stage, reads=reads, writes=writes)
-    if isinstance(stage, Contraction):
-        start = None if stage.start is None else view(stage.start)
-        stage = replace(stage, factor=view(stage.factor), start=start)
     return replace(stage, source=view(stage.source), target=view(stage.target))
 
 
@@ -230,12 +197,7 @@ class StepProgram:
     stages: list[Stage] = field(default_factory=list)
     # whether the arithmetic that was traced is float64
     double: bool = False
-    # of a learner, by name: what it learns from, the weights that it changes, and its traces
-    signals: dict[str, Array] = field(default_factory=dict)
-    learned: dict[str, Array] = field(default_factory=dict)
-    traces: dict[str, Array] = field(default_factory=dict)
 
     @property
     def ends(self) -> dict[str, Array]:
-        """Inputs, states and outputs by name."""
         return {**self.inputs, **self.states, **self.outputs}

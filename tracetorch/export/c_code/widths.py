@@ -21,8 +21,6 @@ from torch import Tensor
 
 from tracetorch.export.c_code.stages import (
     Array,
-    Contraction,
-    Phase,
     Pointwise,
     Pool,
     Product,
@@ -58,16 +56,12 @@ class Widths:
     Args:
         ranges: of each array.
         points: bits behind the binary point of each table that has any.
-        dtype: of the arithmetic that was traced, of a step.
+        dtype: of the arithmetic that was traced.
     """
 
     ranges: Mapping[Array, Interval]
     points: Mapping[Array, int]
     dtype: torch.dtype
-
-    def dtype_of(self, stage: Stage) -> torch.dtype:
-        """Return the dtype of a stage's arithmetic; STDP of integers has float64."""
-        return self.dtype if stage.phase is Phase.STEP else torch.float64
 
     def type_of(self, array: Array) -> str:
         """Return the narrowest C type that holds an array."""
@@ -79,10 +73,9 @@ class Widths:
         return f"int{stored_bits(low, high)}_t"
 
     def lines(self, stage: Pointwise) -> Bounds:
-        """Return the interval of every line of a stage."""
         inputs = {name: self.ranges[view.array] for name, view in stage.reads.items()}
         try:
-            return bounds(stage.graph, inputs, self.dtype_of(stage))
+            return bounds(stage.graph, inputs, self.dtype)
         except ValueError as error:
             raise ValueError(f"{stage.path}: {error}") from None
 
@@ -93,7 +86,7 @@ def found_widths(program: StepProgram, inputs: Mapping[str, Interval]) -> Widths
     start = {array: inputs[name] for name, array in program.inputs.items()}
     starts = {
         array: _numbers(array.values, f"the state {name} starts from", 0)
-        for name, array in {**program.states, **program.learned, **program.traces}.items()
+        for name, array in program.states.items()
     }
     for stage in program.stages:
         for table in (v.array for v in reads_of(stage) if v.array.role is Role.TABLE):
@@ -156,10 +149,6 @@ def _computed(stage: Stage, known: Widths, check: bool) -> tuple[list[tuple[Arra
                 f"{stage.path} has weights that are no integers. Quantise the model, tt.quantize, "
                 "or export it with dtype='float32'."
             )
-    elif isinstance(stage, Contraction):
-        (lows, highs), (low, high) = _ends(source), _ends(known.ranges[stage.factor.array])
-        ends = [one * other for one in (lows, highs) for other in (low, high)]
-        source, rows = Interval(min(ends), max(ends)), torch.ones(1, stage.source.shape[1])
     elif isinstance(stage, Sum):
         rows = torch.ones(1, math.prod(stage.source.shape[len(stage.source.shape) - stage.dims :]))
     elif isinstance(stage, Pool) and not stage.maximum:
@@ -169,11 +158,11 @@ def _computed(stage: Stage, known: Widths, check: bool) -> tuple[list[tuple[Arra
             f"{stage.path} averages, and an average is no integer. Sum, tt.integers.SumPool2d for "
             "a pool, or export with dtype='float32'."
         )
-    if rows.numel() == 1 and not isinstance(stage, Product | Contraction):
+    if rows.numel() == 1 and not isinstance(stage, Product):
         return [(stage.target.array, source)], ""
     sums, reached = weighted_sums(rows, bias, source)
     if check:
-        check_reach(stage.path, reached, known.dtype_of(stage))
+        check_reach(stage.path, reached, known.dtype)
     return [(stage.target.array, sums)], ""
 
 
@@ -208,7 +197,6 @@ class IntegerLines(ABC):
         """Append an operation; ``div`` rounds towards zero, ``shift`` and ``quotient`` down."""
 
     def loaded(self, value: Any, array: Array) -> Number:
-        """Return a number that was loaded."""
         return Number(value, self.widths.points.get(array, 0))
 
     def stored(self, value: GraphValue) -> Any:
@@ -218,7 +206,6 @@ class IntegerLines(ABC):
         return self.op("div", result.value, 2**result.point) if result.point else result.value
 
     def refused(self, what: str) -> ValueError:
-        """Return the error of what has no integers."""
         return ValueError(
             f"{self.stage.path} computes {what}, which is no integer arithmetic. Export it with "
             "dtype='float32'."
@@ -231,7 +218,6 @@ class IntegerLines(ABC):
         return number
 
     def operand(self, value: GraphValue) -> Number:
-        """Return the number of a value of the graph."""
         if isinstance(value, str):
             found: Number = self.values[value]
             return found
@@ -267,7 +253,6 @@ class IntegerLines(ABC):
         return Number(self.op("mul", one.value, other.value, like=like, point=point), point)
 
     def line(self, line: Line) -> Number:
-        """Append a line in integers."""
         args = [self.operand(arg) for arg in line.args]
         spans = [self.table[arg] for arg in line.args]
         like, op = self.table[line.name], line.op
@@ -355,7 +340,6 @@ class StageKernel:
         self.values: dict[str, Any] = {}
 
     def kernel(self) -> Kernel:
-        """Return the kernel."""
         k, stage = self.k, self.stage
         buffers = {
             (role, name): k.buffer(role, name, (Extent.LANES,), self.buffer_dtype(view.array))
@@ -375,15 +359,12 @@ class StageKernel:
         return k.kernel()
 
     def buffer_dtype(self, array: Array) -> Dtype:
-        """Return the type of the values of an array."""
         return Dtype.BOOL if array.boolean else self.dtype
 
     def loaded(self, value: Operand, array: Array) -> Any:
-        """Return what stands for a value that was loaded."""
         return value
 
     def line(self, line: Line) -> Any:
-        """Append a line of the graph; return what stands for its value."""
         return self.k.op(line.op, *map(self.stored, line.args))
 
     def stored(self, value: GraphValue) -> Operand:
@@ -392,9 +373,7 @@ class StageKernel:
         return found
 
 
-class _IntegerKernel(IntegerLines, StageKernel):
-    """Write the lines of a pointwise stage as a kernel, in integers."""
-
+class IntegerKernel(IntegerLines, StageKernel):
     dtype = Dtype.INT32
 
     def __init__(self, stage: Pointwise, widths: Widths) -> None:
@@ -402,7 +381,6 @@ class _IntegerKernel(IntegerLines, StageKernel):
         IntegerLines.__init__(self, stage, widths)
 
     def buffer_dtype(self, array: Array) -> Dtype:
-        """Return the narrowest type that holds an array."""
         return Dtype(self.widths.type_of(array).removesuffix("_t"))
 
     def truth(self, op: str, *args: Any) -> Value:
@@ -420,8 +398,3 @@ class _IntegerKernel(IntegerLines, StageKernel):
                 raise self.refused(f"numbers of {reach:.3g}")
             wide = reach >= 2.0**31
         return self.k.op(op, *numbers, dtype=Dtype.INT64 if wide else Dtype.INT32)
-
-
-def integer_kernel(stage: Pointwise, widths: Widths) -> Kernel:
-    """Return a pointwise stage as a kernel over its places, in integers."""
-    return _IntegerKernel(stage, widths).kernel()

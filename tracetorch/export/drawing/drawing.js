@@ -1,6 +1,6 @@
 (() => {
   const { byId, clamp, make, fitted } = page;
-  // `stages` are the printed functions of one time step by phase, on the arrays of one object
+  // `stages` are the printed functions of one time step on the arrays of one object
   const { title, height, width, steps, decode, classes, samples, pen, layers, program } = JSON.parse(byId("network").textContent);
   const TICK = 90; // milliseconds of a time step while it plays
   const BUDGET = 12; // milliseconds of a frame that the network may take
@@ -26,19 +26,14 @@
   let run; // outputs of every step so far
   function begin(image) {
     for (const name of program.states) arrays[name].set(starts[name]);
-    run = { image, done: 0, stepped: false, y: [], spikes: layers.map(() => []) };
+    run = { image, done: 0, y: [], spikes: layers.map(() => []) };
     document.body.dataset.ready = "false";
     wake();
   }
 
-  function advance(image) {
-    if (run.stepped) for (const stage of stages.advance) stage(arrays);
-    arrays[program.input].set(image);
-    for (const stage of stages.step) stage(arrays);
-    run.stepped = true;
-  }
   function step() {
-    advance(run.image);
+    arrays[program.input].set(run.image);
+    for (const stage of stages) stage(arrays);
     run.y.push(Float32Array.from(arrays[program.output]));
     layers.forEach((layer, i) => run.spikes[i].push(Float32Array.from(arrays[layer.output])));
     run.done++;
@@ -52,32 +47,6 @@
     return classes.map((_, k) => decode === "max" ? Math.max(...seen.map((y) => y[k])) : seen.reduce((sum, y) => sum + y[k], 0) / count);
   }
   const best = (values) => values.reduce((top, value, k) => value > values[top] ? k : top, 0);
-
-  // ---- learning: drawings with their classes, each some times over
-
-  const ROUNDS = 10;
-  const lessons = [];
-  let todo = [];
-  function teach(k) {
-    if (isEmpty()) return;
-    lessons.push({ image: run.image.slice(), k });
-    todo = Array.from({ length: ROUNDS * lessons.length }, (_, i) => lessons[i % lessons.length]);
-    document.body.dataset.ready = "false";
-    wake();
-  }
-
-  // every step with the gradient of its cross-entropy, a share of the whole
-  function learn({ image, k }) {
-    begin(run.image);
-    for (let t = 0; t < steps; t++) {
-      advance(image);
-      const y = arrays[program.output], top = Math.max(...y), grown = Array.from(y, (v) => Math.exp(v - top));
-      const sum = grown.reduce((a, b) => a + b, 0);
-      arrays[program.signal].set(grown.map((v, i) => (v / sum - (i === k ? 1 : 0)) / steps));
-      for (const stage of stages.learn) stage(arrays);
-    }
-    begin(run.image);
-  }
 
   // ---- the drawing: strokes of a pen, or a given image
 
@@ -285,8 +254,7 @@
   function frame(now) {
     waiting = false;
     const until = performance.now() + BUDGET;
-    while (todo.length && performance.now() < until) learn(todo.shift());
-    while (!todo.length && run.done < steps && performance.now() < until) step();
+    while (run.done < steps && performance.now() < until) step();
     if (playing && now - ticked >= TICK && shown < run.done) { shown++; ticked = now; }
     if (shown >= steps && run.done === steps) playing = false;
     drawPad();
@@ -306,8 +274,7 @@
   function finish() {
     rows.forEach((row, i) => row.canvas.setAttribute("aria-label", `${layers[i].name} over ${steps} steps: ${row.out.textContent}`));
     const spikes = layers.reduce((sum, layer, i) => sum + (layer.spikes ? fired(i, steps) : 0), 0);
-    const learned = lessons.length ? `Learned from ${counted(lessons.length, "drawing")}. ` : "";
-    byId("note").textContent = learned + (isEmpty() ? "Nothing is drawn." : `The network says ${classes[best(readout(steps))]}, after ${counted(steps, "time step")} and ${counted(spikes, "spike")}.`);
+    byId("note").textContent = isEmpty() ? "Nothing is drawn." : `The network says ${classes[best(readout(steps))]}, after ${counted(steps, "time step")} and ${counted(spikes, "spike")}.`;
     document.body.dataset.ready = "true"; // tests wait for it
   }
 
@@ -317,7 +284,6 @@
   window.readDrawing = () => ({
     image: [...run.image], y: run.y.map((y) => [...y]), readout: readout(run.done), answer: isEmpty() ? null : classes[best(readout(run.done))],
     layers: layers.map((layer, i) => [layer.name, run.spikes[i].map((values) => [...values])]),
-    learned: Object.entries(program.learned).map(([path, name]) => [path, [...arrays[name]]]), lessons: lessons.length,
   });
 
   document.title = title;
@@ -341,14 +307,8 @@
     byId("rows").append(make("div", { class: layer.size <= 32 ? "row few" : "row" }, make("p", {}, make("b", {}, layer.name), about, out), canvas));
     return { canvas, out };
   });
-  const bars = classes.map((name, k) => {
+  const bars = classes.map((name) => {
     const inner = make("i"), value = make("small"), item = make("li", {}, make("span", {}, name), make("span", { class: "bar" }, inner), value);
-    if (program.signal !== null) {
-      const button = make("button", { "aria-label": `teach ${name}`, title: `learn that this is ${name}` }, "teach");
-      button.addEventListener("click", () => teach(k));
-      item.append(button);
-      item.classList.add("taught");
-    }
     byId("bars").append(item);
     return { inner, value, item };
   });

@@ -30,7 +30,6 @@ from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import step_kernel
 from tracetorch.fuse.ir.trace import Program
-from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.layout import layout_of
 from tracetorch.fuse.runtime.machine_code import compiled, this_machine
@@ -256,7 +255,7 @@ class CompiledStep(Specialisation):
         # a row of parameters of each lane, and the literals: read at each step, so kept alive
         self.packed = np.zeros((max(1, count), self.cell.num_neurons, inner), real)
         self.literals = np.array(plan.literals or (0.0,), real)
-        printed = print_kernel(verify(step_kernel(plan)), this_machine().processor, serial=True)
+        printed = print_kernel(step_kernel(plan), this_machine().processor, serial=True)
         run = compiled(printed.text, printed.name).run
         # in the order of llvm_kernel.GEOMETRY: one task, of all lanes
         fixed = [0] * HEADER + [columns, rows * columns, rows, rows, columns, columns, 1]

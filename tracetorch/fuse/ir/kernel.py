@@ -267,15 +267,6 @@ class Kernel:
         """Roles of its buffers, each once, in their order."""
         return tuple(dict.fromkeys(buffer.role for buffer in self.buffers))
 
-    def __str__(self) -> str:
-        sizes = ", ".join(map(str, self.sizes))
-        lines = [f"kernel {self.name}({sizes}) in {self.dtype.value}: {self.title}"]
-        for buffer in self.buffers:
-            shape = ", ".join(e.value if isinstance(e, Extent) else str(e) for e in buffer.shape)
-            lines.append(f"  {buffer.dtype.value:8} {buffer} [{shape}]")
-        lines += _text(self.body, 0)
-        return "\n".join(lines)
-
 
 def statements(body: Sequence[Statement]) -> Iterator[Statement]:
     """Yield all statements of a body, those of inner bodies behind their own."""
@@ -314,46 +305,6 @@ def written(kernel: Kernel) -> frozenset[Buffer]:
     return frozenset(found)
 
 
-# Text
-
-
-def _text(body: Sequence[Statement], depth: int) -> list[str]:
-    lines: list[str] = []
-    for each in body:
-        inner = isinstance(each, (Loop, If, Lanes))
-        lines += [f"{'  ' * depth}{line}" for line in _head(each)]
-        lines += _text(each.body, depth + 1) if inner else []  # type: ignore[union-attr]
-    return lines
-
-
-def _head(each: Statement) -> list[str]:
-    """Return the lines of a statement but those of its body."""
-    if isinstance(each, Operation):
-        return [f"{each.result} = {each.op}({', '.join(map(str, each.args))})"]
-    if isinstance(each, Load):
-        return [f"{each.result} = {_place(each.buffer, each.index)}"]
-    if isinstance(each, Store):
-        sign = "+=" if each.buffer.role is Role.SUMS else "="
-        return [f"{_place(each.buffer, each.index)} {sign} {each.value}"]
-    if isinstance(each, Loop):
-        order = " from the last" if each.reverse else ""
-        carried = [
-            f"  {c.inside} := {c.initial}, then {c.next}; after: {c.result}" for c in each.carried
-        ]
-        return [f"for {each.index} in {each.start} .. {each.stop}{order}:", *carried]
-    if isinstance(each, If):
-        return [f"if {each.condition}:"]
-    if isinstance(each, Product):
-        target, order = _place(each.target, each.target_index), "down" if each.reverse else "up"
-        factors = f"{_place(each.source, each.source_index)} @ {each.matrix}[{each.first} ...]"
-        return [f"{target} and {order} += {factors}, {each.count} of them"]
-    return ["lanes:" if isinstance(each, Lanes) else "barrier"]
-
-
-def _place(buffer: Buffer, index: Sequence[Index]) -> str:
-    return f"{buffer}[{', '.join(i.value if isinstance(i, Axis) else str(i) for i in index)}]"
-
-
 # Building
 
 
@@ -377,14 +328,8 @@ class KernelBuilder:
         >>> with k.lanes():
         ...     value = k.load(x, (Axis.LANE,), "x")
         ...     k.store(y, (Axis.LANE,), k.op("add", value, value))
-        >>> print(k.kernel())
-        kernel double() in float32: twice the input
-          float32  start x [lanes]
-          float32  end y [lanes]
-        lanes:
-          x = start x[lane]
-          v1 = add(x, x)
-          end y[lane] = v1
+        >>> [type(each).__name__ for each in k.kernel().body[0].body]
+        ['Load', 'Operation', 'Store']
     """
 
     def __init__(self, name: str, title: str, dtype: Dtype) -> None:

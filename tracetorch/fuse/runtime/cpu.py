@@ -18,7 +18,6 @@ from tracetorch.fuse.ir import schedule as schedules
 from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import TILE, Plan
-from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.allocation import cache_size, wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.layout import Layout, strided
@@ -155,7 +154,7 @@ def kernel_of(
     """Return one of the two kernels of a plan, built, printed and compiled at the first call."""
     kernel: Kernel | None = plan.kernels.get((backward, bypass))
     if kernel is None:
-        schedule = verify(build(plan))
+        schedule = build(plan)
         printed = print_kernel(schedule, this_machine().processor, bypass=bypass)
         tasks = compiled(printed.text, printed.name)
         graph = plan.backward if backward else plan.program.forward

@@ -27,7 +27,6 @@ from tracetorch.fuse.codegen.triton_loops import (
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
-from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime import threefry
 from tracetorch.fuse.runtime.allocation import wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
@@ -39,7 +38,7 @@ def _kernel(plan: Plan, name: str) -> Any:
     """Return a kernel of a plan, imported at the first call."""
     if name not in plan.kernels:
         schedule = backward_kernel if name == "backward" else forward_kernel
-        source = triton_source(verify(schedule(plan)))
+        source = triton_source(schedule(plan))
         plan.kernels[name] = getattr(module_of(source, f"triton_{name}"), name)
     return plan.kernels[name]
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.ir.verify import LARGEST
 from tracetorch.fuse.runtime.allocation import LARGE, large_empty
+
+LARGEST = 2**31 - 1  # steps, so that a product of two sizes fits into 64 bits, with what is added
 
 
 class Layout(NamedTuple):

@@ -29,7 +29,6 @@ from tracetorch.fuse.codegen.sparse_loop import BITS, TILE
 from tracetorch.fuse.ir import schedule as schedules
 from tracetorch.fuse.ir.kernel import Kernel as Schedule
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.ir.verify import verify
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.cpu import own_buffers, parameter_gradients, scratch_values
 from tracetorch.fuse.runtime.layout import layout_of, strided
@@ -285,7 +284,7 @@ class _Called(NamedTuple):
 def _called(plan: Plan, name: str, build: Callable[[Any], Schedule]) -> _Called:
     kernel: _Called | None = plan.kernels.get(name)
     if kernel is None:
-        schedule = verify(build(plan))
+        schedule = build(plan)
         printed = print_kernel(schedule, this_machine().processor, called=True)
         literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
         address = compiled(printed.text, printed.name).address

@@ -1,25 +1,48 @@
-"""Draw edges for a sparse layer: by probability, in-degree, distance, populations; none dense.
+"""Draw edges of sparse connectivity, and masks: by probability, in-degree, distance, populations.
 
-Time and memory go by the edges that there will be. All builders return edges sorted by source, as
-products read them fastest. Neither numbers nor order depend on the number of threads.
+Memory goes by the edges that there will be, and time, but for distances. Edges are sorted by
+source, as products read them fastest. No number depends on the number of threads. A mask is edges
+written into a matrix.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_integer, check_positive, check_share
-from tracetorch.snn.masks import check_positions, check_sizes, checked_probabilities, describe_drawn
+from tracetorch.core.checks import (
+    check_count,
+    check_flag,
+    check_integer,
+    check_positive,
+    check_share,
+)
+from tracetorch.core.docstrings import SharedDescriptions
 
 _DRAWN = 1 << 22  # numbers at a time
-_PAIRS = 1 << 18  # pairs of neighbours at a time, which stay in cache
-_GRID = 3  # dimensions of the grid in which neighbours are found
-_FINER = 2  # cells along a radius: finer ones hold fewer pairs that are too far
+_PAIRS = 1 << 20  # distances at a time
+
+# what masks and edges are drawn by; an edge has outputs and inputs as a mask has
+describe_drawn = SharedDescriptions(
+    {
+        "outputs": "number of neurons behind the connection.",
+        "inputs": "number before it.",
+        "probability": "of every connection by itself, in [0, 1].",
+        "degree": "number of inputs of each output, all different; at most as many as there are.",
+        "self_connections": "``False``: none from a neuron to itself, in a recurrent connection.",
+        "generator": "source of the random numbers; PyTorch's own where it is ``None``.",
+    },
+    raises={
+        "TypeError": "an argument is of the wrong type.",
+        "ValueError": "an argument is out of range or of another shape, a kernel returns something "
+        "else than a probability for each distance, or there are no self-connections to leave out.",
+    },
+)
 
 
 @describe_drawn
@@ -43,7 +66,7 @@ def random_edges(
         >>> 9_600 < edges.shape[1] < 10_400, bool((edges[0].diff() >= 0).all())
         (True, True)
     """
-    check_sizes(outputs, inputs, self_connections)
+    _check_sizes(outputs, inputs, self_connections)
     if inputs * outputs >= 2**53:
         raise ValueError(
             f"fewer than 2**53 pairs can be drawn from, got {inputs} inputs and {outputs} outputs. "
@@ -75,7 +98,7 @@ def in_degree_edges(
         >>> in_degree_edges(3, 100, 10)[1].bincount().tolist()
         [10, 10, 10]
     """
-    check_sizes(outputs, inputs, self_connections)
+    _check_sizes(outputs, inputs, self_connections)
     most = inputs - (not self_connections)
     if not 0 <= check_integer("degree", degree) <= most:
         raise ValueError(f"degree must be 0 to {most}, the number of inputs, got {degree}.")
@@ -103,8 +126,7 @@ def distance_edges(
 ) -> Tensor:
     """Draw edges, each of which is there with a probability that its length sets.
 
-    As :func:`distance_mask`, but pairs further apart than ``radius`` are never looked at: time goes
-    by the pairs that are nearer, which are found in a grid.
+    No edge is longer than ``radius``. Time goes by all pairs, memory by those that are near.
 
     Args:
         outputs: positions of the neurons behind the connection, ``[outputs, D]``.
@@ -121,30 +143,8 @@ def distance_edges(
         >>> distance_edges(line, line, torch.ones_like, radius=1.0).tolist()
         [[0, 0, 1, 1, 1, 2, 2, 2, 3, 3], [0, 1, 0, 1, 2, 1, 2, 3, 2, 3]]
     """
-    check_positions(outputs, inputs, kernel)
-    check_sizes(len(outputs), len(inputs), self_connections)
     radius = check_positive("radius", radius)
-    if not bool(outputs.isfinite().all() and inputs.isfinite().all()):
-        raise ValueError("positions must be finite, got infinite values or NaN.")
-    inputs, outputs = inputs.detach(), outputs.detach()
-    found = [torch.zeros(2, 0, dtype=torch.int64, device=inputs.device)]
-    for sources, targets in _near_pairs(inputs, outputs, radius):
-        squares = torch.zeros((), dtype=inputs.dtype, device=inputs.device)
-        for of_input, of_output in zip(inputs.unbind(1), outputs.unbind(1), strict=True):
-            along = of_input.index_select(0, sources).sub_(of_output.index_select(0, targets))
-            squares = squares + along.square_()
-        length = squares.sqrt()
-        is_near = length <= radius
-        if not self_connections:
-            is_near &= sources != targets
-        near = is_near.nonzero().squeeze(1)
-        sources, targets = sources.index_select(0, near), targets.index_select(0, near)
-        probability = checked_probabilities(kernel, length.index_select(0, near))
-        device = None if generator is None else generator.device
-        drawn = torch.rand(len(sources), generator=generator, device=device)
-        there = drawn.to(probability.device) < probability
-        found.append(torch.stack([sources[there], targets[there]]))
-    return _by_source(torch.cat(found, 1), len(outputs))
+    return _edges_by_distance(outputs, inputs, kernel, radius, self_connections, generator)
 
 
 @describe_drawn
@@ -180,7 +180,7 @@ def population_edges(
             f"probability must be {len(outputs)} rows, one for each population of outputs, of "
             f"{len(inputs)} values, one for each of inputs."
         )
-    check_sizes(sum(outputs), sum(inputs), self_connections)
+    _check_sizes(sum(outputs), sum(inputs), self_connections)
     starts = [list(itertools.accumulate(sizes, initial=0)) for sizes in (inputs, outputs)]
     parts = []
     for j, from_size in enumerate(inputs):
@@ -257,46 +257,160 @@ def _by_source(edges: Tensor, outputs: int) -> Tensor:
     return torch.stack([sources, places - sources * outputs])
 
 
-def _near_pairs(inputs: Tensor, outputs: Tensor, radius: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield pairs of a source and a target in cells of a grid that are near, each pair once."""
-    inputs, outputs = inputs[:, :_GRID], outputs[:, :_GRID]
-    dims = inputs.shape[1]
-    low = torch.minimum(inputs.amin(0), outputs.amin(0)).double()
-    span = torch.maximum(inputs.amax(0), outputs.amax(0)).double() - low
-    # no more cells than neurons, for cells are numbered; a larger one holds more pairs
-    most = max(1, math.floor((len(inputs) + len(outputs)) ** (1 / dims)))
-    width = torch.clamp(span / most, min=radius * (1 + 1e-9) / _FINER)
-    counts = (span / width).floor().long() + 1 + 2 * _FINER  # with empty ones at both ends
-    strides = torch.cat([counts.new_ones(1), counts[:-1].cumprod(0)])
+def _edges_by_distance(
+    outputs: Tensor,
+    inputs: Tensor,
+    kernel: Callable[[Tensor], Tensor],
+    radius: float,
+    self_connections: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    _check_positions(outputs, inputs, kernel)
+    _check_sizes(len(outputs), len(inputs), self_connections)
+    if not bool(outputs.isfinite().all() and inputs.isfinite().all()):
+        raise ValueError("positions must be finite, got infinite values or NaN.")
+    device = None if generator is None else generator.device
+    rows = max(1, _PAIRS // len(outputs))
+    found = [torch.zeros(2, 0, dtype=torch.int64, device=inputs.device)]
+    for start in range(0, len(inputs), rows):
+        # differences, not a product of matrices, whose rounding depends on its shape
+        exact = "donot_use_mm_for_euclid_dist"
+        length = torch.cdist(inputs[start : start + rows], outputs, compute_mode=exact)
+        near = length <= radius
+        if not self_connections:
+            near.diagonal(start).fill_(False)
+        edges = near.nonzero().t()
+        probability = _checked_probabilities(kernel, length[near])
+        drawn = torch.rand(edges.shape[1], generator=generator, device=device)
+        edges[0] += start
+        found.append(edges[:, drawn.to(probability.device) < probability])
+    return torch.cat(found, 1)
 
-    def cells(places: Tensor) -> Tensor:
-        at = ((places.double() - low) / width).floor().long().clamp_(min=0)
-        return (torch.minimum(at, counts - 1 - 2 * _FINER) + _FINER) @ strides
 
-    # neighbours in memory are neighbours in space
-    cell_of, sources = cells(inputs).sort(stable=True)
-    target_cells, targets = cells(outputs).sort(stable=True)
-    ends = torch.bincount(target_cells, minlength=int(counts.prod())).cumsum(0)
-    begins = torch.cat([ends.new_zeros(1), ends[:-1]])
-    # cells along the first dimension are one run
-    for step in itertools.product(range(-_FINER, _FINER + 1), repeat=dims - 1):
-        row = cell_of + int(strides[1:] @ strides.new_tensor(step))
-        yield from _pairs(sources, targets, begins[row - _FINER], ends[row + _FINER])
+# Masks
 
 
-def _pairs(
-    sources: Tensor, targets: Tensor, begins: Tensor, ends: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each source with its run of targets, some sources at a time."""
-    many = ends - begins
-    total = many.cumsum(0)
-    start = 0
-    while start < len(sources):
-        before = int(total[start - 1]) if start else 0
-        stop = max(start + 1, int(torch.searchsorted(total, before + _PAIRS)))
-        some = slice(start, stop)
-        here = many[some]
-        offset = (begins[some] - (total[some] - here - before)).repeat_interleave(here)
-        places = torch.arange(len(offset), device=targets.device).add_(offset)
-        yield sources[some].repeat_interleave(here), targets.index_select(0, places)
-        start = stop
+@describe_drawn
+def random_mask(
+    outputs: int,
+    inputs: int,
+    probability: float,
+    *,
+    self_connections: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw a mask in which each connection is there with a fixed probability (Erdos-Renyi).
+
+    Returns:
+        Booleans ``[outputs, inputs]``, for :func:`connect`.
+
+    Example:
+        >>> mask = random_mask(200, 100, 0.1, generator=torch.Generator().manual_seed(0))
+        >>> mask.shape, round(mask.float().mean().item(), 2)
+        (torch.Size([200, 100]), 0.1)
+    """
+    drawn = partial(random_edges, self_connections=self_connections, generator=generator)
+    return _mask(drawn(outputs, inputs, probability), outputs, inputs)
+
+
+@describe_drawn
+def in_degree_mask(
+    outputs: int,
+    inputs: int,
+    degree: int,
+    *,
+    self_connections: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw a mask in which every output has the same number of inputs (fixed in-degree).
+
+    Returns:
+        Booleans ``[outputs, inputs]``, for :func:`connect`.
+
+    Example:
+        >>> in_degree_mask(3, 100, 10).sum(1).tolist()
+        [10, 10, 10]
+    """
+    drawn = partial(in_degree_edges, self_connections=self_connections, generator=generator)
+    return _mask(drawn(outputs, inputs, degree), outputs, inputs)
+
+
+@describe_drawn
+def distance_mask(
+    outputs: Tensor,
+    inputs: Tensor,
+    kernel: Callable[[Tensor], Tensor],
+    *,
+    self_connections: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw a mask in which a connection is there with a probability that its length sets.
+
+    Args:
+        outputs: positions of the neurons behind the connection, ``[outputs, D]``.
+        inputs: positions of those before it, ``[inputs, D]``.
+        kernel: a function of distances ``[n]``, in the unit of the positions, that returns
+            probabilities in [0, 1]: ``lambda d: torch.exp(-d / 0.2)``.
+
+    Returns:
+        Booleans ``[outputs, inputs]``, for :func:`connect`.
+
+    Example:
+        >>> line = torch.arange(4.0)[:, None]
+        >>> distance_mask(line, line, lambda d: (d <= 1).float()).int().tolist()
+        [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
+    """
+    edges = _edges_by_distance(outputs, inputs, kernel, math.inf, self_connections, generator)
+    return _mask(edges, len(outputs), len(inputs))
+
+
+def _mask(edges: Tensor, outputs: int, inputs: int) -> Tensor:
+    mask = torch.zeros(outputs, inputs, dtype=torch.bool, device=edges.device)
+    mask[edges[1], edges[0]] = True
+    return mask
+
+
+# Checks
+
+
+def _check_positions(outputs: object, inputs: object, kernel: object) -> None:
+    """Raise unless these are positions ``[n, D]`` of floats, and a function of distances."""
+    for name, places in (("outputs", outputs), ("inputs", inputs)):
+        if not isinstance(places, Tensor) or not places.is_floating_point():
+            got = places.dtype if isinstance(places, Tensor) else type(places).__name__
+            raise TypeError(f"{name} must be positions, a tensor of floats, got {got}.")
+    shapes = [list(each.shape) for each in (outputs, inputs) if isinstance(each, Tensor)]
+    if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
+        raise ValueError(
+            "outputs and inputs must be positions [outputs, D] and [inputs, D], got "
+            f"{shapes[0]} and {shapes[1]}. On a line D is 1."
+        )
+    if not callable(kernel):
+        raise TypeError(f"kernel must be a function of distances, got {kernel!r}.")
+
+
+def _checked_probabilities(kernel: Callable[[Tensor], Tensor], distances: Tensor) -> Tensor:
+    """Return what a kernel makes of distances, if that is a probability for each."""
+    probability = kernel(distances)
+    if not isinstance(probability, Tensor) or probability.shape != distances.shape:
+        raise ValueError(
+            f"kernel must return a probability for each distance, {list(distances.shape)}."
+        )
+    if not bool(((probability >= 0) & (probability <= 1)).all()):
+        raise ValueError(
+            "kernel must return probabilities in [0, 1], got values from "
+            f"{probability.min().item():.3g} to {probability.max().item():.3g}. Clamp them."
+        )
+    return probability
+
+
+def _check_sizes(outputs: int, inputs: int, self_connections: bool) -> tuple[int, int]:
+    """Return the sizes of a connection, checked."""
+    check_count("outputs", outputs)
+    check_count("inputs", inputs)
+    if not check_flag("self_connections", self_connections) and outputs != inputs:
+        raise ValueError(
+            f"self_connections=False is for a recurrent connection, and {inputs} inputs are not "
+            f"the {outputs} outputs."
+        )
+    return outputs, inputs

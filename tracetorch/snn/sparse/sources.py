@@ -1,4 +1,4 @@
-"""Read edges and weights from sparse matrices, tables and connected layers."""
+"""Read edges and weights from sparse matrices and connected layers."""
 
 from __future__ import annotations
 
@@ -59,35 +59,6 @@ def from_matrix(matrix: Any) -> Given:
     if not weight.is_floating_point():
         weight = weight.to(torch.get_default_dtype())
     return Given(int(shape[1]), int(shape[0]), edges, weight)
-
-
-def from_table(
-    table: Any, source: str, target: str, weight: str | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return edges and weights from columns of a table, a pandas ``DataFrame`` say."""
-    edges = torch.stack([column(table, source), column(table, target)])
-    return edges, None if weight is None else _floats(_values(table, weight))
-
-
-def column(table: Any, name: str) -> Tensor:
-    """Return a column of integers."""
-    values = _values(table, name)
-    if values.dtype.kind not in "iu":
-        raise TypeError(
-            f"column {name!r} must hold integers, got {values.dtype}. Number what names there are, "
-            "by pandas.factorize say."
-        )
-    return torch.from_numpy(values.astype(np.int64))
-
-
-def _values(table: Any, name: str) -> Any:
-    names = [str(each) for each in getattr(table, "columns", table.keys())]
-    if name not in names:
-        raise ValueError(f"the table has no column {name!r}. It has {', '.join(map(repr, names))}.")
-    values = np.asarray(table[name])
-    if values.ndim != 1:
-        raise ValueError(f"the table has several columns {name!r}.")
-    return values
 
 
 def _floats(values: Any) -> Tensor:
