@@ -436,7 +436,9 @@ def test_output_of_a_convolution_may_not_be_transposed(options: Any) -> None:
     pre = torch.ones(2, 1, 7, 10)
     post = conv(pre).detach()
     stdp = STDP(conv)
-    with pytest.raises(ValueError, match=r"like the output of Conv2d.* for an input of \[1, 7, 10"):
+    with pytest.raises(
+        ValueError, match=r"have the places .* of Conv2d.* for an input of \[1, 7, 10"
+    ):
         stdp(pre, post.mT)
     assert tt.get_states(stdp) == {}
     stdp(pre, post)
@@ -487,7 +489,7 @@ def test_spikes_are_not_looked_at_inside_vmap() -> None:
 @pytest.mark.parametrize(
     ("others", "error", "message"),
     [
-        ({"reward": torch.ones(2)}, ValueError, "one value for each step"),
+        ({"reward": torch.ones(2)}, ValueError, "a value for each step"),
         ({"reward": float("nan")}, ValueError, "reward must be finite, got nan"),
         ({"reward": torch.tensor([0.0, 1.0, float("inf")])}, ValueError, "reward must be finite"),
         ({"reward": "1"}, TypeError, "reward must be a number"),

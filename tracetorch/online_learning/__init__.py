@@ -7,9 +7,8 @@ follows is found in the graph of a layer's input; ``"exact"`` refuses it, others
 
 from __future__ import annotations
 
-from tracetorch.online_learning.dropped import DroppedPath
 from tracetorch.online_learning.learner import OnlineLearner, online
-from tracetorch.online_learning.stdp import STDP
-from tracetorch.online_learning.stdp_rules import PairRule, TripletRule
+from tracetorch.online_learning.stdp import STDP, PairRule, TripletRule
+from tracetorch.online_learning.step import DroppedPath
 
 __all__ = ["STDP", "DroppedPath", "OnlineLearner", "PairRule", "TripletRule", "online"]

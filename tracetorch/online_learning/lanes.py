@@ -105,8 +105,7 @@ class StepCall(NamedTuple):
         if not all(map(is_close, self.run().ends, left)):
             raise ValueError(
                 f"{label} has other states than its step computes from the same input: it draws "
-                "random numbers, or its forward does more than the step. Traces are derived from "
-                "step alone."
+                "random numbers, or its forward does more. Traces are derived from step alone."
             )
 
         # A generator of its own: the user's random numbers are not drawn from.
@@ -127,9 +126,8 @@ class StepCall(NamedTuple):
                     found = [(a, b) for a, b in pairs if a is not None and b is not None]
                     if not all(is_close(a, probe * b) for a, b in found):
                         raise ValueError(
-                            f"{label} has a step that mixes neurons or samples: there is no "
-                            "derivative by lane. Traces need a step of pointwise operations; put "
-                            "what mixes into a module before the layer."
+                            f"{label} has a step that mixes neurons or samples, and traces need "
+                            "pointwise ones. Put what mixes into a module before the layer."
                         )
 
 

@@ -12,9 +12,8 @@ from tracetorch.core.checks import check_has_values, suggestion
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import exclude_from_compile
 from tracetorch.core.walk import named_parameters
-from tracetorch.online_learning.dropped import DroppedPath
 from tracetorch.online_learning.rules import RULES, Rule
-from tracetorch.online_learning.step import Step
+from tracetorch.online_learning.step import DroppedPath, Step
 from tracetorch.online_learning.traces import LearnerState
 from tracetorch.probe.layers import neuron_layers
 from tracetorch.snn.module import layer_label, zero_states

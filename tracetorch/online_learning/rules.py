@@ -8,7 +8,7 @@ others. A next state that was computed from another one goes on through that one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from tracetorch.online_learning.dropped import reached
 from tracetorch.online_learning.lanes import (
     LaneDerivatives,
     Run,
@@ -156,6 +155,32 @@ def _direct_gradients(run: Run, i: int) -> tuple[list[Tensor | None], dict[int, 
     # behind a cut there are zeros, which say nothing of what is there
     places = _sources_of(run, i, {end.grad_fn for end in others.values()})
     return [d if place in places else None for place, d in enumerate(found)], through
+
+
+def reached(roots: Iterable[Any], stops: Collection[Any]) -> tuple[set[Any], list[Tensor]]:
+    """Walk an autograd graph from some nodes; return the stops that were met, and other leaves."""
+    seen: set[Any] = set()
+    met: set[Any] = set()
+    leaves: list[Tensor] = []
+    pending = [*roots]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in stops:
+            met.add(node)
+            continue
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            leaves.append(variable)
+        pending.extend(parent for parent, _ in node.next_functions)
+    return met, leaves
+
+
+def reached_from(node: Any) -> list[Tensor]:
+    """Return the leaves that a node of an autograd graph depends on."""
+    return reached((parent for parent, _ in node.next_functions), ())[1]
 
 
 RULES: dict[Rule, LearningRule] = {

@@ -17,15 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from tracetorch.core.checks import is_finite
 from tracetorch.core.hooks import forward_hooks
-from tracetorch.core.torch_private import pytree
+from tracetorch.core.torch_private import global_hooks, pytree
 from tracetorch.core.walk import join_path, named_modules, named_parameters
-from tracetorch.online_learning.dropped import (
-    DroppedPath,
-    changed_inside,
-    check_model,
-    reached,
-    reached_from,
-)
 from tracetorch.online_learning.lanes import (
     LaneDerivatives,
     LinearMap,
@@ -36,7 +29,7 @@ from tracetorch.online_learning.lanes import (
     probes,
     weights_of,
 )
-from tracetorch.online_learning.rules import Derivatives
+from tracetorch.online_learning.rules import Derivatives, reached, reached_from
 from tracetorch.online_learning.traces import (
     Attachment,
     Contribution,
@@ -63,6 +56,27 @@ _MEAN = "what it does there later decays with the mean of the neurons' decays"
 _RECURRENCE = "the outputs of the step before are constants"
 _STORED = "what it holds of earlier steps is constant, for it has no step"
 _OPTION = "a parameter of a spike function, without a trace"
+
+
+class DroppedPath(NamedTuple):
+    """A path through time along which a rule sends no gradient, or a changed one.
+
+    Args:
+        origin: path of the parameter, or of the layer, that the path begins at.
+        layer: path of the layer whose states it runs through.
+        reason: what is missing.
+
+    Example:
+        >>> print(DroppedPath("0.weight", "3", "no trace"))
+        0.weight -> states of 3: no trace
+    """
+
+    origin: str
+    layer: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin} -> states of {self.layer}: {self.reason}"
 
 
 class _Call(NamedTuple):
@@ -174,10 +188,8 @@ class StepGraph:
         if y.shape != shape:
             return None
         plain = pulled_back(ones)
-        # At each step, for no answer holds for the next: derivatives that are zero now mix nothing,
-        # and a mode, a batch or a branch may change. It is one more pass through what is between
-        # the two modules, which the step differentiates once already. A probe passes through a
-        # diagonal Jacobian as it is.
+        # at each step, for derivatives that are zero now mix nothing, and a mode, a batch or a
+        # branch may change; a probe passes through a diagonal Jacobian as it is
         key, known = (y.shape, y.dtype, y.device), self._learner.probes
         if key not in known:
             known[key] = probes(y)
@@ -210,7 +222,7 @@ class Step(Pass):
                 )
         before = self.before
         modules = named_modules(before.model)
-        check_model(modules, before.layers, has_traces=before.rule.derivatives is not None)
+        _check_model(modules, before.layers, has_traces=before.rule.derivatives is not None)
         for path, layer in before.layers.items():
             self._enter(path, layer)
         maps = []
@@ -263,7 +275,7 @@ class Step(Pass):
         now = marks(layer)
         left = self._exited.get(path, self._entered[path])
         if self._paths and has_step(layer) and not same(now, left):
-            raise ValueError(changed_inside(layer, path))
+            raise ValueError(_changed_inside(layer, path))
         for name, (state, _) in zip(layer.active_states, now, strict=True):
             if isinstance(state, Tensor) and not is_finite(state):
                 raise ValueError(
@@ -282,7 +294,7 @@ class Step(Pass):
                 f"{layer_label(layer, path)} is called twice in one step, which has one trace. "
                 "Build a layer for each call."
                 if path in self._exited
-                else changed_inside(layer, path)
+                else _changed_inside(layer, path)
             )
         further = layer._all_further(x, given, named)
         for name, value in zip(layer.inputs[1:], further, strict=True):
@@ -396,3 +408,47 @@ def _attachment(
     learned = learned_parameters(cast(Neuron, layer), layer.step_kwargs(ndim, dtype))
     parameters = {name: learned[name] for name in traces.parameters if name in learned}
     return Attachment(traces, parameters, product)
+
+
+def _check_model(
+    modules: Sequence[tuple[str, nn.Module]],
+    layers: Mapping[str, SequenceLayer],
+    *,
+    has_traces: bool,
+) -> None:
+    """Raise where traces cannot follow what modules do now, or the neuron layers are others."""
+    now = {path: module for path, module in modules if isinstance(module, SequenceLayer)}
+    changed = [path for path in (*now, *layers) if now.get(path) is not layers.get(path)]
+    if changed:
+        raise ValueError(
+            f"the neuron layer {changed[0]!r} has been added, removed or replaced since the "
+            "learner was made, and no trace follows it. Make a new learner by tt.online(model)."
+        )
+    if not has_traces:
+        return
+    if global_hooks():
+        raise ValueError(
+            "a hook is registered on all modules there are, and traces cannot see what it changes. "
+            "Remove it with its handle's remove(), or register it on single modules."
+        )
+    for path, module in modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise ValueError(
+                f"{layer_label(module, path)} has a backward hook, which could not act on the "
+                "derivatives of earlier steps. Remove it with its handle's remove(), or train by "
+                "backpropagation through time."
+            )
+        if has_step(module) and (
+            "forward_step" in vars(module) or type(module).forward_step is not Neuron.forward_step
+        ):
+            raise ValueError(
+                f"{layer_label(module, path)} has a forward_step of its own, and traces are "
+                "derived from step alone. Put what it adds into step, or another module."
+            )
+
+
+def _changed_inside(layer: SequenceLayer, path: str) -> str:
+    return (
+        f"{layer_label(layer, path)} has its states changed inside forward(), where its traces "
+        "cannot follow. Call the layer itself, and zero_states() of the learner instead."
+    )
