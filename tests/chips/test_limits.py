@@ -17,7 +17,7 @@ from tests.chips.test_xylo import expected, simulated, with_biases
 from tests.quantize.networks import on_chip, spikes, widened
 from tracetorch import integers, quantize, snn
 from tracetorch.chips import xylo
-from tracetorch.chips.connections import Population, populations
+from tracetorch.chips.limits import Population, populations
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, register
 
 

@@ -38,17 +38,6 @@ def simulated(graph: nir.NIRGraph, x: Tensor, reset: str = "zero", dt: float = D
     return torch.from_numpy(np.stack(outputs, 1))
 
 
-def unsigned(graph: nir.NIRGraph) -> nir.NIRGraph:
-    """The graph without our metadata: nothing but what NIR itself says."""
-    nodes = {}
-    for name, node in graph.nodes.items():
-        if isinstance(node, nir.NIRGraph):
-            nodes[name] = unsigned(node)
-        else:
-            nodes[name] = type(node).from_dict({**node.to_dict(), "metadata": {}})
-    return nir.NIRGraph(nodes, list(graph.edges), type_check=False)
-
-
 def through_file(model: nn.Module, sample: Any, path: Path, **how: Any) -> nn.Module:
     """Saved and read again."""
     tt.nir.save(model, path, sample, **how)

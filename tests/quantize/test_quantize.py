@@ -370,22 +370,16 @@ def delayed_network(**arguments: Any) -> tuple[nn.Sequential, snn.DelayedLinear]
     return model, first
 
 
-def test_what_rounded_delays_cost_is_reported() -> None:
+def test_rounded_delays_are_reported() -> None:
     (model, first), x = delayed_network(), spikes(30, 4, 5)
     prepared = quantize.prepare(model, x, weight_bits=12, state_bits=20)
     _, report = quantize.convert(prepared)
     off = (first.delay - first.delay.round()).abs()
-    assert report.differences[0] == (
+    assert report.differences == (
         f"0 (DelayedLinear) has delays between two steps, rounded by {off.mean():.2f} of a step in "
-        f"the mean, {off.max():.2f} at most"
+        f"the mean, {off.max():.2f} at most",
     )
-    wanted = tt.unroll(model, x, from_rest=True)
     first.round_()
-    changed = (tt.unroll(model, x, from_rest=True) != wanted).double().mean()
-    assert report.differences[1:] == (
-        f"the rounded delays alone put the float model's output off by {changed:.1%}",
-    )
-    assert changed > 0.01
     prepared = quantize.prepare(model, x, weight_bits=12, state_bits=20)
     _, report = quantize.convert(prepared)
     assert report.differences == ()
@@ -476,7 +470,7 @@ def twice_parametrized() -> nn.Module:
 
 ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(LIF, [X]), TypeError, "sample must be a tensor of floats"),
-    (lambda: ANY.prepare(LIF, X.long()), TypeError, r"got torch.int64: give sample.float"),
+    (lambda: ANY.prepare(LIF, X.long()), TypeError, r"got torch.int64: give torch.as_tensor"),
     (lambda: ANY.prepare(LIF, 0 * X), ValueError, "sample is zero everywhere, and the scales"),
     (lambda: ANY.prepare(LIF, X[..., :1]), ValueError, r"fails on a step .*, \[4, 2, 1\]"),
     (lambda: ANY.prepare(LIF, X.double()), TypeError, "sample is torch.float64, .*Convert it"),
@@ -563,7 +557,7 @@ def test_integers_load_into_those_of_another_sample(tmp_path: Path) -> None:
     for other in (into, loaded):
         assert torch.equal(tt.unroll(other, x, from_rest=True), expected)
         assert (repr(other[0]), repr(other[2])) == (repr(one[0]), repr(one[2]))
-    with pytest.raises(RuntimeError, match=r"0\._extra_state: made with weight_bits=8, .*=4"):
+    with pytest.raises(RuntimeError, match=r"0\._extra_state: made with another weight_bits, .*=4"):
         made(0.3, bits=4).load_state_dict(one.state_dict())
     with pytest.raises(
         ValueError, match=r"weight_bits: 8 in the file, 4 .* as the file describes it"
@@ -652,7 +646,7 @@ def test_integers_have_no_nir() -> None:
     model = nn.Sequential(nn.Linear(4, 3), snn.LIF(3))
     prepared = quantize.prepare(model, spikes(4, 2, 4))
     for each in (prepared, quantize.convert(prepared)[0]):
-        with pytest.raises(ValueError, match=r"0 .* has no counterpart in NIR\. Export"):
+        with pytest.raises(ValueError, match=r"0 .* has no counterpart in NIR"):
             tt.nir.to_nir(each, (4,))
 
 

@@ -366,7 +366,7 @@ def test_inputs_of_one_sign_need_a_bias() -> None:
     bare: Any = nn.Sequential(nn.Linear(80, 30, bias=False), snn.LIF(30))
     snn.connect(bare[0], signs=-torch.ones(80))
     before = bare[0].weight.clone()
-    with pytest.raises(ValueError, match="'1' has no bias before it, for neurons whose inputs"):
+    with pytest.raises(ValueError, match=r"'1' has no bias before it, .* neurons whose inputs"):
         tt.init.fluctuation_(bare)
     assert torch.equal(bare[0].weight, before)
 
@@ -564,7 +564,8 @@ def test_nir_has_the_weights_that_act() -> None:
     assert (weights[0] == weights[1]).all()
     assert (weights[0] == 0).any()
     back: Any = tt.nir.from_nir(graphs[0], dt=1e-3)
-    assert torch.equal(tt.unroll(back, x), tt.unroll(made, x, from_rest=True))
+    found = tt.unroll(back, x, by="step")
+    torch.testing.assert_close(found, tt.unroll(made, x, from_rest=True), rtol=0, atol=1e-9)
 
 
 @pytest.mark.slow

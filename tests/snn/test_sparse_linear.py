@@ -467,6 +467,7 @@ def test_the_plan_is_made_once_and_not_copied() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # torch 2.12
 def test_made_of_matrices_tables_and_layers() -> None:
     dense = torch.where(torch.rand(OUT, IN, generator=seeded()) < 0.1, 1.5, 0.0)
     dense[3] = torch.arange(IN) % 3

@@ -104,6 +104,11 @@ def load(
     # A file that describes its modules was written without wrappers.
     rename = _file_rename(values, targets) if header is None else str
     values = {rename(name): value for name, value in values.items()}
+    owners = {name.rpartition(".")[0] for name in values}
+    for owner, layer in model.named_modules():
+        # settings of integers, which files of earlier versions lack
+        if owner in owners and getattr(layer, "optional_extra_state", False):
+            values.setdefault(name := join_path(owner, "_extra_state"), targets[plain(name)])
     mismatch = f"{os.fspath(path)!r} does not fit {type(model).__name__}"
     # Every check comes before the first value is written.
     try:
@@ -112,7 +117,8 @@ def load(
         raise ValueError(f"{os.fspath(path)!r} describes itself wrongly: {error!r}.") from error
     if found:
         advice = "Build the model as the file describes it; strict=False skips names of one alone."
-        raise ValueError(f"{mismatch}. {_join_first(found)}. {advice}")
+        more = f" and {len(found) - _MOST_LISTED} more" * (len(found) > _MOST_LISTED)
+        raise ValueError(f"{mismatch}. {'; '.join(found[:_MOST_LISTED])}{more}. {advice}")
     if states and (header is None or header.get("states") is None):
         advice = "Save with tt.save(model, path, states=True), or load without."
         raise ValueError(f"{os.fspath(path)!r} holds no states. {advice}")
@@ -234,9 +240,3 @@ def _misfits(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> lis
         if not ((one == other) | ((one != one) & (other != other))).all():  # NaN is NaN
             found.append(f"{first!r} and {name!r} are one tensor in the model, two in the file")
     return found
-
-
-def _join_first(found: list[str]) -> str:
-    """Join the first few of many texts for an error message."""
-    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
-    return "; ".join(found[:_MOST_LISTED]) + more

@@ -4,6 +4,6 @@ A new chip is a file of this folder that registers itself (see ``target.py``), a
 """
 
 from tracetorch.chips import xylo
-from tracetorch.chips.chip import Chip
+from tracetorch.chips.limits import Chip
 
 __all__ = ["Chip", "xylo"]

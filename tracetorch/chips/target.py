@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import Constraint
-from tracetorch.chips.chip import Chip
-from tracetorch.chips.connections import exceeded
+from tracetorch.chips.limits import Chip, exceeded
 from tracetorch.integers.border import Add, Quantize
 from tracetorch.integers.rounding import straight_through
 from tracetorch.integers.width import check_between, limits
@@ -49,7 +48,6 @@ class Stage:
 
     @property
     def layer(self) -> LeakyIntegrator:
-        """The neurons, of a stage that has some."""
         return cast(LeakyIntegrator, self.neuron)
 
     @property
@@ -60,7 +58,6 @@ class Stage:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The step kwargs of the neurons."""
         return self.layer.step_kwargs(1, torch.float32)
 
 
@@ -99,7 +96,6 @@ class LearnedIntegers(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, raw: Tensor) -> Tensor:
-        """Return the integers."""
         value = self.constraint(raw) * self.factor
         steps = torch.round(value.detach() / self.step).clamp(self.low, self.high)
         return straight_through(value, steps * self.step)
@@ -110,14 +106,11 @@ class LearnedIntegers(nn.Module):
         return float(((steps < self.low) | (steps > self.high)).double().mean())
 
     def extra_repr(self) -> str:
-        """Return the range, for ``repr``."""
         return f"{self.constraint.name}, {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)
 class IntegerNeuron:
-    """Recipe of the neurons of a stage."""
-
     kind: Callable[..., Neuron]  # called with the parameters by name
     constants: Mapping[str, Any]  # parameters that do not learn
     # the floats of the model that others follow from, and how
@@ -153,7 +146,6 @@ class Target:
 
     @property
     def state_width(self) -> int:
-        """Width of the states of the target's neurons."""
         return self.state_bits
 
     def refuse(self, stage: Stage) -> tuple[str, str] | None:
@@ -206,7 +198,6 @@ class ChipTarget(Target):
     passing: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     def refuse(self, stage: Stage) -> tuple[str, str] | None:
-        """Return a path and what is allowed there, where a stage has no form here."""
         path, name, product = stage.neuron_path or stage.path, self.chip.name, stage.path
         if not stage.spikes:
             return path, f"neurons that spike: {name} returns spikes. End with snn.LIF or snn.SLIF"
@@ -231,7 +222,6 @@ class ChipTarget(Target):
         return None
 
     def refuse_module(self, kind: type[nn.Module]) -> str | None:
-        """Return why a class of modules without weights has no form here; ``None`` if it has."""
         return f"no branches that are added on {self.chip.name}" if kind is Add else None
 
     def border(self, x: Tensor) -> tuple[nn.Module | None, int]:
@@ -248,7 +238,6 @@ class ChipTarget(Target):
         return whole_border(x, (most + 1).bit_length() - 1, signed=False)
 
     def misfits(self, model: nn.Module, x: Tensor, labels: Mapping[str, str]) -> list[str]:
-        """Return which limits of the chip an integer model exceeds."""
         return exceeded(self.chip, model, x[0, :1], labels, self.passing)
 
     def learned(
@@ -297,7 +286,6 @@ def register(chip: Chip, target: type[ChipTarget]) -> None:
 
 
 def target_of(chip: object, weight_bits: int) -> ChipTarget:
-    """Return the target of a chip that is known."""
     if not isinstance(chip, Chip):
         raise TypeError(f"chip must be a tt.chips.Chip or None, got {chip!r}.")
     if chip not in _TARGETS:

@@ -132,7 +132,6 @@ class IntegrateAndFire(Neuron):
     def step(
         x: Tensor, mem: Tensor, *, pos_threshold: Tensor, burst: int, spike: SpikeFunction
     ) -> tuple[Any, ...]:
-        """Run one step."""
         mem = mem + x
         # one minus: a membrane that is exactly at the threshold fires
         n = 1 - spike(pos_threshold - mem)

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from tracetorch.convert.activations import Change, IntegrateAndFire, RunningSum
 from tracetorch.convert.network import Cat, Network, Node
-from tracetorch.convert.thresholds import Rule, Rules, Times
+from tracetorch.convert.thresholds import Rule, Rules
 from tracetorch.snn.model_graph import unused
 from tracetorch.snn.module import TTModule
+
+_TAKEN = {*dir(nn.Sequential()), *dir(nn.ModuleDict())}  # names that no module may have
 
 
 class Wired(TTModule):
@@ -33,7 +35,6 @@ class Wired(TTModule):
         self.parts = nn.ModuleDict(parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run one time step."""
         values = [x]
         for name, places in self.wiring:
             given = [values[place] for place in places]
@@ -47,7 +48,7 @@ class Wired(TTModule):
         return values[self.output]
 
 
-def build(network: Network, rules: Rules, times: Times) -> tuple[nn.Module, dict[Node, str]]:
+def build(network: Network, rules: Rules, burst: int) -> tuple[nn.Module, dict[Node, str]]:
     """Return the spiking model of a network, in float64, and the paths of its neurons."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     wiring: list[tuple[str, tuple[int, ...]]] = []
@@ -56,10 +57,10 @@ def build(network: Network, rules: Rules, times: Times) -> tuple[nn.Module, dict
     for node in network.nodes[1:]:
         inputs = tuple(places[source] for source in node.inputs)
         sums: list[tuple[str, nn.Module | None]] = [("", None)]
-        for part, module in _modules(node, rules, times) or sums:
+        for part, module in _modules(node, rules, burst) or sums:
             name = ""
             if module is not None:
-                name = _unused(node.name.replace(".", "_") + part, parts)
+                name = unused(node.name.replace(".", "_") + part or "layer", {*_TAKEN, *parts})
                 parts[name] = module
                 if node.activation is not None:
                     neurons[node] = name
@@ -74,22 +75,13 @@ def build(network: Network, rules: Rules, times: Times) -> tuple[nn.Module, dict
     return model, {node: f"parts.{name}" for node, name in neurons.items()}
 
 
-def _unused(name: str, parts: dict[str, nn.Module]) -> str:
-    """Return a name that a module may have, and none of ``parts`` has."""
-    taken = (nn.Sequential(), nn.ModuleDict())
-    base = name or "layer"
-    while any(hasattr(each, base) for each in taken):
-        base += "_"
-    return unused(base, parts)
-
-
-def _modules(node: Node, rules: Rules, times: Times) -> list[tuple[str, nn.Module]]:
+def _modules(node: Node, rules: Rules, burst: int) -> list[tuple[str, nn.Module]]:
     """Return the modules that compute a node over time, each with the end of its name."""
     shape = node.shape
     # features are the last dimension of two, channels the second of more
     dim = -1 if len(shape) == 2 else 1 - len(shape)
     if node.activation is not None:
-        return [("", _neurons(shape[dim], dim, rules[node], times).double())]
+        return [("", _neurons(shape[dim], dim, rules[node], burst))]
     if node.module is None:
         return []
     module = copy.deepcopy(node.module)
@@ -102,14 +94,11 @@ def _modules(node: Node, rules: Rules, times: Times) -> list[tuple[str, nn.Modul
     return [("", module)]
 
 
-def _neurons(size: int, dim: int, rule: Rule, times: Times) -> IntegrateAndFire:
-    """Return the neurons of an activation."""
+def _neurons(size: int, dim: int, rule: Rule, burst: int) -> IntegrateAndFire:
     # a number for all neurons, or one for each
     threshold = rule.threshold.flatten() if rule.threshold.ndim else float(rule.threshold)
-    layer = IntegrateAndFire(size, threshold, times.burst, dim)
-    layer.double()
+    layer = IntegrateAndFire(size, threshold, burst, dim).double()
     # to the last bit of float64, where the constructor rounds to the default dtype
-    exact = rule.threshold.reshape(layer.raw_pos_threshold.shape)
-    layer.raw_pos_threshold.copy_(exact)
-    layer.initial_mem.copy_(exact / 2)
+    layer.raw_pos_threshold.copy_(rule.threshold.reshape(layer.raw_pos_threshold.shape))
+    layer.initial_mem.copy_(layer.raw_pos_threshold / 2)
     return layer

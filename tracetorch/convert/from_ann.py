@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tracetorch.convert.build import build
 from tracetorch.convert.network import Network, Node, ann, read_network
-from tracetorch.convert.thresholds import OUTPUT, Rules, Times, bounds_of, rules_of
+from tracetorch.convert.thresholds import OUTPUT, Rules, bounds_of, rules_of
 from tracetorch.core.checks import (
     check_choice,
     check_count,
@@ -23,6 +23,7 @@ from tracetorch.core.checks import (
     is_finite,
 )
 from tracetorch.core.hooks import forward_hooks
+from tracetorch.quantize.convert import table
 from tracetorch.snn.module import zero_states
 from tracetorch.unrolling import unroll
 
@@ -97,12 +98,7 @@ class Report:
             measured = (f"{value:.3g}" for value in (each.bound, each.largest, each.mean))
             levels = str(each.levels or "")
             rows.append((each.path, each.neurons, _range(ends), _range(clips), levels, *measured))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, f"{self.steps} steps"])
+        return "\n".join([*table(rows), f"{self.steps} steps"])
 
 
 def _range(ends: Sequence[float]) -> str:
@@ -215,7 +211,8 @@ def from_ann(
     high-accuracy and ultra-low-latency spiking neural networks", ICLR 2022, for levels.
     """
     check_module(model)
-    times = Times(check_count("steps", steps), check_count("burst", burst))
+    check_count("steps", steps)
+    check_count("burst", burst)
     if not 0 < check_number("percentile", percentile) <= 100:
         raise ValueError(f"percentile must lie in (0, 100], got {percentile}.")
     check_choice("thresholds", thresholds, get_args(Thresholds))
@@ -233,29 +230,29 @@ def from_ann(
             "the model has no ReLU to convert. What has rates are ReLUs: nn.ReLU, or "
             "convert.QuantizedReLU."
         )
-    rules = rules_of(network, batch.double(), times, percentile, thresholds == "channel")
-    built, neurons = build(network, rules, times)
+    rules = rules_of(network, batch.double(), burst, percentile, thresholds == "channel")
+    built, neurons = build(network, rules, burst)
     built.to(batch).train(model.training)
-    return Converted(built, _report(network, batch, rules, times, built, neurons))
+    return Converted(built, _report(network, batch, rules, steps, built, neurons))
 
 
 def _report(
     network: Network,
     batch: Tensor,
     rules: Rules,
-    times: Times,
+    steps: int,
     model: nn.Module,
     neurons: dict[Node, str],
 ) -> Report:
     """Compare the spiking model with the network on the batch, and with what is proven."""
     double = batch.double()
-    bounds, rates = bounds_of(network, double, rules, times), _rates(model, neurons, batch, times)
+    bounds, rates = bounds_of(network, double, rules, steps), _rates(model, neurons, batch, steps)
     layers: list[LayerReport] = []
 
     def compare(node: Node, value: Tensor) -> None:
         off, rule = (rates.pop(node) - value).abs(), rules.get(node)
         charge, distance = bounds[node]
-        total = charge / times.steps + distance
+        total = charge / steps + distance
         if rule is not None:
             total = total.clamp(max=rule.reach)
         layers.append(
@@ -279,11 +276,11 @@ def _report(
         return value
 
     compare(OUTPUT, network.run(double, compute))
-    return Report(tuple(layers), times.steps)
+    return Report(tuple(layers), steps)
 
 
 def _rates(
-    model: nn.Module, neurons: dict[Node, str], batch: Tensor, times: Times
+    model: nn.Module, neurons: dict[Node, str], batch: Tensor, steps: int
 ) -> dict[Node, Tensor]:
     """Return the rates of all neurons on a batch, and the output; step by step, to keep few."""
     sums: dict[Node, Tensor] = {}
@@ -294,7 +291,7 @@ def _rates(
     hooks = [(model.get_submodule(path), partial(add, node)) for node, path in neurons.items()]
     zero_states(model)
     with forward_hooks(after=hooks):
-        for _ in range(times.steps):
+        for _ in range(steps):
             add(OUTPUT, model, (), {}, model(batch))
     zero_states(model)
-    return {node: total / times.steps for node, total in sums.items()}
+    return {node: total / steps for node, total in sums.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tracetorch.convert.activations import QuantizedReLU
 from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.quantize.prepared import unparametrized
 from tracetorch.snn import model_graph
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.model_graph import check_plain_weights, is_layer, read_model
@@ -98,19 +99,12 @@ class Network:
 
 
 class Scaled(nn.Module):
-    """Product with a number."""
-
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product."""
         return x * self.factor
-
-    def extra_repr(self) -> str:
-        """Return the number."""
-        return f"{self.factor:g}"
 
 
 class Cat(nn.Module):
@@ -121,16 +115,10 @@ class Cat(nn.Module):
         self.dim = dim
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """Return all as one."""
         return torch.cat(parts, self.dim)
-
-    def extra_repr(self) -> str:
-        """Return the dimension."""
-        return f"dim={self.dim}"
 
 
 def ann(node: Node, inputs: list[Tensor]) -> Tensor:
-    """Compute a node as the model does."""
     # copies, for an activation may write in place
     given = [x.clone() for x in inputs] if node.kind == "activation" else inputs
     return cast(Tensor, cast(nn.Module, node.module)(*given))
@@ -164,15 +152,12 @@ def _refused(place: str) -> ValueError:
 
 
 class _Reader:
-    """Make nodes of a model's graph, one after another."""
-
     def __init__(self, graph: model_graph.ModelGraph) -> None:
         self.graph = graph
         self.nodes: list[Node] = []
         self.places: dict[Any, int] = {}
 
     def read(self) -> Network:
-        """Return the network."""
         for node in self.graph.nodes:
             if node in self.graph.inputs:
                 self.places[node] = self.add(node, "input", ())
@@ -194,13 +179,11 @@ class _Reader:
         module: nn.Module | None = None,
         activation: Activation | None = None,
     ) -> int:
-        """Add a node, and return its place."""
         shape = cast(torch.Size, node.shape)
         self.nodes.append(Node(node.name, kind, inputs, shape, module, activation))
         return len(self.nodes) - 1
 
     def add_up(self, node: model_graph.Node) -> int:
-        """Add a sum of two values, or a difference."""
         given = dict(zip(("input", "other", "alpha"), node.args, strict=False)) | node.kwargs
         values, alpha = [given.pop("input", None), given.pop("other", None)], given.pop("alpha", 1)
         if node.inputs != values or given:
@@ -222,7 +205,6 @@ class _Reader:
         return self.add(node, "sum", tuple(scaled))
 
     def concatenate(self, node: model_graph.Node) -> int:
-        """Add values behind each other in a dimension."""
         given = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
         dim = given.pop("dim", 0) % len(node.shape or (1,))
         if node.inputs != list(given.pop("tensors", ())) or given or not dim:
@@ -297,7 +279,6 @@ def _activation(module: nn.Module, place: str) -> Activation | None:
 
 
 def _module_of(node: model_graph.Node) -> nn.Module:
-    """Return a module that computes what a function does."""
     name, args, kwargs = node.operation.rstrip("_"), node.args[1:], dict(node.kwargs)
     shape = cast(torch.Size, node.inputs[0].shape)
     kwargs.pop("inplace", None)
@@ -358,14 +339,8 @@ _FUNCTIONS: Mapping[str, Callable[..., nn.Module]] = {
 def _plain(module: nn.Module, place: str) -> nn.Module:
     """Return a copy of a product whose parameters are plain ones."""
     copied = copy.deepcopy(module)
-    if "parametrizations" in copied._modules:
-        # remove_parametrizations would change the class, which copies share
-        names = list(cast(Any, copied.parametrizations))
-        values = {name: getattr(module, name).detach().clone() for name in names}
-        copied.__class__ = type(module).__bases__[0]
-        del copied._modules["parametrizations"]
-        for name, value in values.items():
-            copied.register_parameter(name, nn.Parameter(value))
+    for name, value in unparametrized(copied).items():
+        copied.register_parameter(name, nn.Parameter(value))
     if type(copied) not in PRODUCTS:
         raise _refused(place)
     return copied

@@ -13,18 +13,8 @@ from torch import Tensor, nn
 
 from tracetorch.convert.network import PRODUCTS, Network, Node, Scaled, ann
 
-# of the clip of a layer: the share below which a channel's is rounding
-_SILENT = 1e-6
-# values of a channel on the batch, below which the largest of them says little of others
-_FEW = 32
-
-
-@dataclass(frozen=True)
-class Times:
-    """Steps and spikes of a conversion."""
-
-    steps: int
-    burst: int  # the most spikes of a neuron in a step
+_SILENT = 1e-6  # of the clip of a layer: the share below which a channel's is rounding
+_FEW = 32  # values of a channel on the batch, below which the largest of them says little of others
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ Rules = Mapping[Node, Rule]
 
 
 def rules_of(
-    network: Network, batch: Tensor, times: Times, percentile: float, by_channel: bool
+    network: Network, batch: Tensor, burst: int, percentile: float, by_channel: bool
 ) -> dict[Node, Rule]:
     """Return the rule of every activation of a network.
 
@@ -66,7 +56,7 @@ def rules_of(
         reach = clip + excess
         if levels is not None:
             excess = clip / (2 * levels)
-        found[node] = Rule(clip / times.burst, clip, levels, excess, reach)
+        found[node] = Rule(clip / burst, clip, levels, excess, reach)
         return value
 
     network.run(batch, compute)
@@ -77,7 +67,6 @@ def _clips(value: Tensor, percentile: float, by_channel: bool) -> Tensor:
     """Return the clip of a layer, or of its channels, where these have enough values."""
 
     def clip_of(values: Tensor) -> float:
-        """Return a percentile of all values, of those that are active where it is 0."""
         for some in (values, values[values > 0]):
             # the least value that is not below so many of them
             place = max(math.ceil(percentile / 100 * len(some)), 1)
@@ -105,7 +94,7 @@ class Bound(NamedTuple):
     distance: Tensor  # how far the clipped network's value is at most from the model's
 
 
-def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> dict[Node, Bound]:
+def bounds_of(network: Network, sample: Tensor, rules: Rules, steps: int) -> dict[Node, Bound]:
     """Return the bounds of all activations, and of the output under the last node.
 
     ``D = theta / 2 + |W| D_before``.
@@ -126,7 +115,7 @@ def bounds_of(network: Network, sample: Tensor, rules: Rules, times: Times) -> d
         rule = rules[node]
         charge, distance = inputs[0]
         # rates lie between 0 and the clip, whatever happens
-        charge = (charge + rule.threshold / 2).clamp(max=rule.clip * times.steps)
+        charge = (charge + rule.threshold / 2).clamp(max=rule.clip * steps)
         # so do clipped values, and the model's own below their largest
         distance = (distance + rule.excess).clamp(max=rule.reach)
         found[node] = Bound(charge, distance)

@@ -1,9 +1,6 @@
 """Save models to, and load them from, folders and repositories of the Hugging Face Hub.
 
-The package ``huggingface_hub``, of the extra ``hub``, does it: names, revisions, tokens, the cache,
-a card. What is added is the file. Its own mixin for PyTorch writes a ``state_dict``: names and
-shapes. That loads, without a word, into a network whose neurons reset otherwise, and misses modules
-in plain lists. Here the tensors are written by ``tt.save``, and ``tt.load`` compares.
+``huggingface_hub`` does it, but for the file: ``tt.save`` writes that, and ``tt.load`` compares.
 """
 
 from __future__ import annotations

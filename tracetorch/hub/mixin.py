@@ -83,17 +83,9 @@ class HubMixin(
     ) -> M:
         path = Path(model_id, SAFETENSORS_SINGLE_FILE)
         if not Path(model_id).is_dir():
-            path = Path(
-                hf_hub_download(
-                    model_id,
-                    SAFETENSORS_SINGLE_FILE,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    token=token,
-                    local_files_only=local_files_only,
-                )
-            )
+            where: Any = {"revision": revision, "cache_dir": cache_dir, "token": token}
+            how: Any = {"force_download": force_download, "local_files_only": local_files_only}
+            path = Path(hf_hub_download(model_id, SAFETENSORS_SINGLE_FILE, **where, **how))
         with torch.random.fork_rng(devices=[]):
             model = cls(**model_kwargs)
         module = cast(nn.Module, model)

@@ -54,11 +54,9 @@ class Quantize(KnownSettings):
         yield from super().objections(given)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the integers."""
         return saturate(round(x / self.scale.to(x.dtype)), self.bits, signed=self.signed)
 
     def extra_repr(self) -> str:
-        """Return the arguments, for ``repr``."""
         return f"{float(self.scale):g}, bits={self.bits}, signed={self.signed}"
 
 
@@ -85,7 +83,6 @@ class Add(CheckedLoading):
         self.first, self.second, self.factors = first, second, factors
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum."""
         first, second = self.factors
         y: Tensor = first * self.first(x) + second * self.second(x)
         return y
@@ -104,7 +101,6 @@ class Add(CheckedLoading):
             yield "_extra_state", f"holds {factors.tolist()}, and the factors are two integers."
 
     def extra_repr(self) -> str:
-        """Return the factors, for ``repr``."""
         return f"factors={self.factors}"
 
 
@@ -126,7 +122,6 @@ class SumPool(nn.Module):
         self.padding = as_sizes("padding", padding, self.ndim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sums."""
         return exactly(lambda x: self._convolve(x, *self.ones(x)), x)
 
     def ones(self, x: Tensor) -> tuple[Any, ...]:
@@ -139,7 +134,6 @@ class SumPool(nn.Module):
         return kernel, None, self.stride, self.padding, 1, channels
 
     def extra_repr(self) -> str:
-        """Return the arguments, for ``repr``."""
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 

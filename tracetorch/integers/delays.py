@@ -35,13 +35,11 @@ class IntegerDelays(CheckedLoading, SynapticDelays):
     def _hold(
         self, name: str, made: Product, inputs: int, dim: int, max_delay: int, delay: Value
     ) -> None:
-        """Become a layer around a product, held under a name."""
         product, delay = cast(nn.Linear, made), _whole(delay)
         SynapticDelays.__init__(self, product, inputs, dim, max_delay, delay, 0.0, learnable=False)
         self.add_module(name, made)
 
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer."""
         if isinstance(x, Tensor):
             check_holds_integers(x)
         return super()._check_input(x, sequence=sequence)
@@ -52,13 +50,9 @@ class IntegerDelays(CheckedLoading, SynapticDelays):
     def ends(self) -> Mapping[str, Ends]:
         return {"raw_delay": (0, self.max_delay)}
 
-    @property
-    def _integers(self) -> Product:
-        return cast(Product, self.product)
-
     def _check_product(self) -> None:
         """Raise where a weight would be computed by a hook: nobody calls the product."""
-        if hooked_weights(self._integers):
+        if hooked_weights(self.product):
             raise ValueError(
                 f"{self._label()} reads the weight of its product, and does not call it: make the "
                 "pruning permanent, or use torch.nn.utils.parametrize."
@@ -72,19 +66,16 @@ class IntegerDelays(CheckedLoading, SynapticDelays):
             )
 
         def product(window: Tensor) -> Tensor:
+            inner = cast(Product, self.product)
             kernel = weight_in_loop(self, self.kernel_of, window.dtype)
-            return self._summed(window, kernel, self._integers.bias)
+            # places, where there are some, and time are behind the outputs
+            behind = inner.weight.ndim - 1
+            return inner.shifted(self.convolve(window, kernel, None), inner.bias, behind)
 
         return exactly(product, window)
 
-    def _summed(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        # places, where there are some, and time are behind the outputs
-        behind = self._integers.weight.ndim - 1
-        return self._integers.shifted(self.convolve(window, kernel, None), bias, behind)
-
 
 def _whole(delay: Value) -> Value:
-    """Return delays in whole steps; raise where some are none."""
     values = torch.as_tensor(delay)
     if not values.is_meta and not torch.equal(values, values.round()):
         wrong = values[values != values.round()].flatten()[0].item()

@@ -108,12 +108,11 @@ class Product(KnownSettings):
         return {"weight": limits(self.weight_bits), "bias": limits(32)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product, shifted, and the bias added."""
-        return exactly(lambda x: self.summed(x, self.weight.to(x.dtype), self.bias), x)
+        return exactly(lambda x: self.summed(x, self.weight.to(x.dtype)), x)
 
-    def summed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the product with given weights, shifted, and a bias added."""
-        return self.shifted(self.product(x, weight), bias, weight.ndim - 2)
+    def summed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the product with given weights, shifted, and the bias added."""
+        return self.shifted(self.product(x, weight), self.bias, weight.ndim - 2)
 
     def shifted(self, sums: Tensor, bias: Tensor | None, behind: int) -> Tensor:
         """Shift sums, with ``behind`` dimensions after that of the outputs, and add a bias."""
@@ -121,7 +120,6 @@ class Product(KnownSettings):
         return y if bias is None else y + bias.to(y.dtype).reshape(-1, *[1] * behind)
 
     def extra_repr(self) -> str:
-        """Return the arguments that all products have, for ``repr``."""
         bias = "" if self.bias is not None else ", bias=False"
         return f"{bias}, shift={self.shift}, weight_bits={self.weight_bits}"
 
@@ -163,11 +161,9 @@ class Linear(Product):
         self.in_features, self.out_features = inputs, outputs
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the sum of products, without shift and bias."""
         return F.linear(x, weight)
 
     def extra_repr(self) -> str:
-        """Return the arguments, for ``repr``."""
         return f"{self.in_features}, {self.out_features}{super().extra_repr()}"
 
 
@@ -206,12 +202,10 @@ class _Convolution(Product):
         self.kernel_size, self.stride, self.padding, self.dilation = kernel, steps, zeros, apart
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the convolution, without shift and bias."""
         places = self.stride, self.padding, self.dilation
         return self._convolve(x, weight, None, *places, self.groups)
 
     def extra_repr(self) -> str:
-        """Return the arguments, for ``repr``."""
         given = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
         for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
             value = getattr(self, name)

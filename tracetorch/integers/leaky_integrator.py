@@ -145,12 +145,12 @@ class LeakyIntegrator(IntegerNeuron):
         largest = limits(self.state_bits)[1]
         for name, decay_value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             learns = isinstance(decay, Multiplier)
-            self._part(name, decay_value, 0, decay.largest, learns=learns)
+            integer_weight(self, name, decay_value, 0, decay.largest, learns=learns)
         for name, magnitude in (("pos_threshold", pos_threshold), ("neg_threshold", neg_threshold)):
-            self._part(name, magnitude, 0, largest)
+            integer_weight(self, name, magnitude, 0, largest)
         scales = {"pos_scale": pos_scale, "neg_scale": neg_scale}
         for name, weight in {**scales, "rec_weight": rec_weight, "bias": bias}.items():
-            self._part(name, weight, -_LARGEST, _LARGEST)
+            integer_weight(self, name, weight, -_LARGEST, _LARGEST)
         self.option("overflow", overflow, check=partial(check_choice, allowed=get_args(Overflow)))
         for name, flag in zip(_AVERAGES, (alpha_ema, beta_ema, gamma_ema), strict=True):
             self.option(name, flag, check=check_flag)
@@ -160,15 +160,6 @@ class LeakyIntegrator(IntegerNeuron):
         self.option("detach_reset", detach_reset, check=check_flag)
         self.option("spike", surrogate_derivative)
         self.option("unit", unit, check=_check_unit)
-
-    def _part(
-        self, name: str, setup: WeightSetup | None, low: float, high: float, learns: bool = True
-    ) -> None:
-        """Declare a parameter of integers, or that the layer has none of this name."""
-        if setup is None:
-            self.option(name, None, fixed=True)
-        else:
-            integer_weight(self, name, setup, low, high, learns=learns)
 
     @property
     def active_states(self) -> tuple[str, ...]:
@@ -249,7 +240,8 @@ class LeakyIntegrator(IntegerNeuron):
             if threshold is None:
                 continue
             threshold = round(threshold)
-            fired = spike(scaled(sign * mem - threshold, threshold, unit))
+            above, one = sign * mem - threshold, threshold.detach().clamp(min=1)
+            fired = spike(above / one if unit is None else above * (1 / unit))
             again = fired.detach() if detach_reset else fired
             if reset == "subtract":
                 mem = fit(mem - sign * again * threshold)
@@ -263,12 +255,20 @@ class LeakyIntegrator(IntegerNeuron):
 
 
 def integer_weight(
-    layer: Neuron, name: str, setup: WeightSetup, low: float, high: float, *, learns: bool = True
+    layer: Neuron,
+    name: str,
+    setup: WeightSetup | None,
+    low: float,
+    high: float,
+    learns: bool = True,
 ) -> None:
-    """Declare a parameter of integers, which does not learn unless its setup says so.
+    """Declare a parameter of integers, or that there is none; it learns if its setup says so.
 
     The step rounds it. A shift, which has no gradient, may not learn.
     """
+    if setup is None:
+        layer.option(name, None, fixed=True)
+        return
     resolved = resolve_setup(name, setup, Weight(0.0, 0, False))
     if resolved.learnable and not learns:
         raise ValueError(f"{name} is a shift, which has no gradient: it cannot learn.")
@@ -277,11 +277,6 @@ def integer_weight(
     if not resolved.learnable and not raw.is_meta and not torch.equal(raw, raw.round()):
         wrong = raw[raw != raw.round()][0].item()
         raise ValueError(f"{name} must be integers, got {wrong:g}.")
-
-
-def scaled(above: Tensor, threshold: Tensor, unit: float | None) -> Tensor:
-    """Return the distance ``above`` a threshold in units, as a surrogate takes it."""
-    return above / threshold.detach().clamp(min=1) if unit is None else above * (1 / unit)
 
 
 def _check_unit(name: str, value: object) -> float | None:

@@ -56,7 +56,6 @@ class KnownSettings(CheckedLoading):
 
     @property
     def optional_extra_state(self) -> bool:
-        """Whether files of earlier versions lack the settings."""
         return not self.required
 
     def settings(self) -> Mapping[str, int]:
@@ -98,7 +97,6 @@ class IntegerNeuron(KnownSettings, Neuron):
 
 
 def off_range(name: str, values: Tensor, low: float, high: float) -> Iterator[tuple[str, str]]:
-    """Yield why a tensor cannot be one of integers of a range, if it cannot."""
     numbers = values.detach().double()
     if not numbers.is_meta:
         fits = (numbers == numbers.round()) & (numbers >= low) & (numbers <= high)

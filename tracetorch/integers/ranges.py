@@ -168,7 +168,6 @@ class _Step:
 
 
 def is_node(module: nn.Module) -> bool:
-    """Whether a module is one node of the graphs that are read."""
     return is_layer(module) or isinstance(module, Product | Quantize | SumPool)
 
 
@@ -231,14 +230,12 @@ class _Model:
     def check_whole(
         self, place: str, value: Interval, what: str = "gets, holds or returns what"
     ) -> None:
-        """Raise where a module gets or holds what is no integer."""
         if self.check and not np.min(value.step) >= 0:
             raise ValueError(
                 f"{place} {what} is no integer. Scale and round it, tt.integers.round(scale * x)."
             )
 
     def module(self, path: str, place: str, module: Any, given: Given) -> Interval:
-        """Return the interval of what a module returns."""
         if has_step(module):
             return self.neuron(path, place, module, given)
         (source,) = given.values()
@@ -273,7 +270,6 @@ class _Model:
         )
 
     def neuron(self, path: str, place: str, layer: Neuron, inputs: Given) -> Interval:
-        """Return the interval of the output of a neuron layer."""
         missing = [name for name in layer.inputs if name not in inputs]
         beside = beside_step(layer)
         if missing or beside is not None:
@@ -314,7 +310,6 @@ class _Model:
         return found
 
     def function(self, place: str, name: str, args: Any, kwargs: Any) -> Interval:
-        """Return the interval of what a function between modules returns."""
         if name in _SHAPES:
             given = pytree.tree_leaves((args, kwargs))
             ranges = [_interval(each) for each in given if isinstance(each, Interval | Tensor)]

@@ -1,43 +1,117 @@
-"""Write a neuron layer as NIR nodes: exactly, or in the compact form that peers read."""
+"""Read and make neuron layers from NIR's numbers, and write them as nodes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
+from numpy.typing import NDArray
+from torch import Tensor
 
-from tracetorch.nir.layer_values import describe, neuron_dim, read_values
-from tracetorch.nir.neuron_nodes import neuron_graph
-from tracetorch.nir.node_graph import Node, NodeGraph, Shape, boundary, elementwise
-from tracetorch.nir.options import Array, Clock, WriteOptions
-from tracetorch.nir.step_algebra import check_spikes
-from tracetorch.snn import LeakyIntegrator, Neuron
+from tracetorch.functional import softplus_inverse
+from tracetorch.nir.nodes import (
+    Array,
+    Clock,
+    Node,
+    NodeGraph,
+    Options,
+    Shape,
+    boundary,
+    elementwise,
+)
+from tracetorch.snn import LeakyIntegrator, Neuron, SequenceLayer
 from tracetorch.snn.neuron import starts_from_zero
+from tracetorch.snn.parameters import SpikeFunction, sigmoid, unbounded
+
+# sigmoid(-60) is 1e-26: nothing beside an input in float64, and still not a zero to divide by
+_MIN_LOGIT = -60.0
+_GRID = torch.linspace(-2, 2, 17, dtype=torch.float64)
 
 
-def layer_node(layer: LeakyIntegrator, shape: Shape, options: WriteOptions) -> Node | NodeGraph:
+def read_values(layer: SequenceLayer, shape: Shape) -> dict[str, Array]:
+    """Return parameters in float64 over ``shape``: ``1 - decay``, and magnitudes of thresholds."""
+    values = {}
+    for name, constraint in layer.constraints.items():
+        raw = getattr(layer, f"raw_{name}").detach().to("cpu", torch.float64)
+        if constraint == sigmoid:
+            raw = torch.sigmoid(-raw)
+        elif constraint != unbounded:
+            raw = F.softplus(raw)
+        if raw.ndim:
+            raw = raw.reshape(-1, *[1] * (-neuron_dim(layer, shape) - 1))
+        values[name] = raw.expand(shape).numpy()
+    return values
+
+
+def write_values(layer: SequenceLayer, values: Mapping[str, Array]) -> None:
+    """Set parameters, in the form of :func:`read_values`, to the last digit in float64."""
+    layer.to(torch.float64)
+    for name, value in values.items():
+        raw = torch.from_numpy(np.array(value, np.float64))
+        if layer.constraints[name] == sigmoid:
+            raw = (torch.log1p(-raw) - torch.log(raw)).clamp(min=_MIN_LOGIT)
+        elif layer.constraints[name] != unbounded:
+            raw = softplus_inverse(raw)
+        with torch.no_grad():
+            getattr(layer, f"raw_{name}").copy_(raw)
+
+
+def neuron_dim(layer: SequenceLayer, shape: Shape) -> int:
+    """Return the neuron dimension counted from the end, where a batch does not move it."""
+    return layer.dim if layer.dim < 0 else layer.dim - len(shape) - 1
+
+
+def to_array(value: Tensor) -> NDArray[Any]:
+    """Return a tensor as NIR keeps it: float64 and float32 as they are, others in float32."""
+    double = value.dtype == torch.float64
+    return np.array(value.detach().to("cpu", torch.float64 if double else torch.float32).numpy())
+
+
+def layer_node(layer: LeakyIntegrator, shape: Shape, options: Options) -> Node | NodeGraph:
     """Convert ``layer`` for samples of ``shape``; raise where NIR has no nodes for it."""
     for spike in filter(None, (layer.pos_spike, layer.neg_spike)):
-        check_spikes(spike, layer.raw_beta.device)
+        _check_spikes(spike, layer.raw_beta.device)
     _check(layer, shape)
     values = read_values(layer, shape)
     if options.mode == "compact":
         return _compact(layer, values, shape, options)
-    node = _exact(layer, values, shape, options.clock)
-    describe(node, layer, shape, options.clock)
-    return node
+    return _exact(layer, values, shape, options.clock)
 
 
-def neuron_node(layer: Neuron, shape: Shape, options: WriteOptions) -> Node | NodeGraph:
-    """Convert a neuron of any ``step`` for samples of ``shape``; raise where NIR has no nodes."""
-    node = neuron_graph(layer, shape, options.clock)
+def fire_node(layer: Neuron, shape: Shape, options: Options) -> Node | None:
+    """Convert an IF, ``models.IF`` say, known by what its step gives; ``None`` for another."""
+    if layer.active_states != ("mem",) or layer.constraints.keys() != {"pos_threshold"}:
+        return None
     _check(layer, shape)
-    if options.mode == "compact":
-        if isinstance(node, NodeGraph):
-            raise ValueError("is a graph of several nodes, which no peer reads. Use mode='exact'.")
-        return node
-    describe(node, layer, shape, options.clock)
-    return node
+    theta = read_values(layer, shape)["pos_threshold"]
+    # sums below the threshold, above it, and right at it
+    x, mem = (value.view(-1, *[1] * len(shape)) for value in torch.cartesian_prod(_GRID, _GRID).T)
+    x, mem = x * torch.from_numpy(theta), mem * torch.from_numpy(theta)
+    kwargs = layer.step_kwargs(x.ndim, torch.float64).items()
+    given = {name: v.cpu() if isinstance(v, Tensor) else v for name, v in kwargs}
+    with torch.no_grad():
+        found = layer.step(x, mem, **given)
+    fired = (x + mem > torch.from_numpy(theta)).double()
+    if not all(map(torch.equal, found, (fired, (x + mem) * (1 - fired)))):
+        return None
+    return elementwise("IF", shape, r=1 / options.clock.dt, v_threshold=theta, v_reset=0.0)
+
+
+def _check_spikes(spike: SpikeFunction, device: torch.device) -> None:
+    """Raise where a spike function is not ``u > 0``: NIR knows no other."""
+    # graded spikes differ far from the threshold, or near it, or where levels meet
+    sizes = torch.tensor([*(10.0**n for n in range(-6, 7)), 1.5, 2.5], dtype=torch.float64)
+    probe = torch.cat([-sizes, torch.zeros(1), sizes]).to(device)
+    with torch.no_grad():
+        fired = spike(probe)
+    wrong = fired.to(probe.dtype) != (probe > 0).to(probe.dtype)
+    if wrong.any():
+        problem = f"fires by {spike!r}, which gives {fired[wrong][0]:g} at {probe[wrong][0]:g}"
+        raise ValueError(f"{problem}. NIR knows spikes of one above the threshold.")
 
 
 def _check(layer: Neuron, shape: Shape) -> None:
@@ -122,9 +196,7 @@ def _spikes(
     return last
 
 
-def _compact(
-    layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, options: WriteOptions
-) -> Node:
+def _compact(layer: LeakyIntegrator, v: dict[str, Array], shape: Shape, options: Options) -> Node:
     """Write a layer as one node, in the form that every peer reads.
 
     ::
@@ -145,9 +217,8 @@ def _compact(
         "a threshold and no reset": theta is not None and layer.reset == "none",
         "a reset by subtraction (or give allow_hard_reset=True)": soft,
     }
-    found = [problem for problem, is_there in problems.items() if is_there]
-    if found:
-        raise ValueError(f"has {found[0]}, which no compact node has. Use mode='exact'.")
+    for problem in (problem for problem, is_there in problems.items() if is_there):
+        raise ValueError(f"has {problem}, which no compact node has. Use mode='exact'.")
     cuba, tau = "alpha" in v, options.clock.tau
     gains: dict[str, Array] = {}
     for name in ("alpha", "beta") if cuba else ("beta",):

@@ -11,59 +11,38 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
-from tracetorch.integers.delays import IntegerDelays
-from tracetorch.integers.layers import Product
-from tracetorch.nir.layer_nodes import layer_node, neuron_node
-from tracetorch.nir.layer_values import neuron_dim, to_array
-from tracetorch.nir.model import NIRModel
-from tracetorch.nir.modules import Membrane, PerElement
-from tracetorch.nir.node_graph import CONV, LINEAR, Node, NodeGraph, Shape, boundary, elementwise
-from tracetorch.nir.options import WriteOptions
-from tracetorch.nir.weight_folding import norm_arrays
-from tracetorch.snn import (
-    BatchNormThroughTime,
-    Delay,
-    DelayedConv1d,
-    DelayedLinear,
-    LeakyIntegrator,
-    LockedDropout,
-    Neuron,
-    Recurrent,
-    SparseLinear,
+from tracetorch.nir.layer_nodes import fire_node, layer_node, neuron_dim, to_array
+from tracetorch.nir.modules import Membrane, NIRModel, PerElement
+from tracetorch.nir.nodes import (
+    CONV,
+    LINEAR,
+    Node,
+    NodeGraph,
+    Options,
+    Shape,
+    boundary,
+    elementwise,
 )
+from tracetorch.snn import Delay, LeakyIntegrator, LockedDropout, Neuron, Recurrent, SparseLinear
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.neuron import beside_step
+from tracetorch.snn.norm_folding import norm_affine
 
 # Modules that pass their input on where nothing is trained.
 PASSING = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
     LockedDropout,
 )
-INTEGERS = (Product, IntegerDelays, Quantize, SumPool1d, SumPool2d)
-_HINTS: Mapping[type[nn.Module] | tuple[type[nn.Module], ...], str] = {
+_HINTS: Mapping[type[nn.Module], str] = {
     nn.MaxPool2d: "Use nn.AvgPool2d.",
     nn.MaxPool1d: "Use a convolution with a stride.",
-    BatchNormThroughTime: "Its values differ from step to step, those of a node do not: use "
-    "nn.BatchNorm1d or nn.BatchNorm2d.",
-    DelayedLinear: "A node delays a value, not a synapse: use snn.Delay and nn.Linear.",
-    DelayedConv1d: "A node delays a value, not a synapse: use snn.Delay and nn.Conv1d.",
     nn.ReLU: "Spikes are its non-linearity: use snn.LIF.",
-    INTEGERS: "Export the float network that tt.quantize.prepare was given.",
+    Neuron: "NIR has the twelve layers of tt.snn and models.IF.",
 }
-# how a module must be set, else why its node cannot say it
-_NEEDS: tuple[tuple[Any, str, tuple[Any, ...], str], ...] = (
-    ((nn.Conv1d, nn.Conv2d), "padding_mode", ("zeros",), "NIR pads with zeros"),
-    (nn.AvgPool2d, "ceil_mode", (False,), "NIR leaves out what is no whole window"),
-)
 
 
-def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) -> Node | NodeGraph:
-    """Return the node, or the graph, that computes what ``module`` does for samples of ``shape``.
-
-    Types are compared exactly, for a subclass may compute anything. Where NIR has nothing for the
-    module, or not for how it is set, the error begins with ``title``.
-    """
+def node_of(module: nn.Module, shape: Shape, title: str, options: Options) -> Node | NodeGraph:
+    """Return what computes a module; its type is compared exactly: a subclass computes anything."""
     if type(module) is NIRModel:
         return model_graph(module, options)
     if type(module) is Recurrent:
@@ -83,25 +62,21 @@ def node_of(module: nn.Module, shape: Shape, title: str, options: WriteOptions) 
             return layer_node(module, shape, options)
         # the values of a connected layer are in the file, not what keeps them so
         if (kind := plain_class(module)) in _RULES:
-            for kinds, name, allowed, why in _NEEDS:
-                if isinstance(module, kinds) and getattr(module, name) not in allowed:
-                    raise ValueError(f"has {name}={getattr(module, name)!r}; {why}.")
             return _RULES[kind](module, shape, options)
-        if isinstance(module, Neuron) and type(module).forward is Neuron.forward and own is None:
-            return neuron_node(module, shape, options)
-        hints = (hint for kinds, hint in _HINTS.items() if isinstance(module, kinds))
-        hint = next(hints, "Replace it, or leave it out of what is exported.")
+        neuron = module if isinstance(module, Neuron) and own is None else None
+        if neuron and (node := fire_node(neuron, shape, options)):
+            return node
+        hints = [hint for kind, hint in _HINTS.items() if isinstance(module, kind) and not own]
+        hint = hints[0] if hints else "Replace it, or leave it out of what is exported."
         raise ValueError(f"{own or 'has no counterpart in NIR'}. {hint}")
     except ValueError as error:
         raise ValueError(f"{title} {error}") from error
 
 
-def _recurrent(m: Recurrent, shape: Shape, title: str, options: WriteOptions) -> NodeGraph:
+def _recurrent(m: Recurrent, shape: Shape, title: str, options: Options) -> NodeGraph:
     if options.mode == "compact" or m.holds_population:
-        raise ValueError(
-            f"{title} feeds an output back. Use mode='exact', which peers read in ways of their "
-            "own, and a Recurrent for each neuron layer."
-        )
+        advice = "Use mode='exact', and a Recurrent for each neuron layer."
+        raise ValueError(f"{title} feeds an output back. {advice}")
     back = node_of(m.connection, shape, f"the connection of {title}", options)
     if not isinstance(back, Node) or back.kind not in LINEAR:
         problem = f"{title} is connected to itself by {type(m.connection).__name__}"
@@ -132,7 +107,7 @@ def _reshaped(node: Node | NodeGraph, shape: Shape) -> Node | NodeGraph:
     return Node(node.kind, arrays, dict.fromkeys(node.settings, shape))
 
 
-def model_graph(model: NIRModel, options: WriteOptions) -> NodeGraph:
+def model_graph(model: NIRModel, options: Options) -> NodeGraph:
     """Return the graph that a model was read from, with the parameters it has now."""
     graph, wiring = NodeGraph(), model.flow
     for name in wiring.order:
@@ -145,25 +120,17 @@ def model_graph(model: NIRModel, options: WriteOptions) -> NodeGraph:
             node = node_of(module, shape, f"node {name!r} ({type(module).__name__})", options)
         scale = node if isinstance(node, Node) and node.kind == "Scale" else None
         if scale and wiring.kept and scale.silent != (name in wiring.silent):
-            raise ValueError(
-                f"node {name!r} was a Scale by zero and is none, or is one now: what it drives is "
-                "a constant or not, and other edges of a cycle would be read as late. Keep it so."
-            )
+            problem = "was a Scale by zero and is none, or is one now"
+            raise ValueError(f"node {name!r} {problem}: other edges would be read as late.")
         graph.add(name, node, *wiring.now[name])
     for name in wiring.order:
         graph.edges.extend((source, name) for source in wiring.late[name])
     return graph
 
 
-def _linear(m: nn.Linear, shape: Shape, options: WriteOptions) -> Node:
-    if m.bias is None:
-        return Node("Linear", {"weight": to_array(m.weight)})
-    return Node("Affine", {"weight": to_array(m.weight), "bias": to_array(m.bias)})
-
-
-def _sparse(m: SparseLinear, shape: Shape, options: WriteOptions) -> Node:
+def _linear(m: nn.Linear | SparseLinear, shape: Shape, options: Options) -> Node:
     try:
-        weight = to_array(m.dense_weight())
+        weight = to_array(m.weight if isinstance(m, nn.Linear) else m.dense_weight())
     except ValueError as error:
         raise ValueError(f"has no dense form, as NIR needs: {error}") from None
     if m.bias is None:
@@ -171,17 +138,17 @@ def _sparse(m: SparseLinear, shape: Shape, options: WriteOptions) -> Node:
     return Node("Affine", {"weight": weight, "bias": to_array(m.bias)})
 
 
-def _delay(m: Delay, shape: Shape, options: WriteOptions) -> Node:
+def _delay(m: Delay, shape: Shape, options: Options) -> Node:
     delay = m.delay.detach().to("cpu", torch.float64)
     if m.sigma > 0 or not torch.equal(delay, delay.round()):
         raise ValueError("delays by parts of a step; in NIR it must be whole ones. Call round_().")
-    seconds = delay.numpy() * options.clock.dt
-    return elementwise(
-        "Delay", shape, delay=seconds.reshape(-1, *[1] * (-neuron_dim(m, shape) - 1))
-    )
+    seconds = options.clock.dt * delay.reshape(-1, *[1] * (-neuron_dim(m, shape) - 1)).numpy()
+    return elementwise("Delay", shape, delay=seconds)
 
 
-def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: WriteOptions) -> Node:
+def _conv(m: nn.Conv1d | nn.Conv2d, shape: Shape, options: Options) -> Node:
+    if m.padding_mode != "zeros":
+        raise ValueError(f"has padding_mode={m.padding_mode!r}; NIR pads with zeros.")
     weight, groups = to_array(m.weight), m.groups
     if options.mode == "compact" and groups > 1:  # peers read one group only
         out, inner, *kernel = weight.shape
@@ -199,7 +166,17 @@ def _conv_node(weight: NDArray[Any], bias: NDArray[Any], shape: Shape, *settings
     return Node(f"Conv{len(shape) - 1}d", {"weight": weight, "bias": bias}, named)
 
 
-def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOptions) -> Node:
+def norm_arrays(norm: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the factor and the summand per channel of a batch norm in eval mode."""
+    affine = None if norm.training else norm_affine(norm)
+    if affine is None:
+        advice = "Call model.eval() before the export; it needs track_running_stats=True."
+        raise ValueError(f"takes its statistics from the batch. {advice}")
+    scale, shift = (to_array(each.to(norm.running_mean.dtype)) for each in affine)
+    return scale, shift
+
+
+def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: Options) -> Node:
     """Return a batch norm by itself: a matrix with a diagonal, or a convolution of one pixel."""
     (scale, shift), spatial = norm_arrays(m), len(shape) - 1
     weight = np.diag(scale).reshape(len(scale), len(scale), *[1] * spatial)
@@ -209,16 +186,16 @@ def _norm(m: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, options: WriteOption
     return _conv_node(weight, shift, shape, one, zero, one, 1)
 
 
-def _pool(m: nn.AvgPool2d, shape: Shape, options: WriteOptions) -> Node:
+def _pool(m: nn.AvgPool2d, shape: Shape, options: Options) -> Node:
     kernel, stride, padding = (_pair(v) for v in (m.kernel_size, m.stride, m.padding))
     counts = m.count_include_pad or not any(padding)
-    if not counts or m.divisor_override not in (None, 1, kernel[0] * kernel[1]):
-        raise ValueError("has count_include_pad or divisor_override; NIR sums, or takes the mean.")
+    if m.ceil_mode or not counts or m.divisor_override not in (None, 1, kernel[0] * kernel[1]):
+        raise ValueError("has ceil_mode, count_include_pad or divisor_override, which no node has.")
     kind = "SumPool2d" if m.divisor_override == 1 else "AvgPool2d"
     return Node(kind, settings={"kernel_size": kernel, "stride": stride, "padding": padding})
 
 
-def _adaptive_pool(m: nn.AdaptiveAvgPool2d, shape: Shape, options: WriteOptions) -> Node:
+def _adaptive_pool(m: nn.AdaptiveAvgPool2d, shape: Shape, options: Options) -> Node:
     pairs = [(n, size or n) for n, size in zip(shape[1:], _pair(m.output_size), strict=True)]
     if any(n % size for n, size in pairs):
         made = f"makes {[size for _, size in pairs]} of {list(shape[1:])}"
@@ -236,13 +213,12 @@ def flatten_node(start: int, end: int, shape: Shape, title: str = "it") -> Node:
     ndim = len(shape) + 1
     first, last = (dim + ndim if dim < 0 else dim for dim in (start, end))
     if not 1 <= first <= last < ndim:
-        problem = "which leaves no batch in front. Use start_dim=1."
-        raise ValueError(f"{title} flattens from {start} to {end}, {problem}")
+        raise ValueError(f"{title} flattens from {start} to {end}: it leaves no batch in front.")
     settings = {"input_type": shape, "start_dim": first - 1, "end_dim": last - 1}
     return Node("Flatten", settings=settings)
 
 
-_RULES: Mapping[type[nn.Module], Callable[[Any, Shape, WriteOptions], Node]] = {
+_RULES: Mapping[type[nn.Module], Callable[[Any, Shape, Options], Node]] = {
     nn.AdaptiveAvgPool2d: _adaptive_pool,
     nn.AvgPool2d: _pool,
     nn.BatchNorm1d: _norm,
@@ -251,7 +227,7 @@ _RULES: Mapping[type[nn.Module], Callable[[Any, Shape, WriteOptions], Node]] = {
     nn.Conv2d: _conv,
     nn.Flatten: lambda m, shape, options: flatten_node(m.start_dim, m.end_dim, shape),
     nn.Linear: _linear,
-    SparseLinear: _sparse,
+    SparseLinear: _linear,
     Delay: _delay,
     # what the nodes of a graph were read into
     Membrane: Membrane.node,

@@ -1,19 +1,21 @@
-"""Define the modules that compute NIR's nodes where PyTorch and traceTorch have none."""
+"""Define the modules that compute NIR's nodes where no other does, and the model of a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import keyword
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tracetorch.functional import atan_surrogate
-from tracetorch.nir.layer_values import read_values, to_array, write_values
-from tracetorch.nir.node_graph import Node, Shape, elementwise
-from tracetorch.nir.options import Array, Reset, WriteOptions
-from tracetorch.snn import Neuron
+from tracetorch.nir.layer_nodes import read_values, to_array, write_values
+from tracetorch.nir.nodes import Array, Clock, Node, Options, Reset, Shape, elementwise
+from tracetorch.nir.wiring import Value, Wiring
+from tracetorch.snn import Neuron, TTModule
 
 _SURROGATE = atan_surrogate(2.0)
 _PARAMETERS = ("alpha", "beta", "w_in", "r", "v_leak", "v_threshold", "v_reset")
@@ -33,13 +35,7 @@ class Membrane(Neuron):
     The state ``mem`` is the membrane's distance from where it rests: from ``v_leak``, from
     ``v_reset`` for an IF, from zero for an I. It starts there.
 
-    ``values`` hold one minus the decays ``alpha`` and ``beta``, and the rest by their names; one
-    value in rank 0, or one per neuron in rank 1.
-
-    Example:
-        >>> layer = Membrane(1, -1, {"r": np.array([1e3])}, dt=1e-3, reset="zero")
-        >>> [layer(torch.tensor([[0.5]])).item() for _ in range(3)]
-        [0.5, 1.0, 1.5]
+    ``values`` hold one minus the decays ``alpha`` and ``beta``, and the rest by their names.
     """
 
     states: ClassVar[tuple[str, ...]] = ("mem", "syn")
@@ -100,7 +96,7 @@ class Membrane(Neuron):
             mem = mem - fired * (v_threshold - v_reset)
         return fired, mem, syn
 
-    def node(self, shape: Shape, options: WriteOptions) -> Node:
+    def node(self, shape: Shape, options: Options) -> Node:
         """Return the node for samples of ``shape``, with the parameters of now."""
         values = read_values(self, shape)
         if self.spike is not None and self.reset == "subtract" and not options.allow_hard_reset:
@@ -131,7 +127,7 @@ class OneStep(Neuron):
         return held, x
 
     def recall(self, zeros: Tensor) -> Tensor:
-        """Return what is held, the first half of a call; ``zeros`` at the first step."""
+        """Return what is held, the first half of a call."""
         if self.held is None:
             return zeros
         (held,) = self._states_for(zeros, self._check_input(zeros))
@@ -157,11 +153,75 @@ class PerElement(nn.Module):
         value: Tensor = getattr(self, self.field)
         return (x * value if self.field == "scale" else _SURROGATE(x - value)).to(x.dtype)
 
-    def extra_repr(self) -> str:
-        """Return the name and the shape of the parameter."""
-        return f"{self.field}={list(getattr(self, self.field).shape)}"
-
-    def node(self, shape: Shape, options: WriteOptions) -> Node:
+    def node(self, shape: Shape, options: Options) -> Node:
         """Return the node for samples of ``shape``, with the parameter of now."""
         value = to_array(getattr(self, self.field))
         return Node(self.field.title(), {self.field: np.array(np.broadcast_to(value, shape))})
+
+
+class NIRModel(TTModule):
+    """Run one time step of a graph per call.
+
+    Every node is a module in ``nodes``, under its name with ``.`` turned into ``_``. Inputs are
+    given by name, or in the order of the ``forward`` that was exported, where the graph tells it,
+    else of their names. One output ``[B, ...]``, or a dict of them by name.
+    """
+
+    def __init__(self, flow: Wiring, modules: dict[str, nn.Module], clock: Clock) -> None:
+        super().__init__()
+        self.flow = flow
+        self.clock = clock
+        self.keys = _module_names(modules)
+        self.nodes = nn.ModuleDict({self.keys[name]: m for name, m in modules.items()})
+        shapes = {name: flow.shapes[name] for name in flow.kept}
+        self.late = nn.ModuleDict(
+            {self.keys[name]: OneStep(shape[0], -len(shape)) for name, shape in shapes.items()}
+        )
+
+    def forward(self, *positional: Tensor, **by_name: Tensor) -> Tensor | dict[str, Tensor]:
+        """Run one time step."""
+        flow, inputs = self.flow, self._inputs(positional, by_name)
+        values: dict[Value, Tensor] = {(name, False): value for name, value in inputs.items()}
+        some = next(iter(inputs.values()))
+        kept = {name: cast(OneStep, self.late[self.keys[name]]) for name in flow.kept}
+        for name, edge in kept.items():
+            values[name, True] = edge.recall(some.new_zeros(some.shape[0], *flow.shapes[name]))
+        for value, sources in flow.plan:
+            total, *others = (values[source] for source in sources)
+            for other in others:
+                total = total + other
+            values[value] = self.nodes[self.keys[value[0]]](total)
+        for name, edge in kept.items():
+            edge.keep(values[name, False])
+        outputs = {name: values[name, False] for name in flow.outputs}
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+    def _inputs(self, args: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
+        inputs = dict(zip(self.flow.inputs, args, strict=False)) | by_name
+        once = len(args) + len(by_name) == len(inputs) == len(self.flow.inputs)
+        if not once or inputs.keys() != set(self.flow.inputs):
+            got = f"{len(args)} tensors and {list(by_name)} by name"
+            raise TypeError(f"the graph takes {self.flow.inputs}, each once; got {got}.")
+        for name, value in inputs.items():
+            shape = self.flow.shapes[name]
+            if tuple(value.shape[1:]) != shape:
+                got = f"input {name!r} has shape {list(value.shape)}"
+                raise ValueError(f"{got}, the graph takes a batch of {list(shape)}.")
+        return inputs
+
+
+def _module_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a name that a module may have for each name in a file, which may be anything."""
+    keys: dict[str, str] = {}  # the other way round: names by key
+    reserved = nn.ModuleDict()
+    # A file may hold any number of names that become one: count instead of trying all suffixes.
+    tried: Counter[str] = Counter()
+    for name in names:
+        key = base = "".join(c if c.isalnum() else "_" for c in name)
+        if keyword.iskeyword(key) or hasattr(reserved, key):
+            key = base = f"{key}_"
+        while key in keys:
+            tried[base] += 1
+            key = f"{base}_{tried[base]}"
+        keys[key] = name
+    return {name: key for key, name in keys.items()}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
 from tracetorch import snn
-from tracetorch.nir.layer_values import make_layer
+from tracetorch.nir.layer_nodes import write_values
 from tracetorch.nir.modules import Membrane, PerElement
-from tracetorch.nir.node_graph import LAYER, Node, Shape, naming
-from tracetorch.nir.options import Array, Clock, Reset
+from tracetorch.nir.nodes import Array, Clock, Node, Reset, Shape, naming
 from tracetorch.nir.wiring import Wiring
 
 Values: TypeAlias = dict[str, Array]
@@ -21,16 +20,8 @@ Values: TypeAlias = dict[str, Array]
 _MAX_DELAY = 10_000  # steps; each is a copy of a sample
 # How far a gain may lie from one that is one but for rounding, in float64 and in float32.
 _ROUNDING = (1e-12, 1e-6)
-
-
 # of the input of a node, without the batch
-_DIMENSIONS = {
-    **dict.fromkeys(("Affine", "Linear"), 1),
-    "Conv1d": 2,
-    "Conv2d": 3,
-    "AvgPool2d": 3,
-    "SumPool2d": 3,
-}
+_DIMENSIONS = {"Affine": 1, "Linear": 1, "Conv1d": 2, "Conv2d": 3, "AvgPool2d": 3, "SumPool2d": 3}
 
 
 def modules_of(
@@ -73,7 +64,7 @@ def _check_fits(node: Node, shape: Shape) -> None:
             raise ValueError(f"bias must have shape {[len(weight)]}, got {list(bias.shape)}.")
         return
     for name, value in node.arrays.items():
-        if value.size != 1 and value.shape != shape and node.kind != LAYER:
+        if value.size != 1 and value.shape != shape:
             got = f"{name} has shape {list(value.shape)}, the input {list(shape)}"
             raise ValueError(f"{got}. NIR wants one value per element.")
 
@@ -109,7 +100,7 @@ def _module(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
             value = arrays[field]  # one for all as a number, which takes no memory
             value = value.reshape(()) if value.size == 1 else value
             return PerElement(field, torch.from_numpy(np.array(value)))
-    return s["layer"] if node.kind == LAYER else _membrane(node, shape, clock, reset)
+    return _membrane(node, shape, clock, reset)
 
 
 def _linear(node: Node) -> nn.Module:
@@ -136,16 +127,15 @@ def _delay(delay: Array, shape: Shape, clock: Clock) -> nn.Module:
         wrong = delay[off][0] if off.any() else delay.max()
         needed = f"whole steps of dt={clock.dt} s, at most {_MAX_DELAY}"
         raise ValueError(f"delays must be {needed}, got {wrong} s.")
-    axis, values = _along_one_dim({"delay": steps}, shape)
+    size, dim, values = _along_one_dim({"delay": steps}, shape)
     most, given = max(int(steps.max()), 1), torch.from_numpy(values["delay"].copy())
-    size, dim = _neurons(axis, shape)
-    return _shaped(snn.Delay(size, dim, max_delay=most, delay=given), axis, shape)
+    return _shaped(snn.Delay(size, dim or -1, max_delay=most, delay=given), dim, shape)
 
 
 def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module:
     rounding = _ROUNDING[any(value.dtype == np.float32 for value in node.arrays.values())]
     arrays = {name: value.astype(np.float64) for name, value in node.arrays.items()}
-    axis, values = _along_one_dim(arrays, shape)
+    size, dim, values = _along_one_dim(arrays, shape)
     if "v_threshold" in values:
         values.setdefault("v_reset", np.zeros_like(values["v_threshold"]))
     for tau, decay in (("tau", "beta"), ("tau_mem", "beta"), ("tau_syn", "alpha")):
@@ -160,36 +150,29 @@ def _membrane(node: Node, shape: Shape, clock: Clock, reset: Reset) -> nn.Module
             values[decay] = lost
     if "alpha" in values:
         values.setdefault("w_in", np.ones_like(values["alpha"]))
-    size, dim = _neurons(axis, shape)
     # A layer of our own where one computes the same, else one with all parameters of NIR.
-    layer: snn.Neuron | None = _own_layer(values, size, dim, reset, rounding)
+    layer: snn.Neuron | None = _own_layer(values, size, dim or -1, reset, rounding)
     if layer is None:
-        layer = Membrane(size, dim, values, dt=clock.dt, reset=reset)
-    return _shaped(layer, axis, shape)
+        layer = Membrane(size, dim or -1, values, dt=clock.dt, reset=reset)
+    return _shaped(layer, dim, shape)
 
 
-def _along_one_dim(arrays: Values, shape: Shape) -> tuple[int | None, Values]:
-    """Return the one dimension along which neurons differ, or ``None``, and their values there."""
+def _along_one_dim(arrays: Values, shape: Shape) -> tuple[int, int | None, Values]:
+    """Return number and dimension of neurons, ``None`` where they differ everywhere, and values."""
     values = {name: value.reshape(()) for name, value in arrays.items() if value.size == 1}
     full = {name: value for name, value in arrays.items() if value.size > 1}
-    if not full:
-        return -1, values
     # Try every dimension: neurons differ along it alone if each of its rows holds one value.
-    for axis in range(len(shape)):
+    for axis in range(len(shape)) if full else [len(shape) - 1]:
         rows = {n: np.moveaxis(v, axis, 0).reshape(shape[axis], -1) for n, v in full.items()}
         if all((row == row[:, :1]).all() for row in rows.values()):
-            return axis - len(shape), values | {name: row[:, 0] for name, row in rows.items()}
-    return None, values | {name: value.reshape(-1) for name, value in full.items()}
+            found = values | {name: row[:, 0] for name, row in rows.items()}
+            return shape[axis], axis - len(shape), found
+    return math.prod(shape), None, values | {name: v.reshape(-1) for name, v in full.items()}
 
 
-def _neurons(axis: int | None, shape: Shape) -> tuple[int, int]:
-    """Return number and dimension of neurons that differ along ``axis``; ``None``: everywhere."""
-    return (math.prod(shape), -1) if axis is None else (shape[axis], axis)
-
-
-def _shaped(layer: nn.Module, axis: int | None, shape: Shape) -> nn.Module:
-    """Return a layer for samples of ``shape``, flattened inside where ``axis`` is ``None``."""
-    if axis is not None:
+def _shaped(layer: nn.Module, dim: int | None, shape: Shape) -> nn.Module:
+    """Return a layer for samples of ``shape``, flattened inside where ``dim`` is ``None``."""
+    if dim is not None:
         return layer
     return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, shape))
 
@@ -215,7 +198,16 @@ def _own_layer(
             return None
         own["pos_threshold"] = values["v_threshold"]
         kind = snn.SLIF if "alpha" in own else snn.LIF
-        return make_layer(kind, size, dim, own, averaging, reset)
-    if "beta" in averaging:
+    elif "beta" in averaging:
         kind = snn.SReadout if "alpha" in own else snn.Readout
-    return make_layer(kind, size, dim, own, averaging, "subtract")
+    # A constructor rounds to the default dtype: give it any legal value here, and write over it.
+    given: dict[str, Any] = {name: torch.full(value.shape, 0.5) for name, value in own.items()}
+    if kind is snn.LeakyIntegrator:
+        given = {f"{name}_setup": {"value": value} for name, value in given.items()}
+    layer = kind(size, dim=dim, **given)
+    for decay in ("alpha", "beta"):
+        setattr(layer, f"{decay}_ema", decay in averaging)
+    if "v_threshold" in values:
+        layer.reset = reset
+    write_values(layer, own)
+    return layer

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
 
 from tracetorch.core.checks import check_choice
+from tracetorch.core.files import check_regular_file
 from tracetorch.core.optional import require
-from tracetorch.nir.model import NIRModel
-from tracetorch.nir.node_graph import Node, NodeGraph, naming
+from tracetorch.core.walk import join_path
+from tracetorch.nir.modules import NIRModel
 from tracetorch.nir.node_to_module import modules_of
-from tracetorch.nir.options import Clock, Discretization, Reset
-from tracetorch.nir.parse import load, parse
+from tracetorch.nir.nodes import KINDS, Clock, Discretization, Node, NodeGraph, Reset, naming
 from tracetorch.nir.wiring import wire
 from tracetorch.snn import TTModule
+
+# settings that may be zero, or count from the end; all others are at least 1
+_LEAST = {"padding": 0, "start_dim": -100, "end_dim": -100}
+_POSITIVE = ("tau", "tau_mem", "tau_syn")
+# Fields that older files leave out: zero, one, and two that follow from the rest of the graph.
+_OPTIONAL = ("v_reset", "w_in", "input_shape", "input_type")
 
 
 def from_nir(
@@ -28,18 +35,16 @@ def from_nir(
     Nodes become PyTorch's modules and, where they compute the same, our layers: ``nir.LIF`` without
     leak and reset potentials is ``snn.LIF``, ``nir.LI`` is ``snn.Readout``, CubaLIF and CubaLI are
     ``snn.SLIF`` and ``snn.SReadout``, ``nir.Delay`` is ``snn.Delay``. Others keep all of NIR's
-    parameters. What :func:`to_nir` wrote with ``mode="exact"`` comes back as the layers it was, if
-    they are of this package and nothing was edited. Every parameter can be trained on.
+    parameters. Every parameter can be trained on.
 
     NIR speaks of continuous time and leaves three things open, decided so: a membrane starts at
     rest (``v_leak``; ``v_reset`` for an IF; zero for an I); a synapse moves before its membrane
     does; and a cycle brings what spiked in the step before, none at the first. Which edge is
     late follows from the nodes, in any order of edges: one into a node where the Inputs enter the
     cycle, out of what spikes or from behind it, in a cycle where nothing spikes out of what holds a
-    state; then so in what is left of cycles. Where the Inputs enter at one place, it is what leads
-    back there; two neurons that both get the Inputs and each other's spikes get these late. What a
-    Scale by zero makes a constant of enters no cycle. What stands between, a Linear with its bias
-    say, is computed of the late spikes, and so of none too, as in snnTorch's ``RLeaky``.
+    state; then so in what is left of cycles. Two neurons that both get the Inputs and each other's
+    spikes get these late. What a Scale by zero makes a constant of enters no cycle. What stands
+    between, a Linear with its bias say, is computed of the late spikes, and so of none too.
 
     Args:
         graph: a ``nir.NIRGraph``, or the path of a file.
@@ -66,9 +71,6 @@ def from_nir(
         >>> model = from_nir(nir.NIRGraph.from_list(lif), dt=1e-4)
         >>> [model(torch.tensor([[0.6, 0.2]])).tolist() for _ in range(2)]
         [[[0.0, 0.0]], [[1.0, 0.0]]]
-
-    Reference: Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15,
-    8122 (2024), doi:10.1038/s41467-024-52259-9.
     """
     require("nir", "h5py", extra="nir", by="tt.nir")
     import nir
@@ -78,7 +80,7 @@ def from_nir(
     if isinstance(graph, nir.NIRGraph):
         return model_of(graph.to_dict(), clock, reset)
     if isinstance(graph, (str, os.PathLike)):
-        return model_of(load(graph), clock, reset)
+        return model_of(_load(graph), clock, reset)
     raise TypeError(f"expected a nir.NIRGraph or the path of a file, got {type(graph).__name__}.")
 
 
@@ -86,13 +88,14 @@ def model_of(dictionary: Any, clock: Clock, reset: Reset) -> NIRModel:
     """Return the model that NIR's dictionary describes."""
     checked = parse(dictionary)
     _check_clock(checked, clock)
-    nodes, wiring = wire(checked, clock)
-    modules = modules_of(nodes, wiring, clock, reset)
+    nodes, wiring = wire(checked)
+    model = NIRModel(wiring, modules_of(nodes, wiring, clock, reset), clock)
     dtype = _dtype(checked, nodes.values())
-    for name, module in modules.items():
-        with naming(name, nodes[name].kind):
-            _check_range(module, dtype)
-    return NIRModel(wiring, modules, clock).to(dtype)
+    for name, value in model.to(dtype).named_parameters():
+        if not value.isfinite().all():
+            advice = "A graph is read in float64 where all of its parameters are float64."
+            raise ValueError(f"{name} holds values that are infinite in {dtype}. {advice}")
+    return model
 
 
 def _check_clock(graph: NodeGraph, clock: Clock) -> None:
@@ -105,21 +108,109 @@ def _check_clock(graph: NodeGraph, clock: Clock) -> None:
             raise ValueError(f"{problem}, got {name}={requested!r}.")
 
 
-def _check_range(module: nn.Module, dtype: torch.dtype) -> None:
-    """Raise where a cast to ``dtype`` makes a finite value infinite."""
-    for name, value in (*module.named_parameters(), *module.named_buffers()):
-        beyond = value.isfinite() & ~value.to(dtype).isfinite()
-        if beyond.any():
-            field = name.rpartition(".")[2].removeprefix("raw_")
-            raise ValueError(
-                f"{field} holds {value[beyond][0].item():.3g}, which {dtype} cannot. A graph is "
-                "read in float64 where all of its parameters are float64: write them so, or "
-                "scale them."
-            )
-
-
 def _dtype(graph: NodeGraph, nodes: Iterable[Node]) -> torch.dtype:
     names = {str(graph.metadata.get("dtype"))}
     if names not in ({"float32"}, {"float64"}):
         names = {array.dtype.name for node in nodes for array in node.arrays.values()}
     return torch.float64 if names == {"float64"} else torch.float32
+
+
+def _load(path: str | os.PathLike[str]) -> Any:
+    """Return the dictionary in a file; raise ``ValueError`` where it is damaged or no NIR file."""
+    import h5py
+
+    path = check_regular_file(path, "a NIR file")
+
+    def content(group: Any, name: str) -> Any:
+        part = group[name]
+        # a soft or external link, or an external data set, could lead to any other file
+        inside = isinstance(group.get(name, getlink=True), h5py.HardLink)
+        if not inside or (isinstance(part, h5py.Dataset) and (part.is_virtual or part.external)):
+            raise ValueError(f"{name!r} leads to somewhere else.")
+        if isinstance(part, h5py.Group):
+            return {inner: content(part, inner) for inner in part}
+        if h5py.check_string_dtype(part.dtype) is not None:
+            return part.asstr()[()]
+        return part[()].item() if part.shape == () else part[()]
+
+    try:
+        with h5py.File(path, "r") as file:
+            return content(file, "node")
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
+        raise ValueError(f"{str(path)!r} is not a NIR file, or is damaged: {error}") from error
+
+
+def parse(dictionary: Any, path: str = "") -> NodeGraph:
+    """Check what ``nir.NIRGraph.to_dict`` gives; ``path`` is its name inside other graphs."""
+    title = f"graph {path!r}" if path else "the graph"
+    parts = dictionary.get("nodes") if isinstance(dictionary, Mapping) else None
+    if not isinstance(parts, Mapping) or not parts or dictionary.get("type") != "NIRGraph":
+        raise ValueError(f"{title} must be a NIRGraph that has nodes.")
+    metadata = dictionary.get("metadata")
+    graph = NodeGraph(metadata=dict(metadata) if isinstance(metadata, Mapping) else {})
+    for name, part in parts.items():
+        full = join_path(path, name)
+        fields = part if isinstance(part, Mapping) else {}
+        is_graph = fields.get("type") == "NIRGraph"
+        graph.nodes[name] = parse(part, full) if is_graph else _node(fields, full)
+    edges: dict[tuple[str, str], None] = {}  # a set that keeps the order
+    for pair in dictionary.get("edges", ()):
+        known = len(pair) == 2 and all(end in graph.nodes for end in pair)
+        if not known or tuple(pair) in edges:
+            raise ValueError(f"{title}: {pair!r} is no edge from node to node, or is there twice.")
+        edges[pair[0], pair[1]] = None
+    graph.edges.extend(edges)
+    return graph
+
+
+def _node(fields: Mapping[str, Any], name: str) -> Node:
+    kind = fields.get("type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        problem = f"node {name!r} is of the type {kind!r}, which traceTorch does not know"
+        raise ValueError(f"{problem}. It reads {', '.join(KINDS)} and NIRGraph.")
+    node = Node(kind)
+    arrays, settings = KINDS[kind]
+    with naming(name, kind):
+        given = {k: v for k, v in fields.items() if k not in ("type", "metadata") and v is not None}
+        # An unknown field could change what the node computes: do not skip it.
+        if unknown := given.keys() - {*arrays, *settings}:
+            raise ValueError(f"the field {min(unknown)!r} is unknown.")
+        if missing := {*arrays, *settings} - given.keys() - {*_OPTIONAL}:
+            raise ValueError(f"the field {min(missing)!r} is missing.")
+        node.settings.update(dict.fromkeys(settings))
+        for field, value in given.items():
+            if field in settings:
+                node.settings[field] = _setting(kind, field, value)
+            else:
+                node.arrays[field] = _array(field, value)
+    return node
+
+
+def _array(field: str, value: Any) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"{field} must be finite real numbers, got {value!r}.")
+    dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    array = array.astype(dtype, order="C")
+    least = array.min()
+    if (field in _POSITIVE and least <= 0) or (field == "delay" and least < 0):
+        raise ValueError(f"{field} must be positive, got {least}.")
+    return array
+
+
+def _setting(kind: str, field: str, value: Any) -> Any:
+    """Return a word, a whole number, or a tuple of them: one per spatial dimension, or a shape."""
+    if isinstance(value, str) and field == "padding":
+        return value
+    if isinstance(value, Mapping):
+        value = next(iter(value.values()), None)  # NIR's own {"input": shape}
+    array = _array(field, value)
+    least, spatial = _LEAST.get(field, 1), 1 if kind == "Conv1d" else 2
+    one = field in ("start_dim", "end_dim", "groups")
+    fits = array.size in (1, 1 if one else spatial) or field in ("shape", "input_type")
+    if not fits or array.ndim > 1 or (array % 1).any() or array.min() < least:
+        raise ValueError(f"{field} must be one whole number from {least} or {spatial}: {value!r}")
+    sizes = tuple(map(int, array.reshape(-1)))
+    if one:
+        return sizes[0]
+    return sizes * spatial if len(sizes) == 1 and field not in ("shape", "input_type") else sizes

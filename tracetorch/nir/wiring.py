@@ -4,9 +4,7 @@ A cycle begins at those of its nodes where the Inputs enter it. An edge of the c
 node is late if it comes out of what spikes, or from behind it: if every way from where the Inputs
 enter to its source crosses a node of the cycle that spikes. What is then left of cycles is treated
 alike, and one in which nothing spikes by the nodes that hold a state. So what is late follows from
-the nodes, and not from the order in which a file happens to have them: where the Inputs enter at
-one place it is what closes the loops, and two neurons that both get the Inputs, and each other's
-spikes, get these a step late.
+the nodes, and not from the order in which a file happens to have them.
 """
 
 from __future__ import annotations
@@ -18,9 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
-from tracetorch.nir.layer_values import restored
-from tracetorch.nir.node_graph import Edge, Node, NodeGraph, Shape, driven, reached
-from tracetorch.nir.options import Clock
+from tracetorch.nir.nodes import Edge, Node, NodeGraph, Shape, driven, reached
 
 Sources: TypeAlias = defaultdict[str, list[str]]
 Value: TypeAlias = tuple[str, bool]  # of a node: of this step, or if true of the step before
@@ -39,8 +35,7 @@ class Wiring:
     # for each node, those whose output of this step it adds up, and of the step before
     now: Sources = field(default_factory=lambda: defaultdict(list))
     late: Sources = field(default_factory=lambda: defaultdict(list))
-    # What a step computes, and of what. What stands between a spike of the step before and the node
-    # that it goes to is computed of it anew, and so hands on also that there was none at first.
+    # What a step computes, and of what: also anew what stands behind a spike of the step before.
     plan: list[tuple[Value, list[Value]]] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)  # nodes whose outputs are kept for the next step
     silent: set[str] = field(default_factory=set)  # Scales by zero, which make constants
@@ -51,9 +46,9 @@ class Wiring:
         return self.shapes[self.now[name][0] if self.now[name] else name]
 
 
-def wire(graph: NodeGraph, clock: Clock) -> tuple[dict[str, Node], Wiring]:
+def wire(graph: NodeGraph) -> tuple[dict[str, Node], Wiring]:
     """Flatten and order a graph; nodes that lead to no Output are left out."""
-    nodes, edges = _flat(graph, clock)
+    nodes, edges = _flat(graph)
     edges.sort()  # nothing depends on the order in which a file has them
     inputs, outputs = sorted(graph.names("Input")), sorted(graph.names("Output"))
     with suppress(TypeError, ValueError, RecursionError):  # as forward took them
@@ -135,24 +130,24 @@ def _plan(wiring: Wiring, nodes: Mapping[str, Node], edges: Collection[Edge]) ->
     wiring.plan.extend((value, sources[value]) for value in order if sources[value])
 
 
-def _flat(graph: NodeGraph, clock: Clock, prefix: str = "") -> tuple[dict[str, Node], list[Edge]]:
-    """Return all nodes, inner ones as ``outer.inner``, and edges; our own layers stay whole."""
+def _flat(graph: NodeGraph, prefix: str = "") -> tuple[dict[str, Node], list[Edge]]:
+    """Return all nodes, inner ones as ``outer.inner``, and edges."""
     nodes: dict[str, Node] = {}
     edges: list[Edge] = []
     # where edges to and from a node of this graph end in the flat one
     enter = {name: f"{prefix}{name}" for name in graph.nodes}
     leave = dict(enter)
     for name, full in list(enter.items()):
-        node = restored(graph.nodes[name], clock) or graph.nodes[name]
+        node = graph.nodes[name]
         if isinstance(node, NodeGraph):
             inputs, outputs = node.names("Input"), node.names("Output")
             if len(inputs) != 1 or len(outputs) != 1:
+                has = f"has {len(inputs)} Inputs and {len(outputs)} Outputs"
                 raise ValueError(
-                    f"graph {full!r} has {len(inputs)} Inputs and {len(outputs)} Outputs; inside "
-                    "another graph it needs one of each, for an edge cannot say which it means."
+                    f"graph {full!r} {has}; inside another graph it needs one of each."
                 )
             enter[name], leave[name] = f"{full}.{inputs[0]}", f"{full}.{outputs[0]}"
-            inner, inner_edges = _flat(node, clock, f"{full}.")
+            inner, inner_edges = _flat(node, f"{full}.")
         else:
             inner, inner_edges = {full: node}, []
         edges += inner_edges

@@ -15,15 +15,11 @@ from torch import Tensor, nn
 from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.optional import require
-from tracetorch.nir.model import NIRModel
-from tracetorch.nir.model_to_graph import graph_of
-from tracetorch.nir.node_graph import Node, NodeGraph
-from tracetorch.nir.options import Clock, Discretization, Mode, WriteOptions
+from tracetorch.nir.model_to_graph import fold_thresholds, graph_of
+from tracetorch.nir.modules import NIRModel
+from tracetorch.nir.nodes import Clock, Discretization, Mode, Node, NodeGraph, Options
 from tracetorch.nir.read import model_of
-from tracetorch.nir.weight_folding import fold_thresholds
 from tracetorch.nir.wiring import INPUT_ORDER, Wiring
-from tracetorch.snn.model_graph import label
-from tracetorch.snn.norm_folding import needs_batch
 from tracetorch.unrolling.unroll import explain_dtype
 
 if TYPE_CHECKING:
@@ -41,19 +37,16 @@ def to_nir(
 ) -> nir.NIRGraph:
     """Convert a model to a NIR graph with the same spikes.
 
-    ``mode="exact"`` writes every neuron layer as LI, Threshold and Scale with edges that lead back
+    ``mode="exact"`` writes the twelve layers as LI, Threshold and Scale with edges that lead back
     one step later: subtractive reset, spikes of both signs and the recurrent trace too. A layer
     with ``reset="zero"`` is a LIF (with both thresholds it is refused: NIR has no such node), a
-    readout an LI. Any other neuron, of ``tt.neurons`` or of your own, is written from its ``step``
-    if that is linear but for its spikes, and refused with the reason if not. :func:`from_nir` gives
-    the layers of this package back.
+    readout an LI, ``models.IF`` an IF. Other neurons are refused.
 
-    ``mode="compact"`` writes nothing but LIF, CubaLIF, LI and CubaLI, in the form that
-    SpikingJelly, snnTorch and Norse read, and ``models.IF`` as an IF, which snnTorch does not. They
-    all reset to zero.
-    Thresholds that differ from neuron to neuron go into the weights before them, where those feed
-    no one else; grouped convolutions are written with one group. Decays that differ within a layer
-    are read by Norse alone; the others refuse them: train with ``beta_rank=0``.
+    ``mode="compact"`` writes nothing but LIF, CubaLIF, LI, CubaLI and IF, in the form that
+    SpikingJelly, snnTorch (but for IF) and Norse read. They all reset to zero. Thresholds that
+    differ from neuron to neuron go into the weights before them, where those feed no one else;
+    grouped convolutions are written with one group. Decays that differ within a layer are read by
+    Norse alone; the others refuse them: train with ``beta_rank=0``.
 
     ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Flatten``, ``nn.AvgPool2d`` (a sum with
     ``divisor_override=1``) and ``nn.AdaptiveAvgPool2d`` have nodes; a batch norm in eval mode is
@@ -89,8 +82,11 @@ def to_nir(
     require("nir", extra="nir", by="tt.nir")
     check_module(model)
     check_unsharded(model, "tt.nir")
-    options = WriteOptions(Clock(dt, discretization), mode, allow_hard_reset)
-    _check_tensors(model)
+    options = Options(Clock(dt, discretization), mode, allow_hard_reset)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            advice = "a file is read in float32 or float64. Give model.float()"
+            raise ValueError(f"{name} is {tensor.dtype}, and {advice}.")
     dictionary = _dictionary(_graph(model, sample, options))
     wiring = model_of(dictionary, options.clock, "zero").flow  # by the very checks of a reader
     import nir
@@ -100,23 +96,7 @@ def to_nir(
     return written
 
 
-def _check_tensors(model: nn.Module) -> None:
-    """Raise where a model computes with fewer bits than a reader, or with its batch."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"{name} is {tensor.dtype}, and a file is read in float32 or float64, which round "
-                "otherwise. Give model.float()."
-            )
-    for path, module in model.named_modules():
-        if needs_batch(module):
-            raise ValueError(
-                f"{label(path, module)} takes its statistics from the batch. It needs "
-                "track_running_stats=True."
-            )
-
-
-def _graph(model: nn.Module, sample: Any, options: WriteOptions) -> NodeGraph:
+def _graph(model: nn.Module, sample: Any, options: Options) -> NodeGraph:
     """Return the graph of a model, with what a reader must know beside its nodes."""
     inputs = _inputs(model, sample)
     try:
@@ -125,19 +105,18 @@ def _graph(model: nn.Module, sample: Any, options: WriteOptions) -> NodeGraph:
     except RuntimeError as error:
         explain_dtype(error, model, {"sample": inputs[0]} if len(inputs) == 1 else {})
         shapes = ", ".join(str(list(x.shape)) for x in inputs)
-        raise ValueError(
-            f"the model fails on one step of the sample, {shapes} with the batch: {error}"
-        ) from error
+        problem = f"the model fails on one step of the sample, {shapes} with the batch"
+        raise ValueError(f"{problem}: {error}") from error
     if options.mode == "compact":
         graph = fold_thresholds(graph)
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     double = all(t.dtype == torch.float64 for t in tensors)
     # a file keeps nodes by name, and so forgets the order of arguments
     names = model.flow.inputs if isinstance(model, NIRModel) else graph.names("Input")
-    order = json.dumps(names)
     dt, discretization = float(options.clock.dt), options.clock.discretization
     graph.metadata.update(mode=options.mode, dt=dt, discretization=discretization)
-    graph.metadata.update({"dtype": "float64" if double else "float32", INPUT_ORDER: order})
+    graph.metadata["dtype"] = "float64" if double else "float32"
+    graph.metadata[INPUT_ORDER] = json.dumps(names)
     return graph
 
 
@@ -168,11 +147,11 @@ def save(
 
     Example:
         >>> import tempfile, tracetorch as tt
-        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
+        >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3)).double()
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(net, f"{folder}/net.nir", (4,))
         ...     again = tt.nir.from_nir(f"{folder}/net.nir", dt=1e-4)
-        >>> x = torch.rand(8, 4)
+        >>> x = torch.rand(8, 4).double()
         >>> torch.equal(again(x), net(x))
         True
     """
@@ -203,12 +182,11 @@ def _inputs(model: nn.Module, sample: Any) -> tuple[Tensor, ...]:
 
 def _dictionary(node: Node | NodeGraph) -> dict[str, Any]:
     """Return the dictionary that NIR makes of a node, and a node of."""
-    metadata = dict(node.metadata)
     if isinstance(node, NodeGraph):
         nodes = {name: _dictionary(part) for name, part in node.nodes.items()}
-        graph = {"nodes": nodes, "edges": list(node.edges), "metadata": metadata}
+        graph = {"nodes": nodes, "edges": list(node.edges), "metadata": dict(node.metadata)}
         return {"type": "NIRGraph", "type_check": False, **graph}
-    fields: dict[str, Any] = {"type": node.kind, "metadata": metadata, **node.arrays}
+    fields: dict[str, Any] = {"type": node.kind, "metadata": {}, **node.arrays}
     for name, value in node.settings.items():
         if isinstance(value, tuple) and node.kind != "Conv2d":
             value = int(value[0]) if node.kind == "Conv1d" else np.array(value)
@@ -222,6 +200,6 @@ def _declare_shapes(graph: nir.NIRGraph, wiring: Wiring, prefix: str = "") -> No
         full = f"{prefix}{name}"
         if hasattr(node, "nodes"):
             _declare_shapes(node, wiring, f"{full}.")
-        elif full in wiring.shapes:  # otherwise inside one of our own layers, where NIR knows
+        elif full in wiring.shapes:  # it leads to an Output
             node.input_type = {"input": np.array(wiring.input_shape(full))}
             node.output_type = {"output": np.array(wiring.shapes[full])}

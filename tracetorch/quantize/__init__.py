@@ -14,15 +14,10 @@ What has an integer form: a chain of modules, each given what the one before ret
 whose spikes are added. Linear and convolutions, behind them a batch norm, pools, ``Flatten`` and
 delays of whole steps, then one of the twelve layers, also in a ``snn.Recurrent``. A ``Readout`` of
 any kind can only be the last. All else is refused by name: nothing stays a float.
-
-Chips have neurons of their own: a shift for a decay, a synapse that cannot be left out, another
-reset. Training runs through these; the report lists in what they differ from the model and what
-does not fit. What a chip is stands in ``tracetorch.chips`` alone.
 """
 
-from tracetorch.quantize.convert import convert
+from tracetorch.quantize.convert import LayerReport, Report, convert
 from tracetorch.quantize.prepare import prepare
 from tracetorch.quantize.prepared import Prepared
-from tracetorch.quantize.report import LayerReport, Report
 
 __all__ = ["LayerReport", "Prepared", "Report", "convert", "prepare"]

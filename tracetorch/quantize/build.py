@@ -20,7 +20,7 @@ from tracetorch.integers.delays import IntegerDelays
 from tracetorch.integers.layers import Product
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
 from tracetorch.quantize.reader import Call, Join, flat
-from tracetorch.quantize.stages import Parts, padding_of
+from tracetorch.quantize.stages import Parts, padding_of, stages_in
 from tracetorch.snn.connectivity import Connectivity, connectivity, raw_weight
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.delay.base import DelayingLayer
@@ -98,57 +98,34 @@ def product_of(module: nn.Module, path: str = "") -> tuple[Product, str]:
     return module.product, f"{path}.{next(iter(module._modules))}"  # type: ignore[return-value]
 
 
-class _Names:
-    """Names of children by path: no two alike, and none that an attribute of ``Prepared`` has."""
-
-    def __init__(self, parts: Parts) -> None:
-        self.taken = {*dir(Prepared()), *Prepared.__annotations__, _BORDER}
-        # first those without a dot, which keep their name
-        paths = sorted(_paths(parts), key=lambda path: "." in path)
-        self.of = {path: self.free(path) for path in paths}
-
-    def free(self, path: str) -> str:
-        """Return a name for a path, and take it."""
-        name = path.replace(".", "_") or "model"
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
-
-
-def _paths(parts: Parts) -> list[str]:
-    found: list[str] = []
-    for part in flat(parts):
-        if isinstance(part, Call):
-            found.append(part.path)
-        else:
-            found += [part.path, *(path for path, _ in part.between)]
-            found += [part.neuron_path] * (part.neuron is not None)
-    return found
-
-
 class _Builder:
-    """Build a prepared model, module by module.
-
-    Args:
-        plan: what is noted of each layer.
-        names: of the children.
-        reach: how far the states of neurons go, by path.
-        inner_shift: of products between hidden neurons, where they share one.
-    """
+    """Build a prepared model, module by module."""
 
     def __init__(
-        self, plan: Plan, names: _Names, reach: dict[str, Tensor], inner_shift: int | None
+        self, parts: Parts, plan: Plan, reach: dict[str, Tensor], inner_shift: int | None
     ) -> None:
-        self.plan, self.names, self.reach, self.inner_shift = plan, names, reach, inner_shift
+        self.paths = {part.path for part in flat(parts)}
+        for stage in stages_in(parts):
+            self.paths |= {stage.neuron_path, *(path for path, _ in stage.between)}
+        self.plan = plan
+        self.reach = reach  # how far the states of neurons go, by path
+        self.inner_shift = inner_shift  # of products between hidden neurons, where they share one
+        self.names = {*dir(Prepared()), *Prepared.__annotations__, _BORDER}  # that none may have
         self.modules: OrderedDict[str, nn.Module] = OrderedDict()
         self.prefix = ""  # of the branch that is built
         # what one integer of the values so far stands for, the largest of them, products before
         self.scale, self.largest, self.depth = torch.ones(()), 1, 0
         self.inner_shifts: list[int] = []
 
+    def named(self, path: str, made: bool = False) -> str:
+        """Return the name of the child that stands for a path, or for what was ``made`` here."""
+        name = path.replace(".", "_") or "model"
+        while name in self.names or ((made or name != path) and name in self.paths):
+            name += "_"
+        self.names.add(name)
+        return name
+
     def chain(self, parts: Parts) -> None:
-        """Append stages, branches and modules without weights."""
         for part in parts:
             if isinstance(part, Join):
                 self.branches(part)
@@ -159,9 +136,8 @@ class _Builder:
                 self.stage(part)
 
     def branches(self, part: Join) -> None:
-        """Append two branches, and what brings them to a common scale and adds them."""
         modules, prefix, start = self.modules, self.prefix, (self.scale, self.largest, self.depth)
-        name, made, ends = self.names.free("sum"), [], []
+        name, made, ends = self.named("sum", made=True), [], []
         for which, parts in (("first", part.first), ("second", part.second)):
             self.modules, self.prefix = OrderedDict(), f"{prefix}{name}.{which}."
             self.scale, self.largest, self.depth = start
@@ -178,13 +154,12 @@ class _Builder:
         made, divisor, growth = integer_form(module)
         if isinstance(made, DelayingLayer):
             _learn_delays(made, module.raw_delay)  # type: ignore[arg-type]
-        self.modules[self.names.of[path]] = made
+        self.modules[self.named(path)] = made
         return divisor, growth
 
     def product(
         self, feed: Feed, delays: SynapticDelays | None, unit: Tensor, shift: int
     ) -> nn.Module:
-        """Return a product whose integers learn."""
         target, product = self.plan.target, feed.product
         kind = _integer_kind(product, delays)
         has_bias = product.bias is not None and target.bias_in_product
@@ -205,7 +180,6 @@ class _Builder:
         return cast(nn.Module, made)
 
     def feeds(self, stage: Stage, each: bool) -> list[Feed]:
-        """Return the products that feed the neurons of a stage."""
         target = self.plan.target
         divisor = math.prod(integer_form(module)[1] for _, module in stage.between)
         growth = math.prod(integer_form(module)[2] for _, module in stage.between)
@@ -227,8 +201,7 @@ class _Builder:
         return feeds
 
     def stage(self, stage: Stage) -> None:
-        """Append a product, modules without weights, and neurons."""
-        target, layer, names = self.plan.target, stage.neuron, self.names
+        target, layer = self.plan.target, stage.neuron
         outputs = stage.product.weight.shape[0]
         each = layer is not None and layer.num_neurons == outputs and stage.aligned
         if stage.product.bias is not None and not target.bias_in_product and not each:
@@ -248,7 +221,7 @@ class _Builder:
                 feeds, (stage.delays, stage.connection_delays), shifts, strict=False
             )
         ]
-        name = names.of[stage.path]
+        name = self.named(stage.path)
         self.modules[name] = made[0]
         noted = Layer(stage.path, f"{self.prefix}{name}", unit, depth=self.depth)
         noted.names[product_of(made[0], noted.path)[1], "bias"] = f"{stage.path}.bias"
@@ -258,7 +231,7 @@ class _Builder:
         self.scale, self.depth = unit, self.depth + 1
         if layer is None:
             return
-        path, name = stage.neuron_path, names.of[stage.neuron_path]
+        path, name = stage.neuron_path, self.named(stage.neuron_path)
         noted.neurons_label, noted.neurons, noted.spikes = path, self.prefix + name, stage.spikes
         integer = target.neuron(stage, unit)
         neuron = _neuron(integer)
@@ -277,7 +250,7 @@ class _Builder:
         ]
         later = None if stage.last else target.spike_delay(layer.num_neurons)
         if later is not None:
-            self.modules[names.free(f"{name}_later")] = later
+            self.modules[self.named(f"{name}_later", made=True)] = later
 
 
 def build(
@@ -285,7 +258,7 @@ def build(
 ) -> Prepared:
     """Return a prepared model whose states have space for a reach."""
     plan = replace(plan, layers=[], differences=[])
-    builder = _Builder(plan, _Names(parts), reach, inner_shift)
+    builder = _Builder(parts, plan, reach, inner_shift)
     border, builder.largest = plan.target.border(plan.sample)
     if border is not None:
         builder.modules[_BORDER] = border
@@ -320,7 +293,6 @@ def integer_form(module: nn.Module) -> tuple[nn.Module, float, int]:
 
 
 def _integer_kind(product: nn.Module, delays: SynapticDelays | None) -> Any:
-    """Return the integer class of a product, with its sizes."""
     late = {} if delays is None else {"max_delay": delays.max_delay}
     if isinstance(product, nn.Linear):
         linear: Any = integers.Linear if delays is None else integers.DelayedLinear
@@ -335,7 +307,6 @@ def _integer_kind(product: nn.Module, delays: SynapticDelays | None) -> Any:
 
 
 def _neuron(integer: IntegerNeuron) -> nn.Module:
-    """Return neurons whose integers follow from floats, where these learn."""
     start = {
         name: {
             "value": form(raw).detach().to(torch.get_default_dtype()),
@@ -351,7 +322,6 @@ def _neuron(integer: IntegerNeuron) -> nn.Module:
 
 
 def _learn_delays(made: DelayingLayer, raw: Tensor) -> None:
-    """Let the delays of a layer, in whole steps, follow from floats, if these learn."""
     if isinstance(raw, nn.Parameter):
         _learn(made, "raw_delay", raw, LearnedIntegers(unbounded, 1.0, 0, made.max_delay))
 

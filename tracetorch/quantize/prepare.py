@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tracetorch.chips.chip import Chip
+from tracetorch.chips.limits import Chip
 from tracetorch.chips.target import Target, target_of
 from tracetorch.core.checks import check_module
 from tracetorch.integers.border import Add
@@ -16,8 +16,7 @@ from tracetorch.integers.width import check_between
 from tracetorch.quantize.build import build
 from tracetorch.quantize.prepared import Plan, Prepared, observed
 from tracetorch.quantize.processor import Processor
-from tracetorch.quantize.reader import Call, Chain, Join, read_chain, run_by_step
-from tracetorch.quantize.report import relative, share_of_others
+from tracetorch.quantize.reader import Call, Join, read_chain, run_by_step
 from tracetorch.quantize.stages import Parts, parts_of, stages_in
 from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.model_graph import label
@@ -88,10 +87,11 @@ def prepare(
     """
     check_module(model)
     if not isinstance(sample, Tensor) or not sample.is_floating_point():
-        is_tensor = isinstance(sample, Tensor)
-        got = sample.dtype if is_tensor else type(sample).__name__
-        way = "sample.float()" if is_tensor else "torch.as_tensor(sample, dtype=torch.float32)"
-        raise TypeError(f"sample must be a tensor of floats, [T, B, ...], got {got}: give {way}.")
+        got = sample.dtype if isinstance(sample, Tensor) else type(sample).__name__
+        raise TypeError(
+            f"sample must be a tensor of floats, [T, B, ...], got {got}: give "
+            "torch.as_tensor(sample, dtype=torch.float32)."
+        )
     if sample.ndim < 3 or not sample.numel():
         raise ValueError(
             f"sample must be a sequence [T, B, ...] of some steps, got shape {list(sample.shape)}."
@@ -102,9 +102,25 @@ def prepare(
             "sample is zero everywhere, and the scales are found on it. Give inputs as they will "
             "come, a batch of training data."
         )
-    target = _target(chip, weight_bits, state_bits)
-    parts = parts_of(_chain(model, sample))
-    _check_target(parts, target)
+    state_bits = check_between("state_bits", state_bits, 8, 24)
+    target: Target = Processor(None, weight_bits, state_bits)
+    if chip is not None:
+        target = target_of(chip, weight_bits)
+    else:
+        check_between("weight_bits", weight_bits, 2, 16)
+    try:
+        parts = parts_of(read_chain(model, sample))
+    except RuntimeError as error:
+        explain_dtype(error, model, {"sample": sample})
+        raise ValueError(
+            f"the model fails on a step of the sample, {list(sample.shape)} as [T, B, ...]: {error}"
+        ) from error
+    _check_parts(parts, target)
+    if len(stages_in(parts)) < target.least_layers:
+        raise ValueError(
+            f"a network for {target.chip and target.chip.name} has hidden and output neurons: a "
+            "Linear and neurons, and again, at least."
+        )
     stages = {stage.neuron_path: stage for stage in stages_in(parts) if stage.neuron is not None}
     found = {path: model.get_submodule(path) for path in stages}
     neurons: dict[str, Any] = {path: getattr(each, "neuron", each) for path, each in found.items()}
@@ -117,29 +133,17 @@ def prepare(
     plan = Plan(target, sample.detach().clone(), output, signs)
     for _ in range(_ATTEMPTS):
         prepared = build(parts, plan, reach).to(sample.device)
-        seen = observed(prepared, sample, prepared.plan)
-        full = [path for path, share in seen.at_ends.items() if share > 0]
+        *_, at_ends = observed(prepared, sample, prepared.plan)
+        full = [path for path, share in at_ends.items() if share > 0]
         if not full:
             break
         for path in full:
             reach[path] = 2 * reach[path]
-    prepared.plan.differences += _rounded_delays(model, plan, stages_in(parts)[-1].spikes)
+    prepared.plan.differences += _rounded_delays(model)
     return prepared.train(model.training)
 
 
-def _chain(model: nn.Module, sample: Tensor) -> Chain:
-    """Read a model as a chain; say so where it is the sample that it does not take."""
-    try:
-        return read_chain(model, sample)
-    except RuntimeError as error:
-        explain_dtype(error, model, {"sample": sample})
-        raise ValueError(
-            f"the model fails on a step of the sample, {list(sample.shape)} as [T, B, ...]: {error}"
-        ) from error
-
-
 def _check_numbers(model: nn.Module, sample: Tensor) -> None:
-    """Raise where a model or its sample has numbers that have no integers."""
     tensors = {"sample": sample, **dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
@@ -159,7 +163,6 @@ def _check_numbers(model: nn.Module, sample: Tensor) -> None:
 
 
 def _check_parts(parts: Parts, target: Target) -> None:
-    """Raise where a part has no form on a target."""
     for part in parts:
         if isinstance(part, Join):
             refused = [("the model", target.refuse_module(Add))]
@@ -173,24 +176,6 @@ def _check_parts(parts: Parts, target: Target) -> None:
                 raise ValueError(f"{path or 'the model'}: quantised models have {reason}.")
         if isinstance(part, Join):
             _check_parts([*part.first, *part.second], target)
-
-
-def _check_target(parts: Parts, target: Target) -> None:
-    """Raise where a part has no form on a target, or where a network has too few."""
-    _check_parts(parts, target)
-    if len(stages_in(parts)) < target.least_layers:
-        raise ValueError(
-            f"a network for {target.chip and target.chip.name} has hidden and output neurons: a "
-            "Linear and neurons, and again, at least."
-        )
-
-
-def _target(chip: Chip | None, weight_bits: int, state_bits: int) -> Target:
-    """Return what to quantise for; raise where widths do not fit."""
-    state_bits = check_between("state_bits", state_bits, 8, 24)
-    if chip is not None:
-        return target_of(chip, weight_bits)
-    return Processor(None, check_between("weight_bits", weight_bits, 2, 16), state_bits)
 
 
 def _reach(layer: Any) -> Tensor:
@@ -208,23 +193,13 @@ def _reach(layer: Any) -> Tensor:
     return torch.maximum(found, each("syn")) if "syn" in layer.active_states else found
 
 
-@torch.no_grad()
-def _rounded_delays(model: nn.Module, plan: Plan, spikes: bool) -> list[str]:
-    """Return by how much delays between two steps are rounded, and what that alone changes."""
-    found = []
-    rounded = copy.deepcopy(model)
-    for path, layer in rounded.named_modules():
-        if not isinstance(layer, DelayingLayer):
-            continue
-        off = (layer.delay - layer.delay.round()).abs()
-        if bool(off.any()):
-            found.append(
-                f"{label(path, layer)} has delays between two steps, rounded by "
-                f"{float(off.mean()):.2f} of a step in the mean, {float(off.max()):.2f} at most"
-            )
-            layer.round_()
-    if found:
-        output, _ = run_by_step(rounded, plan.sample, {}, lambda *_: None)
-        error = (share_of_others if spikes else relative)(output, plan.output)
-        found.append(f"the rounded delays alone put the float model's output off by {error:.1%}")
-    return found
+def _rounded_delays(model: nn.Module) -> Iterator[str]:
+    """Yield by how much delays between two steps are rounded."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, DelayingLayer):
+            off = (layer.delay.detach() - layer.delay.detach().round()).abs()
+            if bool(off.any()):
+                yield (
+                    f"{label(path, layer)} has delays between two steps, rounded by "
+                    f"{float(off.mean()):.2f} of a step in the mean, {float(off.max()):.2f} at most"
+                )

@@ -6,7 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,6 @@ class Prepared(CheckedLoading, nn.Sequential, TTModule):
         return nn.Sequential(OrderedDict(self._modules))[index]
 
     def get_extra_state(self) -> Tensor:
-        """Return what the sample decided, for ``state_dict``."""
         values = (
             torch.tensor([self.output_scale], dtype=torch.float64),
             *(layer.unit for layer in self.plan.layers),
@@ -92,7 +91,6 @@ class Prepared(CheckedLoading, nn.Sequential, TTModule):
         return torch.cat([value.detach().double().flatten().cpu() for value in values])
 
     def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Yield the name of each tensor that the model cannot have, and why."""
         state, least = given.get("_extra_state"), self.get_extra_state().numel()
         if state is not None and state.numel() < least:
             yield (
@@ -108,24 +106,16 @@ class Prepared(CheckedLoading, nn.Sequential, TTModule):
             end = place + layer.unit.numel()
             layer.unit = state[place:end].reshape(layer.unit.shape).to(layer.unit)
             place = end
-            neuron = self.get_submodule(layer.neurons) if layer.neurons else None
-            neuron = getattr(neuron, "neuron", neuron)
+            neuron = neurons_of(self, layer)
             if isinstance(neuron, LeakyIntegrator) and neuron.unit is not None:
                 neuron.unit = float(1 / layer.unit)
 
 
 def integer_model(prepared: Prepared) -> nn.Sequential:
-    """Return the integers of a prepared model alone, at rest."""
     children = ((name, copy.deepcopy(child)) for name, child in prepared.named_children())
     model = nn.Sequential(OrderedDict(children)).train(prepared.training)
     for module in model.modules():
-        lists = module._modules.get("parametrizations")
-        if lists is None:
-            continue
-        values = {name: getattr(module, name).detach() for name in lists._modules}
-        del module._modules["parametrizations"]
-        # the class that it had before PyTorch gave it properties
-        module.__class__ = type(module).__base__  # type: ignore[assignment]
+        values = unparametrized(module)
         for name, value in values.items():
             if isinstance(module, Product):
                 narrow = torch.int8 if module.weight_bits <= 8 else torch.int16
@@ -135,17 +125,25 @@ def integer_model(prepared: Prepared) -> nn.Sequential:
     return model
 
 
-class Observation(NamedTuple):
-    """Outputs, and by label the signs of neurons' outputs, and the share of states at an end."""
-
-    output: Tensor
-    signs: dict[str, Tensor]
-    at_ends: dict[str, float]
+def unparametrized(module: nn.Module) -> dict[str, Tensor]:
+    """Take the parametrizations of a module away, and return the values that they gave."""
+    lists: Any = module._modules.get("parametrizations", {})
+    values = {name: getattr(module, name).detach().clone() for name in lists}
+    if values:
+        del module._modules["parametrizations"]
+        # the class that it had before PyTorch gave it properties, which copies share
+        module.__class__ = type(module).__base__  # type: ignore[assignment]
+    return values
 
 
 @torch.no_grad()
-def observed(model: nn.Module, x: Tensor, plan: Plan) -> Observation:
-    """Run integers, prepared or converted, over a sample, and prove that all are exact."""
+def observed(
+    model: nn.Module, x: Tensor, plan: Plan
+) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+    """Run integers, prepared or converted, over a sample, and prove that all are exact.
+
+    Return outputs, and by label signs of neurons' outputs, and the share of states at an end.
+    """
     found = {layer.neurons_label: neurons_of(model, layer) for layer in plan.layers}
     neurons = {name: neuron for name, neuron in found.items() if neuron is not None}
     shares: dict[str, list[float]] = {name: [] for name in neurons}
@@ -160,12 +158,10 @@ def observed(model: nn.Module, x: Tensor, plan: Plan) -> Observation:
 
     check_exact(model, x)
     output, signs = run_by_step(model, x, neurons, see)
-    at_ends = {name: sum(each) / len(each) for name, each in shares.items()}
-    return Observation(output, signs, at_ends)
+    return output, signs, {name: sum(each) / len(each) for name, each in shares.items()}
 
 
 def neurons_of(model: nn.Module, layer: Layer) -> Neuron | None:
-    """Return the neurons of a layer in a prepared or an integer model."""
     if not layer.neurons:
         return None
     found = model.get_submodule(layer.neurons)

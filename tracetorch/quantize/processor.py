@@ -27,7 +27,6 @@ class Processor(Target):
     """Integer arithmetic of any width: all twelve layers have their own form."""
 
     def refuse(self, stage: Stage) -> tuple[str, str] | None:
-        """Return a path and what is allowed there, where a stage has no form here."""
         layer = stage.neuron
         if layer is not None and stage.spikes and not bool(_sizes(layer).any()):
             wanted = "spikes of some size: pos_scale and neg_scale must not be 0 everywhere"
@@ -35,7 +34,6 @@ class Processor(Target):
         return None
 
     def differences(self, stage: Stage) -> list[str]:
-        """Return in what the target's neurons differ from those of a stage."""
         layer = stage.neuron
         if layer is None or not stage.spikes or not _one_size(_sizes(layer)):
             return []
@@ -47,16 +45,21 @@ class Processor(Target):
         return [found] if learns else []
 
     def border(self, x: Tensor) -> tuple[nn.Module | None, int]:
-        """Return what makes integers of inputs like ``x``, and the largest of them."""
         return whole_border(x, _INPUT_BITS, signed=True)
 
     def neuron(self, stage: Stage, unit: Tensor) -> IntegerNeuron:
-        """Return how to build the neurons of a stage, whose states count in ``unit``."""
         layer = stage.layer
         one = 2.0**_DECAY_BITS
         decays = ("alpha", "beta", "gamma")
         for name in decays:
-            _check_decay(stage, name, one)
+            decay = getattr(layer, name)
+            slowest = 0.0 if decay is None else float(decay.detach().max())
+            if slowest * one >= one - 0.5:  # a state would forget nothing
+                raise ValueError(
+                    f"{stage.neuron_path}: {name}={slowest:.7g} becomes 1 in integers of "
+                    f"{_DECAY_BITS} bits, with which nothing is forgotten. Give a decay below "
+                    f"{1 - 0.5 / one:.6f}."
+                )
         # at most the last one below 1: training cannot make a state that never forgets
         forms = {name: LearnedIntegers(sigmoid, one, 0, one - 1) for name in decays}
         forms["pos_threshold"] = LearnedIntegers(softplus, 1 / unit, 1, self.limit)
@@ -117,19 +120,7 @@ class Processor(Target):
         return {}, forms, scale, high
 
 
-def _check_decay(stage: Stage, name: str, one: float) -> None:
-    """Refuse a decay that would be rounded to 1, with which a state forgets nothing."""
-    decay = getattr(stage.layer, name)
-    slowest = 0.0 if decay is None else float(decay.detach().max())
-    if slowest * one >= one - 0.5:
-        raise ValueError(
-            f"{stage.neuron_path}: {name}={slowest:.7g} becomes 1 in integers of {_DECAY_BITS} "
-            f"bits, with which nothing is forgotten. Give a decay below {1 - 0.5 / one:.6f}."
-        )
-
-
 def _sizes(layer: LeakyIntegrator) -> Tensor:
-    """Return the sizes of the spikes of all neurons, of both signs."""
     signs = (layer.pos_scale, layer.pos_threshold), (layer.neg_scale, layer.neg_threshold)
     return torch.cat(
         [
@@ -141,5 +132,4 @@ def _sizes(layer: LeakyIntegrator) -> Tensor:
 
 
 def _one_size(sizes: Tensor) -> bool:
-    """Whether all spikes have one size, which then counts as one integer."""
     return bool((sizes == sizes[0]).all()) and float(sizes[0]) > 0

@@ -54,7 +54,6 @@ def read_chain(model: nn.Module, x: Tensor) -> Chain:
 
 @torch.no_grad()
 def _check_same(model: nn.Module, graph: ModelGraph, x: Tensor) -> None:
-    """Raise where a model computes something else than its graph, in outputs or states."""
     found = []
     with restored(model, training=False):
         for run in (model, graph.run):
@@ -70,8 +69,6 @@ def _check_same(model: nn.Module, graph: ModelGraph, x: Tensor) -> None:
 
 
 class _Graph:
-    """Graph of a model, cut into a chain and branches."""
-
     def __init__(self, graph: ModelGraph) -> None:
         self.graph = graph
         # of each node, those through which everything goes that reaches it, and itself
@@ -81,7 +78,6 @@ class _Graph:
             self.trunks[node] = [*(each[0] for each in pairs if len(set(each)) == 1), node]
 
     def chain(self) -> Chain:
-        """Return the chain from the input to the output."""
         start, *calls = self.graph.nodes
         layers = [node for node in calls if _module_of(node) is not None]
         for node in calls:
@@ -103,7 +99,7 @@ class _Graph:
                 "returns one tensor. Let its forward return what the last module gives."
             )
         chain = self.between(start, self.graph.output)
-        if len(calls_in(chain)) != len(layers):
+        if len(list(flat(chain))) != len(layers):
             raise ValueError(
                 "the modules of the model are no chain, nor branches of one whose outputs are "
                 "added: the output of one is not used, or enters a branch from beside."
@@ -111,7 +107,6 @@ class _Graph:
         return chain
 
     def between(self, start: Node, node: Node) -> Chain:
-        """Return the chain from one node to another."""
         found: Chain = []
         while node is not start:
             module = _module_of(node)
@@ -149,11 +144,6 @@ def flat(parts: Iterable[Any]) -> Iterator[Any]:
             yield from flat((*part.first, *part.second))
         else:
             yield part
-
-
-def calls_in(chain: Chain) -> list[Call]:
-    """Return the calls of a chain, those of its branches too."""
-    return list(flat(chain))
 
 
 @torch.no_grad()

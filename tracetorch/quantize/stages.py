@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from torch import nn
 from tracetorch.chips.target import FloatProduct, Stage
 from tracetorch.core.convolution import front_padding
 from tracetorch.core.walk import join_path
-from tracetorch.quantize.reader import Call, Chain, Join, calls_in, flat
+from tracetorch.quantize.reader import Call, Chain, Join, flat
 from tracetorch.snn.connectivity import connectivity, plain_class
 from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDelays
 from tracetorch.snn.dropout import LockedDropout
@@ -37,13 +38,11 @@ Parts: TypeAlias = list[Stage | Call | Join]
 
 
 def stages_in(parts: Parts) -> list[Stage]:
-    """Return the stages of all branches, in order."""
     return [part for part in flat(parts) if isinstance(part, Stage)]
 
 
 def parts_of(chain: Chain) -> Parts:
-    """Cut a chain into stages and what stands between them."""
-    _check_untied(calls_in(chain))
+    _check_untied(flat(chain))
     parts = _Cutter().cut(chain)
     stages = stages_in(parts)
     if not stages:
@@ -54,14 +53,11 @@ def parts_of(chain: Chain) -> Parts:
 
 @dataclass
 class _Cutter:
-    """Cut chains into stages."""
-
     # what the last module returned: "narrow" integers, spikes or inputs; "sums" of a product whose
     # neurons are yet to come; or the "wide" states of a readout
     values: str = "narrow"
 
     def cut(self, chain: Chain) -> Parts:
-        """Return the stages of a chain, and what stands between them."""
         parts: Parts = []
         waiting: list[Call] = []  # behind a product, until its neurons come
         stage: Stage | None = None
@@ -80,7 +76,7 @@ class _Cutter:
             if reason is not None:
                 pass
             elif kind in _PRODUCTS:
-                reason = _refuse_product(module)
+                reason = _refuse(module)
                 if self.values != "narrow":
                     reason = (
                         "follows a product or a readout, whose values are too wide to be "
@@ -104,7 +100,8 @@ class _Cutter:
                     _set_neurons(stage, call, waiting, shapes)
                     waiting, self.values = [], "narrow" if stage.spikes else "wide"
             else:
-                reason = _refuse_plain(module)
+                plain = type(module) in (*_POOLS, nn.Flatten, Delay)
+                reason = _refuse(module) if plain else _NO_FORM
                 waiting.append(call)
             if reason is not None:
                 raise ValueError(f"{label(path, module)} {reason}")
@@ -112,13 +109,12 @@ class _Cutter:
         return [*parts, *waiting]
 
     def branches(self, join: Join) -> Join:
-        """Return the stages of two branches."""
         start, made = self.values, []
         for chain in join:
             self.values = start
             made.append(self.cut(chain))
             if start != "narrow" or self.values != "narrow":
-                call = (calls_in(chain) or [Call("a branch", nn.Identity(), torch.Size())])[-1]
+                call = ([*flat(chain)] or [Call("a branch", nn.Identity(), torch.Size())])[-1]
                 raise ValueError(
                     f"{label(*call[:2])} is added to another branch, and its values are too wide "
                     "for a common scale. Add what neurons that spike return."
@@ -126,8 +122,7 @@ class _Cutter:
         return Join(*made)
 
 
-def _check_untied(calls: list[Call]) -> None:
-    """Check that no two parameters are one, nor share memory."""
+def _check_untied(calls: Iterable[Call]) -> None:
     known: list[tuple[str, int, int]] = []
     for path, module, _ in calls:
         for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -157,18 +152,26 @@ def _parametrized(module: Any) -> str | None:
     )
 
 
-def _refuse_product(module: Any) -> str | None:
-    """Return why a product has no integer form; ``None`` if it has one."""
-    if isinstance(module, SynapticDelays):
-        return _refuse_delays(module)
+def _refuse(module: Any) -> str | None:
+    """Return why a product, a delay or a pool has no integer form; ``None`` if it has one."""
+    if isinstance(module, SynapticDelays | Delay) and module.sigma != 0:
+        return (
+            f"spreads its delays over several steps, sigma={module.sigma:g}, which no rounding "
+            "makes whole. Finish the schedule first: sigma = 0, or round_()."
+        )
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         if module.padding_mode != "zeros":
             return f"pads by padding_mode={module.padding_mode!r}, and integers pad with zeros."
         if padding_of(module) is None:
+            size = " by ".join(map(str, module.kernel_size))
             return (
-                f"pads one zero more at one end (padding='same' with a kernel of {_sizes(module)})"
-                ", and integers pad both alike. Give a kernel of odd size, or a number as padding."
+                f"pads one zero more at one end (padding='same' with a kernel of {size}), and "
+                "integers pad both alike. Give a kernel of odd size, or a number as padding."
             )
+    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
+        pads = module.padding not in (0, (0,), (0, 0))
+        if module.ceil_mode or (pads and not module.count_include_pad):
+            return "has windows of different sizes, whose sums have no one scale."
     return None
 
 
@@ -180,33 +183,6 @@ def padding_of(conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...] | None:
     return front_padding(conv.padding, conv.kernel_size, conv.dilation)
 
 
-def _sizes(conv: nn.Conv1d | nn.Conv2d) -> str:
-    return " by ".join(map(str, conv.kernel_size))
-
-
-def _refuse_delays(module: Any) -> str | None:
-    """Return why delays have no integer form; ``None`` if they have one."""
-    if module.sigma == 0:
-        return None
-    return (
-        f"spreads its delays over several steps, sigma={module.sigma:g}, which no rounding makes "
-        "whole. Finish the schedule first: sigma = 0, or round_()."
-    )
-
-
-def _refuse_plain(module: nn.Module) -> str | None:
-    """Return why a module without weights has no integer form; ``None`` if it has one."""
-    if type(module) is Delay:
-        return _refuse_delays(module)
-    if type(module) not in (*_POOLS, nn.Flatten):
-        return _NO_FORM
-    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d):
-        pads = module.padding not in (0, (0,), (0, 0))
-        if module.ceil_mode or (pads and not module.count_include_pad):
-            return "has windows of different sizes, whose sums have no one scale."
-    return None
-
-
 def refuse_neurons(module: nn.Module) -> str | None:
     """Return why neurons, or a ``Recurrent``, have no integer form; ``None`` if they have one."""
     neuron: nn.Module = module
@@ -214,7 +190,7 @@ def refuse_neurons(module: nn.Module) -> str | None:
         neuron, connection = module.neuron, module.connection
         if type(module) is not Recurrent:
             return "is no snn.Recurrent itself: no integer form."
-        reason = _parametrized(connection) or _refuse_product(connection)
+        reason = _parametrized(connection) or _refuse(connection)
         if plain_class(connection) not in _PRODUCTS or reason is not None:
             return (
                 f"has a connection that is no Linear nor convolution to be quantised: "
@@ -239,7 +215,6 @@ def refuse_neurons(module: nn.Module) -> str | None:
 
 
 def _copied_product(module: nn.Module) -> tuple[FloatProduct, SynapticDelays | None]:
-    """Return a copy of a product, and of what delays its inputs."""
     copied: Any = copy.deepcopy(module)
     if not isinstance(copied, SynapticDelays):
         return copied, None
@@ -250,7 +225,6 @@ def _copied_product(module: nn.Module) -> tuple[FloatProduct, SynapticDelays | N
 def _set_neurons(
     stage: Stage, call: Call, between: list[Call], shapes: dict[str, torch.Size]
 ) -> None:
-    """Give a stage its neurons, and what stands before them."""
     neuron: Any = copy.deepcopy(call.module)
     if isinstance(neuron, Recurrent):
         stage.connection, stage.connection_delays = _copied_product(neuron.connection)
@@ -286,7 +260,6 @@ def _aligned(stage: Stage, shapes: dict[str, torch.Size]) -> bool:
 
 
 def _fold(norm: Any, stage: Stage | None, shapes: dict[str, torch.Size]) -> str | None:
-    """Fold a batch norm, as it is in evaluation, into the product before it, or say why not."""
     if stage is None:
         return "is folded into the product right before it, and there is none. Move it there."
     shape = shapes[stage.path]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
 
 import tracetorch as tt
 from tests import cases
@@ -97,7 +98,8 @@ def operations(
 
     run()
     launched.clear()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    # events are kept, of which PyTorch 2.12 warns else
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
         run()
     counts = {each.key: each.count for each in seen.key_averages()}
     return Counter({name: n for name, n in counts.items() if name.startswith("aten::")})

@@ -81,7 +81,9 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no hooks on saved tensors": lambda: graph.disable_saved_tensors_hooks("disabled"),
     "mutation of saved tensors": graph.allow_mutation_on_saved_tensors,
     "forward-mode differentiation": forward_ad.dual_level,
-    "profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+    "profiler": lambda: torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True
+    ),
 }
 
 TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Any]]] = {

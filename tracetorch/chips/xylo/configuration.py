@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tracetorch.chips.chip import Chip
-from tracetorch.chips.connections import exceeded
+from tracetorch.chips.limits import Chip, exceeded
 from tracetorch.chips.xylo.neurons import LIF, XYLO_1, XYLO_2, StepDelay
 from tracetorch.core.checks import check_module
 from tracetorch.integers.border import Quantize
@@ -175,7 +174,6 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 
 def _layers(model: nn.Module) -> Iterator[Layer]:
-    """Yield the layers of a chain, checked."""
     children = list(model.named_children())
     if children and isinstance(children[0][1], Quantize | nn.Hardtanh):
         _check_border(*children.pop(0))  # it makes the chip's inputs
@@ -209,7 +207,6 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
 
 
 def _check_border(path: str, border: Any) -> None:
-    """Raise where what makes the inputs gives more than the chip takes, which clips it."""
     if isinstance(border, Quantize):
         low, high = limits(border.bits, signed=border.signed)
     else:
@@ -235,7 +232,6 @@ def _fits(module: Any) -> bool:
 
 
 def _whole(what: str, values: Tensor, low: int, high: int) -> Integers:
-    """Return integers that a tensor holds, also one of floats; raise where the chip has none."""
     whole: NDArray[np.float64] = values.detach().double().numpy(force=True)
     wrong = whole[(whole < low) | (whole > high) | (whole != np.rint(whole))]
     if wrong.size:
@@ -245,7 +241,6 @@ def _whole(what: str, values: Tensor, low: int, high: int) -> Integers:
 
 
 def _weights(path: str, product: Linear) -> Integers:
-    """Return the weights of a product, from and to."""
     low, high = XYLO_2.weight_exponent
     if not low <= product.shift <= high:
         raise ValueError(
@@ -256,7 +251,6 @@ def _weights(path: str, product: Linear) -> Integers:
 
 
 def _each(layers: list[Layer], name: str, low: int, high: int) -> Integers:
-    """Return a parameter of all neurons of some layers, rounded as their step rounds it."""
     return np.concatenate(
         [
             _whole(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tracetorch.chips.chip import Chip
+from tracetorch.chips.limits import Chip
 from tracetorch.core.checks import check_count
 from tracetorch.integers.fixed_point import shift_right
 from tracetorch.integers.leaky_integrator import integer_weight
@@ -51,7 +51,6 @@ LOW, HIGH = limits(STATE_BITS)
 def _membrane(
     mem: Tensor, current: Tensor, dash: Tensor, bias: Tensor | None, version: int
 ) -> Tensor:
-    """Return a membrane before it fires."""
     gone = shift_right(mem, dash, "at_least_one")
     if version == 1:
         return saturate(mem - gone + current, STATE_BITS)
@@ -63,7 +62,6 @@ def _membrane(
 
 
 def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tuple[Tensor, Tensor]:
-    """Return the number of spikes, and the membrane after them."""
     threshold = round(threshold)
     divisor = threshold.detach().clamp(min=1)
     # the half makes "at least" of the spike function's "more than"
@@ -142,12 +140,9 @@ class LIF(IntegerNeuron):
             integer_weight(self, name, dash, 0, 2**XYLO_2.decay_bits - 1, learns=False)
         integer_weight(self, "pos_threshold", pos_threshold, 0, HIGH)
         self.option("version", version, check=partial(check_between, low=1, high=2))
-        if bias is None:
-            self.option("bias", None, fixed=True)
-        elif version == 1:
+        if bias is not None and version == 1:
             raise ValueError("Xylo 1 has no bias: leave it out, or take version=2.")
-        else:
-            integer_weight(self, "bias", bias, LOW, HIGH)
+        integer_weight(self, "bias", bias, LOW, HIGH)
         self.option("max_spikes", max_spikes, check=check_count)
         self.option("spike", surrogate_derivative)
 
@@ -168,7 +163,6 @@ class LIF(IntegerNeuron):
         version: int,
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
-        """Run one step."""
         syn = saturate(syn + x, STATE_BITS)
         syn = saturate(syn - shift_right(syn, round(dash_syn), "at_least_one"), STATE_BITS)
         mem = _membrane(mem, syn, round(dash_mem), bias, version)
@@ -200,5 +194,4 @@ class StepDelay(Neuron):
 
     @staticmethod
     def step(x: Tensor, spikes: Tensor) -> tuple[Any, ...]:
-        """Run one step."""
         return spikes, x

@@ -34,7 +34,6 @@ class XyloTarget(ChipTarget):
     passing: ClassVar[tuple[type[nn.Module], ...]] = (StepDelay,)
 
     def refuse(self, stage: Stage) -> tuple[str, str] | None:
-        """Return a path and what is allowed there, where a stage has no form here."""
         refused, connection = super().refuse(stage), f"{stage.neuron_path}.connection"
         if refused is not None:
             return refused
@@ -46,15 +45,12 @@ class XyloTarget(ChipTarget):
         return None
 
     def refuse_module(self, kind: type[nn.Module]) -> str | None:
-        """Return why a class of modules without weights has no form here; ``None`` if it has."""
         return "Linear and neurons alone on Xylo, without pools, Flatten, delays and branches"
 
     def spike_delay(self, num_neurons: int) -> nn.Module | None:
-        """Return what delays spikes by a step on their way to the next neurons."""
         return StepDelay(num_neurons)
 
     def differences(self, stage: Stage) -> list[str]:
-        """Return in what the chip's neurons differ from those of a stage."""
         layer, reset = stage.layer, stage.settings["reset"]
         found = []
         if layer.alpha is None:
@@ -72,7 +68,6 @@ class XyloTarget(ChipTarget):
 
     @torch.no_grad()
     def departures(self, model: nn.Sequential, x: Tensor) -> list[str]:
-        """Return in what the chip departs from an integer model on a sample."""
         layers, border = layers_of(model), next(model.children())
         zero_states(model)
         late = [x.new_zeros(x.shape[1], layer.neuron.num_neurons) for layer in layers]
@@ -85,7 +80,7 @@ class XyloTarget(ChipTarget):
                 syn = torch.zeros(()) if neuron.syn is None else neuron.syn
                 # all that is added first or last: so far the chip's own order can lead
                 for ends in ({"min": 0}, {"max": 0}):
-                    parts = [p.summed(s, p.weight.to(s).clamp(**ends), None) for p, s in feeds]
+                    parts = [p.summed(s, p.weight.to(s).clamp(**ends)) for p, s in feeds]
                     reached = syn + sum(parts)
                     saturates |= not bool((reached.clamp(LOW, HIGH) == reached).all())
                 fired = neuron(sum(each(spikes) for each, spikes in feeds))
@@ -94,7 +89,6 @@ class XyloTarget(ChipTarget):
         return ["a sum can saturate on the way: the chip's order of adding matters"] * saturates
 
     def gain(self, stage: Stage) -> Tensor:
-        """Return by what weights are multiplied, so that the chip's neurons reach as far."""
         synapse, membrane = gathered(stage)
         dashes = _dashes(stage)
         # the chip's synapse decays before the membrane takes it
@@ -102,7 +96,6 @@ class XyloTarget(ChipTarget):
         return synapse * membrane / own
 
     def neuron(self, stage: Stage, unit: Tensor) -> IntegerNeuron:
-        """Return how to build the neurons of a stage, whose states count in ``unit``."""
         layer, chip = stage.layer, self.chip
         dashes = _dashes(stage)
         at_membrane = gathered(stage)[1] / (2.0 ** dashes["dash_mem"] * unit)

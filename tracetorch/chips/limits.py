@@ -1,4 +1,4 @@
-"""Count the connections of a model: into every neuron and out of it, through whatever there is.
+"""``Chip``, the limits of a chip as data, and the connections of a model, which are counted.
 
 The model is read as a graph and run with ones: for each weight that is not zero one connection, for
 each neuron one spike. What arrives then is a number of connections, and its gradient with respect
@@ -9,13 +9,13 @@ pools and branches that are added count together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
-from tracetorch.chips.chip import Chip
 from tracetorch.core.walk import join_path
 from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.layers import Product
@@ -24,6 +24,56 @@ from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.model_graph import Node, compute, read_model
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.recurrent import Recurrent
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Limits of a chip: numbers of neurons and connections, widths, spikes of a step.
+
+    ``None`` stands for no limit, or none that is published.
+
+    Args:
+        name: of the chip.
+        inputs: input channels.
+        hidden: neurons that may be recurrent.
+        outputs: output neurons.
+        synapses: synaptic states of a hidden neuron.
+        fan_in: connections into one synapse of a neuron.
+        fan_out: connections out of one hidden neuron into hidden neurons.
+        weight_bits: width of a weight, signed.
+        weight_exponent: the least and the largest power of two that weights share.
+        state_bits: width of the states, signed.
+        threshold_bits: width of a threshold, unsigned.
+        decay_bits: width of a decay.
+        input_spikes: most spikes of an input channel in a step.
+        hidden_spikes: most spikes of a hidden neuron in a step.
+        output_spikes: most spikes of an output neuron in a step.
+        has_bias: whether neurons have a bias.
+        border: hidden neurons that inputs reach, and hidden neurons that reach outputs.
+
+    Example:
+        >>> from tracetorch.chips.xylo import XYLO_2
+        >>> XYLO_2.hidden, XYLO_2.weight_bits, XYLO_2.state_bits
+        (1000, 8, 16)
+    """
+
+    name: str
+    inputs: int | None
+    hidden: int | None
+    outputs: int | None
+    synapses: int
+    fan_in: int | None
+    fan_out: int | None
+    weight_bits: int
+    weight_exponent: tuple[int, int]
+    state_bits: int
+    threshold_bits: int
+    decay_bits: int
+    input_spikes: int
+    hidden_spikes: int
+    output_spikes: int
+    has_bias: bool
+    border: int | None = None
 
 
 class Population(NamedTuple):
@@ -77,7 +127,6 @@ def exceeded(
 def populations(
     model: nn.Module, x: Tensor, passing: tuple[type[nn.Module], ...]
 ) -> list[Population]:
-    """Return the inputs of a model, and its layers of neurons in order."""
     counter = _Counter(passing)
     spikes = counter.sources
     with torch.enable_grad():
@@ -97,8 +146,6 @@ def populations(
 
 
 class _Counter:
-    """Run modules with numbers of connections."""
-
     def __init__(self, passing: tuple[type[nn.Module], ...]) -> None:
         self.passing = (*passing, Delay, Quantize, nn.Hardtanh)
         self.sources: dict[str, Tensor] = {}  # the spikes of every layer, and of the inputs
@@ -110,7 +157,6 @@ class _Counter:
         return self.sources[path]
 
     def run(self, model: nn.Module, path: str, x: Tensor) -> Tensor:
-        """Return what a module gives on."""
         graph = read_model(model, torch.zeros_like(x), is_leaf=is_node)
 
         def call(node: Node, args: Any, kwargs: Any) -> Any:
@@ -124,7 +170,6 @@ class _Counter:
         return result
 
     def module(self, module: Any, path: str, x: Tensor) -> Tensor:
-        """Return what one module gives on."""
         if isinstance(module, self.passing):
             return x
         if isinstance(module, Recurrent):

@@ -1,4 +1,4 @@
-"""Represent a NIR graph as plain data, and list the fields of every kind of node."""
+"""Represent a NIR graph as plain data, with the fields of every kind of node, and the options."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tracetorch.core.checks import check_choice, check_flag, check_positive
+
+Array: TypeAlias = NDArray[np.float64]
+Discretization: TypeAlias = Literal["euler", "exponential"]
+Mode: TypeAlias = Literal["exact", "compact"]
+Reset: TypeAlias = Literal["zero", "subtract"]
 Edge: TypeAlias = tuple[str, str]
 Shape: TypeAlias = tuple[int, ...]  # of one sample, without the batch
 
@@ -18,8 +24,7 @@ CONV = ("input_shape", "stride", "padding", "dilation", "groups")
 _POOL = ("kernel_size", "stride", "padding")
 _LIF = ("r", "v_leak", "v_threshold", "v_reset")
 
-# Parameters of every kind of node, arrays of real numbers, and its settings: whole numbers, one
-# or several, or a word.
+# Parameters of every kind of node, real numbers, and its settings: whole numbers, or a word.
 KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Affine": (("weight", "bias"), ()),
     "AvgPool2d": ((), _POOL),
@@ -40,27 +45,63 @@ KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "SumPool2d": ((), _POOL),
     "Threshold": (("threshold",), ()),
 }
-# Fields that older files leave out: zero, one, and two that follow from the rest of the graph.
-OPTIONAL = ("v_reset", "w_in", "input_shape", "input_type")
 LINEAR = ("Affine", "Conv1d", "Conv2d", "Linear")
-LAYER = "traceTorch layer"  # a node that was recognised as one of our own; no file has this kind
 _SPIKING = ("CubaLIF", "IF", "LIF", "Threshold")
-_HOLDING = ("CubaLI", "Delay", "I", "LI", LAYER, *_SPIKING)
+_HOLDING = ("CubaLI", "Delay", "I", "LI", *_SPIKING)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Convert between the decay of one time step and a time constant in seconds.
+
+    ``"euler"``: ``decay = 1 - dt / tau``. ``"exponential"``: ``decay = exp(-dt / tau)``. Both go
+    through the complement ``1 - decay``, which keeps its digits where a decay is close to one.
+    """
+
+    dt: float
+    discretization: Discretization = "euler"
+
+    def __post_init__(self) -> None:
+        check_positive("dt", self.dt, unit="seconds")
+        check_choice("discretization", self.discretization, ("euler", "exponential"))
+
+    def tau(self, complement: Array) -> Array:
+        """Return the time constant of a trace that loses ``complement = 1 - decay`` per step."""
+        euler = self.discretization == "euler"
+        with np.errstate(divide="ignore"):
+            return np.asarray(self.dt / (complement if euler else -np.log1p(-complement)))
+
+    def complement(self, tau: Array) -> Array:
+        """Return ``1 - decay`` for a time constant; above 1 where one step is too long for it."""
+        steps = np.asarray(self.dt / tau)
+        return steps if self.discretization == "euler" else -np.expm1(-steps)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Hold what :func:`tracetorch.nir.to_nir` was called with, checked."""
+
+    clock: Clock
+    mode: Mode
+    allow_hard_reset: bool
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, ("exact", "compact"))
+        check_flag("allow_hard_reset", self.allow_hard_reset)
 
 
 @dataclass(frozen=True)
 class Node:
-    """Hold a node: its kind, its parameters and settings by NIR's names, its metadata."""
+    """Hold a node: its kind, its parameters and settings by NIR's names."""
 
     kind: str
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def spikes(self) -> bool:
         """Whether its output is spikes."""
-        return self.kind in _SPIKING or self.settings.get("spikes", False)
+        return self.kind in _SPIKING
 
     @property
     def silent(self) -> bool:
@@ -89,13 +130,9 @@ class NodeGraph:
 
     def add_constant(self, value: Any, shape: Shape, source: str) -> str:
         """Add three nodes that give ``value`` at every step, whatever ``source`` gives."""
-        one = self.add_one(shape, source)
-        return self.add("bias", elementwise("Scale", shape, scale=value), one)
-
-    def add_one(self, shape: Shape, source: str) -> str:
-        """Add two nodes that give one at every step, whatever ``source`` gives."""
         silence = self.add("silence", elementwise("Scale", shape, scale=0.0), source)
-        return self.add("one", elementwise("Threshold", shape, threshold=-1.0), silence)
+        one = self.add("one", elementwise("Threshold", shape, threshold=-1.0), silence)
+        return self.add("bias", elementwise("Scale", shape, scale=value), one)
 
     def names(self, kind: str) -> list[str]:
         """Return the names of the nodes of a kind."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracetorch.nir.options import Clock
+from tracetorch.nir.nodes import Clock
 
 
 @pytest.mark.parametrize("discretization", ["euler", "exponential"])
