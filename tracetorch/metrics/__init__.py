@@ -4,9 +4,7 @@ Counting is NeuroBench's. An operation is effective where weight and input are n
 inputs are all 0, 1 or -1 accumulates, any other multiplies. Counts are exact in float64.
 """
 
-from tracetorch.metrics.accuracy import accuracy
-from tracetorch.metrics.activity import dead, firing_rate, saturated, sparsity
-from tracetorch.metrics.energy import Energy, EnergyAssumptions, energy
+from tracetorch.metrics.activity import accuracy, dead, firing_rate, saturated, sparsity
 from tracetorch.metrics.neurobench import (
     activation_sparsity,
     connection_sparsity,
@@ -15,7 +13,7 @@ from tracetorch.metrics.neurobench import (
     parameter_count,
     synaptic_operations,
 )
-from tracetorch.metrics.operations import SynapticOperations
+from tracetorch.metrics.operations import Energy, EnergyAssumptions, SynapticOperations, energy
 from tracetorch.metrics.profile import profile
 from tracetorch.metrics.table import LayerProfile, Profile
 

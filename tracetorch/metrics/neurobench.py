@@ -72,9 +72,7 @@ def activation_sparsity(
 ) -> float:
     """Return the share of zeros in the outputs of spiking neurons, ReLU and sigmoid.
 
-    The model runs from rest and in evaluation mode, and is restored afterwards.
-
-    Arguments are those of :func:`synaptic_operations`.
+    The run and its arguments are those of :func:`synaptic_operations`.
 
     Raises:
         TypeError, ValueError: as ``tt.unroll``; or the model has no activation.
@@ -105,9 +103,7 @@ def membrane_updates(
 ) -> float:
     """Count membrane updates per sample: all at the first step, then those that change a value.
 
-    The model runs from rest and in evaluation mode, and is restored afterwards.
-
-    Arguments are those of :func:`synaptic_operations`.
+    The run and its arguments are those of :func:`synaptic_operations`.
 
     Raises:
         TypeError, ValueError: as ``tt.unroll``; or the model has no neuron layer.

@@ -47,7 +47,9 @@ def observe(
         membranes = {
             join_path(stats.path, name): stats
             for stats in modules
-            if stats.path in called and (name := membrane_name(stats.module)) is not None
+            # a layer without a step, a delay or a recurrent one, has no membrane itself
+            if stats.path in called and has_step(stats.module)
+            for name in sorted(stats.module.active_states, key="mem".__ne__)[:1]
         }
         run = Counter(model, mask)
         hooks = forward_hooks(
@@ -80,15 +82,6 @@ def _count_updates(membrane: Tensor, mask: Tensor | None) -> float:
 
 
 def prepare_run(model: nn.Module) -> None:
-    """Set evaluation mode and zero the states."""
     for _, module in named_modules(model):
         module.eval()
     zero_states(model)
-
-
-def membrane_name(module: nn.Module) -> str | None:
-    """Name the state that is a neuron's membrane: ``mem``, or else its first state."""
-    # a layer without a step, a delay or a recurrent one, has no membrane itself
-    if not has_step(module) or not module.active_states:
-        return None
-    return "mem" if "mem" in module.active_states else module.active_states[0]

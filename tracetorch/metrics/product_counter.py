@@ -52,8 +52,8 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # by their memory, which views share: whether it holds weights, or else constants
         self._weights: dict[int, tuple[StorageWeakRef, bool]] = {}
         found = walk(model)
-        weights = [t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False))]
-        for weight in (*weights, *(t for _, t in found.tensors)):
+        held = (t for _, m in found.modules for t in (*m.parameters(False), *m.buffers(False)))
+        for weight in (*held, *(t for _, t in found.tensors)):
             self._mark(weight, True)
         self._calls: list[ModuleStats] = []  # that are running
         self._masks = None if mask is None else iter(mask.unbind(0))
@@ -92,20 +92,17 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _real_of(self, stats: ModuleStats, x: Tensor) -> Tensor:
         """Return the samples of which this step is no padding."""
         real = self._real
-        if real is None:
-            return x
-        if len(x) != len(real):
+        if real is not None and len(x) != len(real):
             raise ValueError(
                 f"mask: {stats.path or 'the model'} ({type(stats.module).__name__}) works on "
                 f"{len(x)} rows where the batch is {len(real)}: which of its rows are padding is "
                 "unknown. Count each sequence by itself, without mask=."
             )
-        return x[real]
+        return x if real is None else x[real]
 
     # Products
 
     def _caller(self) -> ModuleStats | None:
-        """Return whose product runs now; ``None`` where the call counts it."""
         if self._suspended or not self._calls:
             return None
         if any(isinstance(stats.module, _BY_CALL) for stats in self._calls):
@@ -145,8 +142,6 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def convolution(
         self, convolve: Any, x: Tensor, weight: Tensor, bias: Any = None, **options: Any
     ) -> None:
-        """Count the products of a convolution."""
-
         def products(x: Tensor, weight: Tensor) -> tuple[float, float]:
             present = (weight != 0).to(torch.float64)
             every = torch.ones_like(present)
@@ -175,7 +170,6 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count(caller, weights, value, _matrix_products)
 
     def _call(self, stats: ModuleStats, x: Tensor) -> None:
-        """Count the products of a call that has ended, of a layer whose call tells them."""
         layer: Any = stats.module
         function: Any = torch.mul
         with self.suspended():
@@ -220,7 +214,6 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Count nothing within a block."""
         before, self._suspended = self._suspended, True
         try:
             yield

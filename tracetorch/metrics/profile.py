@@ -18,9 +18,14 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.snapshot import restored
 from tracetorch.events import observed_products
 from tracetorch.metrics.activity import firing_shares
-from tracetorch.metrics.energy import EnergyAssumptions, energy
 from tracetorch.metrics.observe import observe, prepare_run
-from tracetorch.metrics.operations import ModuleStats, sum_operations, uncounted_products
+from tracetorch.metrics.operations import (
+    EnergyAssumptions,
+    ModuleStats,
+    energy,
+    sum_operations,
+    uncounted_products,
+)
 from tracetorch.metrics.table import LayerProfile, Profile
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import SynapticDelays
@@ -103,10 +108,9 @@ def profile(
         macs, acs, dense = astuple(operations) if stats.multiplies else (None, None, None)
         is_layer = isinstance(stats.module, SequenceLayer)
         updates = stats.updates / inputs.batch if is_layer else None
-        picojoules = None
+        estimate = energy(operations, updates=updates or 0.0, assumptions=cost)
         # Pooling, dropout and the like have no operations in NeuroBench's sense: no energy either.
-        if stats.multiplies or is_layer:
-            picojoules = energy(operations, updates=updates or 0.0, assumptions=cost).total_pj
+        picojoules = estimate.total_pj if stats.multiplies or is_layer else None
         kind = plain_class(stats.module).__name__
         row = LayerProfile(
             *(stats.path, kind, stats.shape, sum(p.numel() for p in own.values()), *shares),
@@ -117,14 +121,8 @@ def profile(
             input_density=None if product is None else product.density,
         )
         rows.append(row)
-    return Profile(
-        rows=tuple(rows),
-        steps=inputs.steps,
-        batch=inputs.batch,
-        seconds=statistics.median(run_times),
-        assumptions=cost,
-        uncounted=uncounted_products(modules),
-    )
+    run = inputs.steps, inputs.batch, statistics.median(run_times)
+    return Profile(tuple(rows), *run, cost, uncounted_products(modules))
 
 
 def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:

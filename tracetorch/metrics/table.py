@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tracetorch.metrics.energy import Energy, EnergyAssumptions, energy
-from tracetorch.metrics.operations import SynapticOperations
+from tracetorch.metrics.operations import Energy, EnergyAssumptions, SynapticOperations, energy
 
 _HEADINGS = (
     *("layer", "kind", "shape", "parameters", "rate", "dead", "saturated"),
@@ -173,7 +172,6 @@ def aligned_columns(table: Sequence[Sequence[str]], *, left: int) -> list[str]:
 
 
 def percent(share: float | None) -> str:
-    """Print a share; ``None`` as a dash."""
     return "-" if share is None else f"{100 * share:.1f}%"
 
 
