@@ -197,7 +197,7 @@ def run(
             shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
             print(
                 f"{configuration}, seed {seed}: {shown}; {row.parameters:,} parameters, "
-                f"{wall:.1f} s ({cpu:.1f} s of CPU); {path}",
+                f"{wall:.1f} s ({cpu:.1f} s of CPU); {path} and .png",
                 flush=True,
             )
             rows.append(row)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tracetorch import snn
-from tracetorch.plot.playground_data import FAMILY
+from tracetorch.plot.playground_story import FAMILY
 
 SAMPLES = 120
 FEW = 40  # samples, which a network learns by heart

@@ -62,7 +62,7 @@ NEURONS = {
     "GLIF": 1.0,
 }
 # Their steps call functions that kernels take from another library than PyTorch.
-INEXACT = ("EIF", "AdEx", "RF")
+INEXACT = ("EIF", "AdEx", "RF", "BRF")
 
 SURROGATES = (
     functional.atan_surrogate(2.0),

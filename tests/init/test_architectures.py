@@ -123,11 +123,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "norm in forward": (
         lambda: behind(ByHand()),
-        r"'4' does not .* twice the weight 1 times .*div\(\) in the forward of 3 \(ByHand\)",
+        r"'4' does not .*div\(\) in the forward of 3 \(ByHand\)",
     ),
     "constant, no bias": (
         lambda: biasless(computed(lambda m, x: m.a(x) + 0.7)),
-        DOES_NOT + ".* '2.a': .* With a weight of 0 .* no bias against a constant",
+        DOES_NOT + ".* '2.a': .* or a constant with no bias against it",
     ),
     "storage": (lambda: sharing(lambda w: w), ONE),
     "transposed storage": (lambda: sharing(torch.t), ONE),
@@ -250,7 +250,7 @@ def test_padding_counts_as_if_it_were_cut_out() -> None:
     with pytest.raises(TypeError, match="mask must be a tensor of booleans"):
         calibrate_(net, x, mask=mask.float())
     net = nn.Sequential(nn.Unflatten(1, (2, N // 2)), nn.Flatten(0, 1), nn.Linear(N // 2, 3))
-    with pytest.raises(ValueError, match=r"'3' gets \[120, 32\] steps and samples"):
+    with pytest.raises(ValueError, match="mask does not fit the steps and samples that '3' gets"):
         calibrate_(net.append(snn.LIF(3)), spikes(N, seed=1), mask=torch.ones(T, B).bool())
 
 
@@ -297,7 +297,7 @@ def pair(size: int) -> nn.Sequential:
     r"""
     fluctuation_(pair(50), shape=(3,)) -> ValueError: does not run on one input of \[3\]
     fluctuation_("net") -> TypeError: nn.Module
-    fluctuation_(pair(50), shape=3) -> TypeError: shape must be a tuple of integers
+    fluctuation_(pair(50), shape=3) -> TypeError: 'int' object is not iterable
     fluctuation_(pair(4).insert(0, nn.Embedding(9, 4)))
         -> ValueError: does not run on the shapes that its layers show.*shape=
     """

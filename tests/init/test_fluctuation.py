@@ -211,19 +211,19 @@ def before(*parts: nn.Module) -> nn.Module:
     r"""
     before(nn.Linear(3, 3)), rate=0 -> ValueError: rate must be in \(0, 1\)
     before(nn.Linear(3, 3)), rate="1" -> TypeError: rate
-    before(nn.Linear(3, 3)), target=0 -> ValueError: target must be above 0
-    before(nn.Linear(3, 3)), target=torch.inf -> ValueError: target must be finite
+    before(nn.Linear(3, 3)), target=0 -> ValueError: target must be positive
+    before(nn.Linear(3, 3)), target=torch.inf -> ValueError: target must be positive and finite
     before(nn.Linear(3, 3)), mean=torch.nan -> ValueError: mean must be finite
     before(nn.Linear(3, 3, bias=False)), mean=0.2
-        -> ValueError: '1' has no bias before it, for a mean of 0.2. Give '0' a bias
+        -> ValueError: '1' has no bias before it, for a mean of 0.2.* Give '0' a bias
     snn.LIF(3) -> ValueError: there is nothing to initialise
     before(nn.Linear(3, 6), nn.Flatten(), nn.Unflatten(1, (2, 3)))
         -> ValueError: '0', before '3', has 6 outputs for 3 neurons
     before(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
         -> ValueError: '0', before '1', is parametrized
-    before(pruned()) -> ValueError: '0', before '1', is pruned, or has a norm of torch.nn.utils
+    before(pruned()) -> ValueError: '0', before '1', is parametrized, pruned, or has a norm of torch
     loop(nn.utils.spectral_norm(nn.Linear(3, 3)))
-        -> ValueError: the recurrent connection of '1.neuron' is pruned
+        -> ValueError: the recurrent connection of '1.neuron' is parametrized, pruned
     before(nn.LazyLinear(3)) -> ValueError: '0.weight' has no values yet
     before(nn.Linear(2, 3, device="meta")) -> ValueError: '0.weight' has no values yet
     loop(nn.Identity()) -> ValueError: the recurrent connection of '1.neuron' is Identity

@@ -155,7 +155,7 @@ def shared() -> nn.Module:
     fork() -> ValueError: 'norm' \(BatchNorm1d\) drives 'a', 'b', whose thresholds differ
     net(lambda m, x: m.a(x)) -> ValueError: 'norm' \(BatchNorm1d\) drives nothing on this input
     unlike() -> ValueError: '1' .* has 2 channels, and '3' behind it 4 thresholds
-    pruned() -> ValueError: '1' \(BatchNorm1d\) is pruned
+    pruned() -> ValueError: '1' \(BatchNorm1d\) is parametrized, pruned
     shared() -> ValueError: '3' and '1' share their weight
     fork(), alpha=0.0 -> ValueError: alpha must be positive and finite
     fork(), alpha=-1.0 -> ValueError: alpha must be positive and finite

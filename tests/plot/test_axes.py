@@ -149,7 +149,7 @@ def test_neurons_are_flattened_and_numbers_taken_from_tensors_arrays_and_lists()
     assert flatten_neurons("raster", "", x).shape == (2, 3, 4)
     tensor = torch.tensor([[1], [2.5]])
     for argument in ([1, 2.5], (torch.tensor(1), torch.tensor(2.5)), tensor, np.array([1.0, 2.5])):
-        assert flat_numbers("line_graph", argument).tolist() == [1.0, 2.5]
+        assert flat_numbers(argument).tolist() == [1.0, 2.5]
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16])

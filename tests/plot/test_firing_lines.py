@@ -12,7 +12,7 @@ import tracetorch as tt
 from tests.cases import LAYERS, NEURONS, READOUTS
 from tests.plot.test_save_playground import Plain, neurons_of, page_of
 from tracetorch import snn
-from tracetorch.plot.firing_lines import firing_lines, is_parameter, silent_step
+from tracetorch.plot.firing_lines import firing_lines, silent_step
 from tracetorch.snn.spike_functions import spike_functions
 
 # how many, where it is not one
@@ -39,9 +39,9 @@ def test_a_neuron_fires_beyond_its_lines_and_nowhere_else(name: str) -> None:
         kwargs = layer.step_kwargs(1, torch.float64)
         layer(torch.zeros(1, dtype=torch.float64))
         start = {state: float(getattr(layer, state)) for state in cell.active}
-        lines = firing_lines(cell, spikes, start, kwargs)
+        found = firing_lines(cell, spikes, start, kwargs)
+        lines, names = [line for line, _ in found], [parameter for _, parameter in found]
         assert len(lines) == COUNTS.get(name, 1)
-        names = [is_parameter(line, cell, start, kwargs) for line in lines]
         assert [cell.states[line.place] for line in lines] == [
             STATES.get(name, cell.active[0] if name not in LAYERS else "mem")
         ] * len(lines)
@@ -75,7 +75,7 @@ def test_a_line_goes_on_from_the_states_of_the_neuron() -> None:
     layer = made("ALIF").requires_grad_(False)
     kwargs = layer.step_kwargs(1, torch.float64)
     start = {"mem": 0.0, "adaptation": 0.0}
-    (line,) = firing_lines(layer.cell, ["spike"], start, kwargs)
+    ((line, _),) = firing_lines(layer.cell, ["spike"], start, kwargs)
     mem, adaptation = torch.tensor([0.9], dtype=torch.float64), torch.tensor([2.0]).double()
     level, *after = line(mem.new_tensor([3.0]), mem, adaptation, **kwargs)
     assert float(level) == pytest.approx(1 + 0.257 * 2, abs=1e-6)

@@ -471,13 +471,13 @@ def test_neurons_stand_in_groups_and_presets_set_neuron_and_input(opened: Open) 
 def test_things_to_try_set_the_page_and_play(opened: Open) -> None:
     page = opened()
     links = page.locator("#tries a")
-    assert links.all_inner_texts() == [each.name for each in TRIES]
+    assert links.all_inner_texts() == [name for _, name, _, _ in TRIES]
     seen = {}
-    for each in TRIES:
-        page.get_by_role("link", name=each.name, exact=True).click()
-        seen[each.name] = read(page)
-        assert page.locator("#caption").inner_text() == each.text
-        assert seen[each.name]["neuron"] == each.neuron
+    for neuron, name, text, _ in TRIES:
+        page.get_by_role("link", name=name, exact=True).click()
+        seen[name] = read(page)
+        assert page.locator("#caption").inner_text() == text
+        assert seen[name]["neuron"] == neuron
         assert page.locator("#play").inner_text() == "pause"
         assert "ignored" not in page.locator("#note").inner_text()
     spikes = {name: sum(map(bool, each["output"])) for name, each in seen.items()}

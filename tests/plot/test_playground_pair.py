@@ -20,6 +20,7 @@ from tracetorch import fuse, snn
 from tracetorch.plot.playground_story import PAIRS
 
 Open = Callable[..., Page]
+SETTINGS = {name: settings for _, name, _, settings in PAIRS}
 PAIRED = (("LIF", "LIF"), ("BSRLIF", "ALIF"), ("SLIF", "SReadout"), ("AdLIF", "RLIF"))
 
 
@@ -142,7 +143,7 @@ def test_a_half_centre_oscillator_bursts_in_turns(opened: Open) -> None:
     assert len(turns) >= 6
     assert all(len(times) >= 4 for _, times in turns)
     # neither has a rhythm of its own: without synapses both fire all the time
-    settings = next(each for each in PAIRS if each.name == "half-centre oscillator").settings
+    settings = SETTINGS["half-centre oscillator"]
     alone = go(page, neuron="ALIF", **{**settings, "w12": 0, "w21": 0})
     gaps = torch.tensor(spikes(alone)).diff()
     assert gaps.max() < 2.5 * gaps[len(gaps) // 2]
@@ -159,7 +160,7 @@ def test_a_coincidence_detector_fires_only_where_both_inputs_meet(opened: Open) 
         t in meet for t in pulses
     ]
     assert len(both[1]) == len(meet)
-    settings = dict(next(e for e in PAIRS if e.name == "coincidence detector").settings)
+    settings = dict(SETTINGS["coincidence detector"])
     for lag in range(-4, 7):  # a spike of neuron 1 is there one step later
         seen = go(page, neuron="LIF", **{**settings, "2.period": 20, "lag": lag})
         assert bool(spikes(seen)) == (abs(lag - 1) <= 1), lag
@@ -172,7 +173,7 @@ def test_the_winner_takes_all(opened: Open) -> None:
     first, second = (spikes(each) for each in sides(take(page, "winner takes all")))
     assert len(first) > 50
     assert max(second, default=0) < 30
-    settings = next(each for each in PAIRS if each.name == "winner takes all").settings
+    settings = SETTINGS["winner takes all"]
     loser = go(page, neuron="LIF", **{**settings, "2.amplitude": 0.55})
     assert max(spikes(loser), default=0) < 30
     assert len(spikes(loser["other"])) > 50
@@ -228,8 +229,8 @@ def test_a_decimal_comma_is_a_point(opened: Open, typed: str) -> None:
 
 def test_the_python_of_a_pair_makes_it(opened: Open) -> None:
     page = opened()
-    for each in PAIRS:
-        seen = take(page, each.name)
+    for name in SETTINGS:
+        seen = take(page, name)
         scope: dict[str, Any] = {"torch": torch, "tt": tt}
         with torch.no_grad(), fuse.backend("eager"):
             exec(seen["python"], scope)
@@ -237,7 +238,7 @@ def test_the_python_of_a_pair_makes_it(opened: Open) -> None:
             x = torch.tensor([[s["x"] for s in both]]).permute(2, 0, 1)
             output = tt.unroll(scope["neurons"].double(), x.double(), from_rest=True)
         for k, side in enumerate(both):
-            assert output[:, 0, k].tolist() == side["output"], each.name
+            assert output[:, 0, k].tolist() == side["output"], name
 
 
 def test_a_pair_is_switched_on_and_off_and_kept_in_the_address(opened: Open) -> None:

@@ -82,17 +82,17 @@ def test_presets_and_things_to_try_are_of_known_neurons_and_settings() -> None:
     assert {name: bursting.arguments[name] for name in expected} == expected
     assert bursting.arguments["beta"] == pytest.approx(0.9048, abs=1e-4)
     assert bursting.arguments["rho"] == pytest.approx(0.9890, abs=1e-4)
-    assert len({each.name for each in (*TRIES, *PAIRS)}) == len(TRIES) + len(PAIRS) >= 15
+    assert len({name for _, name, _, _ in (*TRIES, *PAIRS)}) == len(TRIES) + len(PAIRS) >= 15
     shared = {"kind", "amplitude", "period", "width", "o.reset", "o.surrogate"}
-    for each in (*TRIES, *PAIRS):
-        known = shared | {f"p.{name}" for name in NEURONS[each.neuron].constraints}
+    for neuron, name, _, settings in (*TRIES, *PAIRS):
+        known = shared | {f"p.{each}" for each in NEURONS[neuron].constraints}
         known |= {"step", "of"}
-        if "neuron2" in each.settings:
-            second = NEURONS[each.settings["neuron2"]]
-            known |= {f"2.{name}" for name in (*shared, *(f"p.{n}" for n in second.constraints))}
+        if "neuron2" in settings:
+            second = NEURONS[settings["neuron2"]]
+            known |= {f"2.{each}" for each in (*shared, *(f"p.{n}" for n in second.constraints))}
             known |= {"neuron2", "w12", "w21", "lag", "shown"}
-        assert set(each.settings) <= known, each.name
-    assert sum("neuron2" in each.settings for each in TRIES) == 2
+        assert set(settings) <= known, name
+    assert sum("neuron2" in settings for *_, settings in TRIES) == 2
 
 
 def fired(name: str, preset: str, **arguments: Any) -> Tensor:

@@ -52,3 +52,27 @@ def test_partial_windows_average_their_own_steps(steps: int, window: int) -> Non
     columns = mesh.get_coordinates()[0, :, 0]  # type: ignore[attr-defined]
     assert columns[0] == -0.5
     assert columns[-1] == steps - 0.5
+
+
+def test_cells_are_the_norms_of_layers_at_steps_and_marked_where_not_finite() -> None:
+    gradients = {"a": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.ones(2, 2, 2, 4)}
+    ax = tt.plot.gradient_flow(gradients)
+    (mesh,) = ax.collections
+    norms: Any = mesh.get_array()
+    assert norms.filled(-1).tolist() == [[5.0, -1.0], [4.0, 4.0]]
+    assert mesh.get_clim() == (4.0, 5.0)
+    assert ax.get_ylim() == (2, 0)
+    gradients = {"a": torch.tensor([1.0, torch.nan, torch.inf, 0.0])}
+    drawn: Any = tt.plot.gradient_flow(gradients)
+    flow, broken = (mesh.get_array() for mesh in drawn.collections)
+    assert flow.mask.tolist() == [[False, True, True, True]]
+    assert broken.mask.tolist() == [[True, False, False, True]]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, torch.nan])
+def test_equal_or_missing_norms_have_a_colour_scale(value: float) -> None:
+    ax = tt.plot.gradient_flow({"a": torch.full((3, 2), value)})
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    low, high = ax.collections[0].get_clim()
+    assert 0 < low < high
+    assert np.isfinite(high)

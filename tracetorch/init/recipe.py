@@ -1,13 +1,16 @@
-"""Prepare a model for its training, its optimizer and its schedule: ``recipe``."""
+"""Prepare a model for its training: half-lives over the sequence, optimizer and schedule."""
 
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
+from torch.nn.utils.parametrize import is_parametrized
 
 from tracetorch.core.checks import (
     check_count,
@@ -19,16 +22,177 @@ from tracetorch.core.checks import (
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.core.walk import join_path, named_modules
-from tracetorch.init.calibrate import trial_on, warn_of_scales
-from tracetorch.init.membranes import Trial, measure, root_mean_square
+from tracetorch.functional import halflife_to_decay
+from tracetorch.init.calibrate import trial_on, warn_of_large_weights
+from tracetorch.init.membranes import Trial, holds_already, measure, root_mean_square, scale_all
 from tracetorch.init.response import to_first_spike
-from tracetorch.init.scaling import reached_already, scale_all
-from tracetorch.init.spread import Spread, describe_halflives, plan_spread, spread_written
-from tracetorch.init.stages import weight_of
+from tracetorch.snn.connectivity import raw_weight
 from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.param_groups import param_groups
+from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import mask_first, parse_inputs
+
+_MEMBRANE = "beta"  # the decay of the membrane, in every neuron that has one
+
+
+class Spread(NamedTuple):
+    """New half-lives of a neuron layer, or the reason why there are none."""
+
+    path: str
+    neuron: Neuron
+    halflives: Tensor | None
+    reason: str = ""
+
+
+def spread_(
+    model: nn.Module, steps: int, *, generator: torch.Generator | None = None
+) -> dict[str, tuple[float, float]]:
+    """Spread the half-lives of membranes from one step to the length of a sequence, in each layer.
+
+    Half-lives that are evenly spaced on a logarithmic scale let a layer remember the last steps and
+    the whole sequence alike; decays hardly move while a network learns, so the start decides::
+
+        halflife_i = steps^(i / (num_neurons - 1))
+        beta_i     = 2^(-1 / halflife_i)
+
+    They go to the neurons of a layer, or the channels of a convolution, in random order. A layer is
+    spread where its decay of the membrane, the parameter ``beta``, is in all neurons what the
+    constructor starts from by itself. So a second call changes nothing, and neither what was given
+    or assigned, nor what has learned, does. Left as they are as well: readouts and other layers
+    that do not spike, a decay that is fixed (``learn_beta=False``, or frozen), one for a whole
+    layer (``beta_rank=0``), one that PyTorch parametrizes, one neuron, a neuron without ``beta``,
+    and one whose class cannot be built from ``num_neurons`` alone, so that its start is not known.
+    A number that is given and equals the default counts as the default: a tensor does not.
+
+    Args:
+        model: any module; neuron layers hidden in lists and plain objects are found too.
+        steps: the longest half-life: the length of a sequence. At 1 there is nothing to spread.
+        generator: source of the order of the neurons; PyTorch's own where it is ``None``. Layers
+            draw from it in the order of ``model.named_modules()``.
+
+    Returns:
+        The shortest and the longest half-life of each layer that was spread, by its path.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: ``steps`` is below 1; a parameter has no values yet, or is computed before every
+            call, by pruning say. Nothing has been changed then.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(20, 50), LIF(50), nn.Linear(50, 4), LIF(4, beta=0.5))
+        >>> spread_(net, steps=100)
+        {'1': (1.0, 100.0)}
+        >>> spread_(net, steps=100)
+        {}
+    """
+    check_module(model)
+    check_unsharded(model, "tt.init")
+    check_has_values(model)
+    found = plan_spread(model, check_count("steps", steps), generator)
+    with spread_written(found):
+        pass
+    return {
+        each.path: (float(each.halflives.min()), float(each.halflives.max()))
+        for each in found
+        if each.halflives is not None
+    }
+
+
+def plan_spread(model: nn.Module, steps: int, generator: torch.Generator | None) -> list[Spread]:
+    found: list[Spread] = []
+    raws: set[int] = set()
+    for path, module in named_modules(model):
+        if not has_step(module):
+            continue
+        reason = _reason_against(module, steps)
+        raw = getattr(module, f"raw_{_MEMBRANE}", None)
+        if not reason and id(raw) in raws:
+            reason = "left: shared with a layer above"
+        raws.add(id(raw))
+        halflives = None
+        if not reason:
+            exponents = torch.linspace(0, 1, module.num_neurons, dtype=torch.float64, device="cpu")
+            device = None if generator is None else generator.device
+            order = torch.randperm(module.num_neurons, generator=generator, device=device)
+            halflives = (float(steps) ** exponents)[order.cpu()]
+        found.append(Spread(path, module, halflives, reason))
+    return found
+
+
+@contextmanager
+def spread_written(found: list[Spread]) -> Iterator[None]:
+    """Write half-lives into their layers, and take all back where that or the block fails."""
+    chosen = [(each.neuron, each.halflives) for each in found if each.halflives is not None]
+    calls = [(neuron._declared, neuron._declared.call) for neuron, _ in chosen]
+    tensors = [t for neuron, _ in chosen for t in (*neuron.parameters(), *neuron.buffers())]
+    try:
+        with restored_on_error(tensors):
+            for neuron, halflives in chosen:
+                setattr(neuron, _MEMBRANE, halflife_to_decay(halflives))
+            yield
+    except BaseException:
+        for declared, call in calls:
+            declared.call = call
+        raise
+
+
+def describe_halflives(neuron: Neuron) -> str:
+    """Say which half-lives the membranes of a layer have: ``1 to 28 steps``."""
+    constraint = neuron.constraints.get(_MEMBRANE)
+    if constraint is None or not is_decay(constraint):
+        return ""
+    # that of a decay of 1, to which a narrow dtype may have rounded, is infinite
+    values = getattr(neuron, _MEMBRANE).detach().double().log2().reciprocal().abs()
+    low, high = (f"{float(each):.3g}" for each in (values.min(), values.max()))
+    range_ = low if low == high else f"{low} to {high}"
+    return f"{range_} step{'' if range_ == '1' else 's'}"
+
+
+def _reason_against(neuron: Neuron, steps: int) -> str:
+    """Return why a layer is left as it is; nothing where it is to be spread."""
+    constraint = neuron.constraints.get(_MEMBRANE)
+    if constraint is None or not is_decay(constraint):
+        return f"left: no decay {_MEMBRANE}"
+    if not spike_functions(neuron):
+        return "left: does not spike"
+    if getattr(neuron, f"raw_{_MEMBRANE}").ndim == 0 and neuron.num_neurons > 1:
+        return f"left: one for the layer; {_MEMBRANE}_rank=1 gives each neuron its own"
+    if neuron.num_neurons == 1:
+        return "left: one neuron"
+    if is_parametrized(neuron, f"raw_{_MEMBRANE}"):
+        return "left: parametrized"
+    if not getattr(neuron, f"raw_{_MEMBRANE}").requires_grad:
+        return "left: fixed"
+    start = _start(neuron)
+    if start is None:
+        return "left: not known whether it was given"
+    if not _same(getattr(neuron, f"raw_{_MEMBRANE}").detach().cpu(), start):
+        return "left: given, or learned"
+    if neuron._declared.call.named.get(_MEMBRANE, "").startswith("Tensor"):
+        return "left: given"
+    return "left: the batch has one step" if steps == 1 else ""
+
+
+def _start(neuron: Neuron) -> Tensor | None:
+    """Return the raw decay that the constructor starts from by itself; ``None``: not known."""
+    try:
+        with torch.random.fork_rng([]), torch.device("cpu"):
+            fresh = type(neuron)(neuron.num_neurons)
+            raw: Tensor = getattr(fresh, f"raw_{_MEMBRANE}").detach()
+    except Exception:  # of a constructor that wants more
+        return None
+    return raw
+
+
+def _same(raw: Tensor, start: Tensor) -> bool:
+    """Whether two raw values are bitwise the same, in the narrower of their dtypes."""
+    if raw.shape != start.shape:
+        return False
+    dtype = min(raw.dtype, start.dtype, key=lambda each: torch.finfo(each).bits)
+    return torch.equal(raw.to(dtype), start.to(dtype))
+
 
 _TARGET = 1.0  # nearer to the threshold than calibrate_ by default: layers fire from the start
 _DECAY = 0.01  # of weights
@@ -124,10 +288,9 @@ def recipe(
             trial.responses[stage.path] = to_first_spike(stage.neuron, response, stage.path)
         before = _sizes(trial)
         with restored_on_error(model.parameters()):
-            reached = reached_already(trial)
-            calibrated = reached is None
-            if reached is None:
-                reached = scale_all(trial)
+            calibrated = not holds_already(trial)
+            if calibrated:
+                scale_all(trial)
             rate, reason = _rate(trial, spread) if lr is None else (lr, "as given")
             groups = _own_rates(trial, param_groups(model, _DECAY, lr=rate, relative=True))
             optimizer = _AdamW(groups)
@@ -143,16 +306,12 @@ def recipe(
     }
     print(*_lines(trial, spread, factors, learn), sep="\n")
     if calibrated:
-        warn_of_scales(trial, reached, inputs.steps)
+        warn_of_large_weights(trial, inputs.steps)
     return optimizer, scheduler
 
 
 class _AdamW(torch.optim.AdamW):
-    """AdamW that tells autograd of its writes, which the fused kernel leaves out.
-
-    A backward pass through the graph of an earlier step then raises, as with any other optimizer.
-    Copies and pickles lose their hooks, and so one is added where they are made.
-    """
+    """AdamW that tells autograd of its writes, which the fused kernel leaves out; copies too."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, fused=True)
@@ -192,21 +351,19 @@ def _own_rates(trial: Trial, groups: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _active_inputs(trial: Trial) -> list[tuple[Tensor, float]]:
-    """Return wide weights that drive spikes without a norm, and how many inputs are active at once.
-
-    That is ``(sum |x|)^2 / sum x^2`` of what a neuron is given: of spikes, their number.
-    """
+    """Return wide weights that drive spikes without a norm, and how many inputs are active."""
+    # (sum |x|)^2 / sum x^2 of what a neuron is given: of spikes, their number
     wide = [
         module
         for stage in trial.calls.stages
         if spike_functions(stage.neuron) and not isinstance(stage.source, BatchNormBase)
         for module in stage.drivers
-        if not isinstance(module, BatchNormBase) and weight_of(module)[0].numel() > _WIDE
+        if not isinstance(module, BatchNormBase) and raw_weight(module)[0].numel() > _WIDE
     ]
     seen: dict[nn.Module, list[float]] = {module: [] for module in wide}
 
     def note(module: nn.Module, given: tuple[Any, ...]) -> None:
-        values = given[0].detach().double().flatten(-(weight_of(module).ndim - 1))
+        values = given[0].detach().double().flatten(-(raw_weight(module).ndim - 1))
         squares = values.square().sum(-1)
         share = values.abs().sum(-1).square()[squares > 0] / squares[squares > 0] / values.shape[-1]
         if share.numel():
@@ -221,16 +378,15 @@ def _active_inputs(trial: Trial) -> list[tuple[Tensor, float]]:
         for hook in hooks:
             hook.remove()
     return [
-        (weight_of(module), weight_of(module)[0].numel() * statistics.fmean(shares))
+        (raw_weight(module), raw_weight(module)[0].numel() * statistics.fmean(shares))
         for module, shares in seen.items()
         if shares
     ]
 
 
 def _sizes(trial: Trial) -> dict[str, float]:
-    """Return the root mean square of the weight before each layer, by its path."""
     return {
-        stage.path: root_mean_square(weight_of(stage.source).detach().double())
+        stage.path: root_mean_square(raw_weight(stage.source).detach().double())
         for stage in trial.calls.stages
     }
 
@@ -249,10 +405,7 @@ def _rate(trial: Trial, spread: list[Spread]) -> tuple[float, str]:
 def _lines(
     trial: Trial, spread: list[Spread], factors: dict[str, float], rates: dict[int, str]
 ) -> list[str]:
-    """Return a line for each neuron layer, in columns: what was done to it.
-
-    ``rates`` says at which rate a parameter learns, by its identity.
-    """
+    """Return a line for each neuron layer; ``rates`` of learning are by a parameter's identity."""
     sources = {stage.path: stage for stage in trial.calls.stages}
     left = {stage.path: (stage.source_path, reason) for stage, reason in trial.left}
     rows = []
@@ -263,7 +416,7 @@ def _lines(
         if path in sources:
             weight = join_path(sources[path].source_path, "weight")
             source = sources[path].source
-            row.append(f"{weight} x {factors[path]:.3g}, {rates[id(weight_of(source))]}")
+            row.append(f"{weight} x {factors[path]:.3g}, {rates[id(raw_weight(source))]}")
             if isinstance(source, BatchNormBase) and not source.training:
                 row[-1] += ", in eval(): by its running statistics"
         elif path in left:

@@ -147,25 +147,17 @@ def _same_states(one: States, other: States) -> bool:
 
 
 def decay_names(layer: SequenceLayer) -> list[str]:
-    """List the decays that a layer declares, fixed ones too."""
     return [name for name, constraint in layer.constraints.items() if is_decay(constraint)]
 
 
 def distance_to_threshold(layer: Neuron, path: str | None = None) -> Tensor:
-    """Return the distance from each membrane at rest to its threshold, ``[num_neurons]``.
-
-    Raises as :func:`impulse_response` for a layer that fires without input.
-    """
+    """Return the distance from each membrane at rest to its threshold, ``[num_neurons]``."""
     with torch.no_grad():
         return _FreeNeuron(layer, path).rest()[1]
 
 
 def to_first_spike(layer: Neuron, response: ImpulseResponse, path: str | None) -> ImpulseResponse:
-    """Return a response whose distance is what the least pulse that makes a neuron fire adds.
-
-    Of a neuron that is linear below its threshold it is the same. A voltage that runs away to its
-    peak from far below is brought to where it does.
-    """
+    """Return a response whose distance is what the least pulse that makes a neuron fire adds."""
     free = _FreeNeuron(layer, path)
     if free.noise or not free.spikes:
         return response
@@ -238,10 +230,7 @@ class _FreeNeuron:
         return states, distance
 
     def share_that_fires(self, kernel: Tensor, rest: States, distance: Tensor) -> Tensor:
-        """Return the least share that fires of the pulse that reaches the threshold by the kernel.
-
-        It is 1 where the spike function receives what is linear in the input.
-        """
+        """Return the share that fires of the pulse that, by the kernel, reaches the threshold."""
         largest, peak = kernel.abs().max(0)
         pulse = kernel.gather(0, peak[None])[0].sign() * distance / largest
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from operator import add, mul
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from tracetorch.core.checks import check_finite
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import BatchNormBase, is_alias
@@ -34,8 +34,6 @@ RECURRENT = 0.1
 
 
 class Stage(NamedTuple):
-    """A neuron layer and what drives it."""
-
     path: str  # of the neuron layer
     neuron: Neuron
     source_path: str  # of the affine layer before it
@@ -50,18 +48,13 @@ class Stage(NamedTuple):
 
 
 class Calls(NamedTuple):
-    """Calls of one step of a model."""
-
     by: Literal["layer", "step"]  # how the model runs
     stages: list[Stage]  # the neuron layers with what drives them, in the order of the calls
     left: list[Stage]  # those behind batch norms that drive several, where norms may stay
 
 
 def follow_calls(model: nn.Module, inputs: Inputs, *, norms_as_they_are: bool = False) -> Calls:
-    """Pair every neuron layer with the last affine layer that drives it; leave out one without.
-
-    With ``norms_as_they_are`` batch norms may drive several neuron layers, which are left then.
-    """
+    """Pair every neuron layer with the last affine layer that drives it; leave out one without."""
     by: Literal["layer", "step"] = "step"
     few = inputs.first(2)
     with restored(model), torch.no_grad(), suppress(ValueError):
@@ -77,7 +70,11 @@ def follow_calls(model: nn.Module, inputs: Inputs, *, norms_as_they_are: bool = 
     kept: set[str] = set()  # norms that drive several layers
     for path, ends in driven.items():
         found = [end for end in ends if has_step(modules[end])]
-        if norms_as_they_are and len(found) > 1 and is_norm(own[path]):
+        if (
+            norms_as_they_are
+            and len(found) > 1
+            and isinstance(unwrapped("", own[path])[1], BatchNormBase)
+        ):
             kept.add(path)
         elif len(found) > 1:
             raise ValueError(
@@ -106,11 +103,6 @@ def follow_calls(model: nn.Module, inputs: Inputs, *, norms_as_they_are: bool = 
             "batch norm with a weight: there is nothing to initialise."
         )
     return Calls(by, stages, left)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm, or one for each step."""
-    return isinstance(unwrapped("", module)[1], BatchNormBase)
 
 
 def sources(model: nn.Module) -> dict[str, nn.Module]:
@@ -161,10 +153,7 @@ def read_step(model: nn.Module, inputs: Inputs, own: Collection[str]) -> ModelGr
 
 
 def driven_modules(graph: ModelGraph, own: Collection[str], ends: Ends) -> dict[str, list[str]]:
-    """Return the paths of the modules that each source drives, by its path; only those called.
-
-    ``ends`` says whether a way that began at a source ends at a node.
-    """
+    """Return the paths of the modules that each source drives, up to an end of the way."""
     driven: dict[str, list[str]] = {}
     for source in graph.nodes:
         if source.module is not None and source.path in own:
@@ -196,7 +185,6 @@ def _walk(first: Collection[Node], following: dict[Node, list[Node]], ends: Ends
 def _stage(
     graph: ModelGraph, node: Node, drivers: list[str], loop_path: str | None, loop: Recurrent | None
 ) -> Stage:
-    """Return a neuron layer and what drives it."""
     before = {each: each.inputs for each in graph.nodes}
     upstream = _walk(before[node], before, lambda each: has_step(each.module))
     own = [each for each in upstream if each.module is not None and each.path in drivers]
@@ -230,17 +218,14 @@ def _check(stage: Stage) -> None:
     if isinstance(stage.source, SparseLinear) and stage.source.group is not None:
         raise ValueError(
             f"{title} has weights that edges share (group=): a neuron has no scale of its own. Set "
-            "them yourself, or initialise a layer without groups and take their means."
+            "them yourself."
         )
     for module in (stage.source,) if connection is None else (stage.source, connection):
         check_own_weight(title, module)
-        strided = [
-            pair for p in module.parameters() for pair in zip(p.shape, p.stride(), strict=True)
-        ]
-        if any(size > 1 and not stride for size, stride in strided):
+        pairs = [zip(p.shape, p.stride(), strict=True) for p in module.parameters()]
+        if any(size > 1 and not stride for sizes in pairs for size, stride in sizes):
             raise ValueError(
-                f"{title} has a parameter whose values share memory with each other, as .expand() "
-                "gives them: they cannot be set by themselves. Clone it."
+                f"{title} has a parameter whose values share memory, by .expand() say. Clone it."
             )
         if outputs_of(module) != stage.neuron.num_neurons:
             raise ValueError(
@@ -267,25 +252,11 @@ def _check_untied(stages: list[Stage]) -> None:
 
 def overlap(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are one, or views of one storage that may share memory."""
-    spans = [
-        range(start := int(t.storage_offset()), start + 1 + sum(
-            (size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)
-        ))
-        for t in (one, other)
-    ]  # fmt: skip
+    starts = [int(t.storage_offset()) for t in (one, other)]
+    lengths = [sum(map(mul, t.shape, t.stride())) - sum(t.stride()) for t in (one, other)]
     # parts of one vector, as vector_to_parameters makes them, lie beside each other
-    beside = max(span.start for span in spans) >= min(span.stop for span in spans)
+    beside = max(starts) > min(map(add, starts, lengths))
     return one is other or (is_alias(one, other) and not beside)
-
-
-def check_moments(target: object, mean: object) -> tuple[float, float]:
-    """Return deviation and mean that membranes shall have, checked."""
-    checked = check_finite("target", target), check_finite("mean", mean)
-    if not checked[0] > 0:
-        raise ValueError(
-            f"target must be above 0, in distances to the threshold, got {checked[0]}."
-        )
-    return checked
 
 
 def is_affine(module: nn.Module) -> bool:
@@ -297,28 +268,14 @@ def is_affine(module: nn.Module) -> bool:
 
 def check_own_weight(title: str, module: nn.Module) -> None:
     """Raise where a weight is computed from other values, which what is written into it leaves."""
-    computed = is_parametrized(module) and connectivity(module) is None
-    problem = "is parametrized" if computed else ""
-    if hooked_weights(module):
-        problem = "is pruned, or has a norm of torch.nn.utils"
-    if problem:
+    if hooked_weights(module) or (is_parametrized(module) and connectivity(module) is None):
         raise ValueError(
-            f"{title} {problem}: its weight follows from other values. Initialise the network "
-            "before you add this."
+            f"{title} is parametrized, pruned, or has a norm of torch.nn.utils: its weight follows "
+            "from other values. Initialise the network before you add this."
         )
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """Return what holds the weight of an affine layer, to be read and written.
-
-    Its outputs come first; those of a norm are last. Of a layer of ``tt.snn.connect`` it is the raw
-    weight.
-    """
-    return raw_weight(module)
-
-
 def outputs_of(module: nn.Module) -> int:
-    """Return the number of outputs of an affine layer, those of a convolution its channels."""
     if isinstance(module, SparseLinear):
         return module.out_features
     return module.num_features if isinstance(module, BatchNormBase) else len(raw_weight(module))
@@ -327,7 +284,7 @@ def outputs_of(module: nn.Module) -> int:
 def scale_rows(module: nn.Module, factors: Tensor | float) -> None:
     """Multiply the weights of each output, and its bias: by factors of their own, or by one."""
     with torch.no_grad():
-        weight = weight_of(module)
+        weight = raw_weight(module)
         factors = torch.as_tensor(factors).to(weight)
         if isinstance(module, SparseLinear):
             # groups, of connections, are scaled by one number alone

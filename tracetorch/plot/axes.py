@@ -1,4 +1,4 @@
-"""Create matplotlib axes, and the style, the axis of time and the bands that plots share."""
+"""Create matplotlib axes, and the style, axis of time, bands and arguments that plots share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracetorch.core.checks import check_positive
+from tracetorch.core.docstrings import SharedDescriptions
 from tracetorch.core.optional import require
 
 if TYPE_CHECKING:
@@ -20,6 +21,23 @@ INK, MUTED, FAINT = "#33373d", "#8a9099", "#d5d9df"
 COLOURMAP = "viridis"
 
 Steps = TypeVar("Steps", float, NDArray[Any])
+
+# the arguments that many plots have
+describe_plot = SharedDescriptions(
+    {
+        "title": "title of the axes.",
+        "ax": "axes to draw on; if left out, new axes on a new figure.",
+        "spikes": "outputs, or a dict of them by path. Dimensions after the batch are flattened to "
+        "neurons.",
+        "sample": "index in the batch; ``None`` for ``[T, ...]`` without one.",
+        "dt": "duration of a step in milliseconds, for time in ms and rates in Hz; ``None``: in "
+        "steps.",
+    },
+    raises={
+        "TypeError, ValueError": "an argument is of the wrong type, out of range or empty, or does "
+        "not fit the others."
+    },
+)
 
 
 def get_axes(ax: Axes | None, size: tuple[float, float] = (6.4, 3.2)) -> Axes:
@@ -50,10 +68,7 @@ def set_integer_ticks(ax: Axes, *names: str) -> None:
 
 @dataclass(frozen=True)
 class TimeScale:
-    """Scale of the axis of time: steps, or milliseconds.
-
-    A step is an interval: step 0 lasts from 0 to ``dt``, and is drawn in its middle.
-    """
+    """Scale of the axis of time: steps, or milliseconds; a step is drawn in its middle."""
 
     dt: float | None  # duration of a step in milliseconds; None: time is counted in steps
 
@@ -63,7 +78,6 @@ class TimeScale:
         return cls(None if dt is None else check_positive(f"{caller}: dt", dt, unit="milliseconds"))
 
     def at(self, steps: Steps) -> Steps:
-        """Return the place of steps on the axis."""
         return steps if self.dt is None else (steps + 0.5) * self.dt
 
     @property
@@ -73,7 +87,6 @@ class TimeScale:
 
     @property
     def rate_name(self) -> str:
-        """Name of the unit of rates."""
         return "spikes per step" if self.dt is None else "Hz"
 
     def show(self, ax: Axes, steps: int) -> None:
@@ -88,7 +101,6 @@ class TimeScale:
 
 
 def set_title(ax: Axes, title: str | None) -> None:
-    """Set the title of the axes, if there is one."""
     if title:
         ax.set_title(title, fontsize="medium")
 
@@ -103,13 +115,10 @@ def finished(ax: Axes, title: str | None, *, legend: bool = False) -> Axes:
 
 
 def row_edges(layer: int, rows: int, layers: int) -> NDArray[Any]:
-    """Return the y positions of the edges between the rows of a layer, ``[rows + 1]``.
-
-    The rows of a single layer have height 1, the first around 0. Of several layers each has a band
-    of height 1: a readout of ten neurons would be invisible beside thousands.
-    """
+    """Return the y positions of the edges between the rows of a layer, ``[rows + 1]``."""
     if layers == 1:
         return np.arange(rows + 1) - 0.5
+    # a band of height 1 for each: a readout of ten neurons would be invisible beside thousands;
     # 2 % of a band above and below its rows separate it from the next
     return layer + 0.02 + 0.96 * np.arange(rows + 1) / max(rows, 1)
 

@@ -22,35 +22,20 @@ _SAMPLES = 16  # random states and inputs at which lines are compared
 
 @dataclass(frozen=True)
 class FiringLine:
-    """A step whose output is the value of a state at which the neuron fires."""
+    """A step whose output is the value of a state at which the neuron fires, or how far it is."""
 
     step: Callable[..., tuple[Any, ...]]  # of the neuron
     spikes: tuple[str, ...]  # names of its spike functions
     call: int | None  # which of their calls; None: the output is the state before its reset
-    place: int  # of the state, among those of the step
-    sign: float  # 1.0 if the neuron fires above the line, -1.0 if below
+    place: int = 0  # of the state, among those of the step
+    sign: float = 1.0  # 1.0 if the neuron fires above the line, -1.0 if below
+    alone: bool = False  # the output is what the spike function is given: it fires above 0
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Run one step; its states go on as those of the neuron do."""
         ends, distances = silent_step(self.step, self.spikes, tensors, kwargs)
         _, *after = self.step(*tensors, **kwargs)
-        value = ends[self.place]
-        return value if self.call is None else value - self.sign * distances[self.call], *after
-
-
-@dataclass(frozen=True)
-class SpikeDistance:
-    """A step whose output is what a spike function is given: above 0 the neuron fires."""
-
-    step: Callable[..., tuple[Any, ...]]  # of the neuron
-    spikes: tuple[str, ...]  # names of its spike functions
-    call: int  # which of their calls
-
-    def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Run one step; its states go on as those of the neuron do."""
-        _, distances = silent_step(self.step, self.spikes, tensors, kwargs)
-        _, *after = self.step(*tensors, **kwargs)
-        return distances[self.call], *after
+        distance = 0.0 if self.call is None else distances[self.call]
+        return distance if self.alone else ends[self.place] - self.sign * distance, *after
 
 
 def spike_alone(cell: Cell) -> Cell:
@@ -88,53 +73,44 @@ def smallest_shape(cell: Cell) -> list[int]:
 
 def firing_lines(
     cell: Cell, spikes: Sequence[str], start: Mapping[str, float], kwargs: Mapping[str, Any]
-) -> list[FiringLine]:
-    """Return the lines of a neuron, in the order in which its step compares with them.
+) -> list[tuple[FiringLine, str | None]]:
+    """Return the lines of a neuron in the order of its step, and the parameters that they are.
 
     ``start`` has a value around which each active state lies; the step's ``kwargs`` are in float64.
     """
     size = smallest_shape(cell)
     generator = torch.Generator().manual_seed(0)
+    # parameters that are equal are moved apart, for a line is compared with each
+    moved = {
+        name: value * (1 + 0.01 * place) if isinstance(value, Tensor) else value
+        for place, (name, value) in enumerate(kwargs.items(), 1)
+    }
+    parameters = {name: value for name, value in moved.items() if isinstance(value, Tensor)}
 
     def draw(around: float) -> Tensor:
         spread = max(1.0, 0.1 * abs(around))
         shape = (_SAMPLES, *size)
         return around + spread * torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    x, states = draw(0.0), {name: draw(start[name]) for name in cell.active}
-
     def silent(x: Tensor, states: Mapping[str, Tensor]) -> tuple[list[Any], list[Tensor]]:
         tensors = (x, *map(states.get, cell.states))
-        return silent_step(cell.step, spikes, tensors, kwargs)
+        return silent_step(cell.step, spikes, tensors, moved)
 
+    def close(one: Tensor, other: Tensor) -> bool:
+        return torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+
+    x, states = draw(0.0), {name: draw(start[name]) for name in cell.active}
     ends, distances = silent(x, states)
-    found: dict[int, FiringLine] = {}
+    found: dict[int, tuple[FiringLine, str | None]] = {}
     for name in cell.active:
         place = cell.states.index(name)
-        moved = {**states, name: states[name] + draw(0.0)}
-        others, moved_distances = silent(x + draw(0.0), moved)
+        others, moved_distances = silent(x + draw(0.0), {**states, name: states[name] + draw(0.0)})
         for call, (u, v) in enumerate(zip(distances, moved_distances, strict=True)):
             for sign in (1.0, -1.0):
-                before, after = ends[place] - sign * u, others[place] - sign * v
-                stays = torch.allclose(before, after, rtol=1e-9, atol=1e-9)
+                line = ends[place] - sign * u
+                stays = close(line, others[place] - sign * v)
                 if call not in found and stays and not torch.equal(u, v):
-                    found[call] = FiringLine(cell.step, tuple(spikes), call, place, sign)
+                    known = (n for n, value in parameters.items() if close(line, value))
+                    made = FiringLine(cell.step, tuple(spikes), call, place, sign)
+                    found[call] = made, next(known, None)
     return [found[call] for call in sorted(found)]
-
-
-def is_parameter(
-    line: FiringLine, cell: Cell, start: Mapping[str, float], kwargs: Mapping[str, Any]
-) -> str | None:
-    """Return the parameter that a line is, whatever the values of the others; else ``None``."""
-    moved = {
-        name: value * (1 + 0.01 * place) if isinstance(value, Tensor) else value
-        for place, (name, value) in enumerate(kwargs.items(), 1)
-    }
-    size = smallest_shape(cell)
-    states = {n: torch.full(size, 1.1 * start[n] + 0.3, dtype=torch.float64) for n in cell.active}
-    x = torch.full(size, 0.7, dtype=torch.float64)
-    value, *_ = line(x, *map(states.get, cell.states), **moved)
-    for name, parameter in moved.items():
-        if isinstance(parameter, Tensor) and torch.allclose(value, parameter, rtol=1e-12, atol=0):
-            return name
-    return None

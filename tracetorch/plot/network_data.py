@@ -1,10 +1,8 @@
 """Describe small networks for their page: layers, their printed loops, and the data they learn.
 
 Neurons run the loops that are printed of their steps, on raw parameters: a step constrains them
-first, so that the printed derivative is that of what PyTorch trains. Linear layers are their
-weights; the page multiplies them. Data of two features that are constant in time, or a spike each,
-lie in a plane, on which the page shows what the network says of every point. Where hidden layers
-are alike, the page makes more of them, or wider ones, of the same loops.
+first, so that the printed derivative is that of what PyTorch trains. Data of two features that are
+constant in time, or a spike each, lie in a plane, on which the page shows what the network says.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import Constraint
-from tracetorch.plot.firing_lines import SpikeDistance, silent_step, smallest_shape
+from tracetorch.plot.firing_lines import FiringLine, silent_step, smallest_shape
 from tracetorch.plot.playground_data import (
     Sources,
     check_layer,
@@ -39,7 +37,6 @@ from tracetorch.snn.spike_functions import spike_functions
 
 _NDIM = 2  # of the tensor of one step, [B, features]
 _ALLOWED = "nn.Linear and neuron layers with a step"
-_MOST_NUMBERS = 4_000_000  # of data in a page, some 20 bytes of text each
 TRIES: list[tuple[str, str, dict[str, Any]]] = json.loads(
     (Path(__file__).parent / "network" / "tries.json").read_text("utf-8")
 )
@@ -54,7 +51,6 @@ class RawStep:
     constraints: tuple[tuple[str, Constraint], ...]  # of the parameters, by name
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Run one step."""
         raw, constraints = dict(kwargs), dict(self.constraints)
 
         def value(name: str) -> Tensor:
@@ -67,10 +63,7 @@ class RawStep:
 def describe_network(
     model: nn.Sequential, sources: Sources, *, trains: bool
 ) -> list[dict[str, Any]]:
-    """Return what the page must know of each layer of a chain; printed loops go into ``sources``.
-
-    Only a page that trains needs the backward passes.
-    """
+    """Return what the page must know of each layer; its printed loops go into ``sources``."""
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Neuron))]
     if not any(isinstance(layer, Neuron) for layer in layers):
         raise ValueError(f"save_playground: the network has no neurons. A page shows {_ALLOWED}.")
@@ -150,17 +143,14 @@ def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool
 def _spikes(
     where: str, layer: Neuron, step: RawStep, kwargs: dict[str, Any], sources: Sources
 ) -> dict[str, Any]:
-    """Print what a neuron's spike functions are given, and the derivative that stands in for them.
-
-    Of a distance: its loop, and its numbers.
-    """
+    """Print what spike functions are given, and the derivative that stands in for them."""
     cell, names = layer.cell, tuple(spike_functions(layer))
     zeros = torch.zeros(smallest_shape(cell), dtype=torch.float64)
     states = [zeros if name in cell.active else None for name in cell.states]
     _, distances = silent_step(step, names, (zeros, *states), kwargs)
     given = []
     for call in range(len(distances)):
-        moved = replace(step, step=SpikeDistance(cell.step, names, call))
+        moved = replace(step, step=FiringLine(cell.step, names, call, alone=True))
         plan = page_plan(where, replace(cell, step=moved), _NDIM, kwargs)
         given.append([sources.add_forward(plan), described_literals(plan)])
     bumps = [spike_slope(where, cell, spike, sources) for spike in the_spike(names, kwargs)]
@@ -179,10 +169,7 @@ def network_tries(networks: Collection[str], sets: Collection[str]) -> list[Any]
 def describe_data(
     data: object, held_out: object, inputs: int, classes: int
 ) -> list[dict[str, Any]]:
-    """Return the data sets of a page, a pair or several by name, in their order.
-
-    What is held out has the same names.
-    """
+    """Return the data sets of a page, a pair or several by name, in their order."""
     named, others = (
         each if isinstance(each, Mapping) else {"data": each} for each in (data, held_out)
     )
@@ -213,27 +200,15 @@ def _samples(argument: str, name: Any, pair: Any, inputs: int, classes: int) -> 
     x, labels = (each.detach().cpu() for each in pair)
     where = f"save_playground: {argument} {name!r}:"
     fits = x.ndim == 3 and x.shape[-1] == inputs and x.numel() and x.is_floating_point()
-    if not (fits and x.isfinite().all()):
-        raise ValueError(
-            f"{where} x must be finite floats [T, B, {inputs}], got {x.dtype} {list(x.shape)}."
-        )
     whole = not (labels.is_floating_point() or labels.dtype is torch.bool)
-    if (
-        labels.shape != x.shape[1:2]
-        or not whole
-        or not bool(((labels >= 0) & (labels < classes)).all())
-    ):
+    known = whole and bool(((labels >= 0) & (labels < classes)).all())
+    if not (fits and x.isfinite().all() and known and labels.shape == x.shape[1:2]):
         raise ValueError(
-            f"{where} labels must be integers [{x.shape[1]}] from 0 to {classes - 1}, the "
-            f"network's outputs, got {labels.dtype} {list(labels.shape)}."
+            f"{where} x must be finite floats [T, B, {inputs}], and labels integers [B] from 0 to "
+            f"{classes - 1}, the network's outputs, got {x.dtype} {list(x.shape)} and "
+            f"{labels.dtype} {list(labels.shape)}."
         )
     form, numbers = _form(x.double())
-    if numbers.numel() > _MOST_NUMBERS:
-        fewer = max(1, _MOST_NUMBERS // numbers[0].numel())
-        raise ValueError(
-            f"{where} a page holds {_MOST_NUMBERS:,} numbers, got {numbers.numel():,}, x "
-            f"{list(x.shape)}. Give it fewer samples, x[:, :{fewer}]."
-        )
     flat = {"numbers": numbers.flatten().tolist(), "labels": labels.tolist()}
     return {"name": name, "steps": len(x), "form": form, **flat}
 

@@ -1,11 +1,8 @@
 """Describe neurons for the playground page: parameters, choices, and the Python that makes them.
 
-The playground has no equation of its own: every pass over time in it is printed from a traced step
-(``tracetorch/fuse/codegen/javascript.py``), once for each value of the choices that change
-the step (reset, surrogate), since the policy of the page forbids ``eval``. Passes of one text are
-written once. The Python line that makes a neuron uses an argument of the constructor where the
-layer has declared it as it is; other parameters and options are assigned. All inputs are in a
-unit, the first power of ten of which half a pulse makes the neuron
+The playground has no equation of its own: every pass over time in it is printed from a traced step,
+once for each value of the choices that change the step, since the policy of the page forbids
+``eval``. All inputs are in a unit, the first power of ten of which half a pulse makes the neuron
 fire: millivolts for one, thresholds for another.
 """
 
@@ -18,7 +15,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlencode
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +22,6 @@ from torch import Tensor, nn
 from tracetorch import fuse, neurons, snn
 from tracetorch.cell import Cell
 from tracetorch.core.checks import check_has_values, check_unsharded
-from tracetorch.functional import decay_to_halflife
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
 from tracetorch.fuse.codegen.javascript import (
     SLOPES,
@@ -38,8 +33,9 @@ from tracetorch.fuse.codegen.javascript import (
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.plot import playground_story as story
-from tracetorch.plot.firing_lines import firing_lines, is_parameter, smallest_shape, spike_alone
+from tracetorch.plot.firing_lines import firing_lines, smallest_shape, spike_alone
+from tracetorch.plot.playground_story import FAMILY, described_story
+from tracetorch.plot.recorded import check_index
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron, beside_step
 from tracetorch.snn.parameters import fraction, is_decay, negative_softplus, softplus
@@ -61,12 +57,6 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "reset": ("subtract", "zero", "none"),
     "detach_reset": (False, True),
 }
-# The twelve layers, by the letters that switch their parts on.
-FAMILY = (
-    *(snn.LIF, snn.BLIF, snn.SLIF, snn.RLIF, snn.BSLIF, snn.BRLIF, snn.SRLIF, snn.BSRLIF),
-    *(snn.Readout, snn.SReadout, snn.RReadout, snn.SRReadout),
-)
-GROUPS = ("the twelve layers, tt.snn", "of the literature, tt.neurons", "others")
 
 
 @dataclass
@@ -77,10 +67,7 @@ class Sources:
     graphs: list[Graph] = field(default_factory=list)
 
     def add(self, plan: Plan, slope: str | None = None) -> list[int]:
-        """Return the places of the forward and the backward pass of a plan.
-
-        The operation ``slope`` stands for the derivative of a spike.
-        """
+        """Return the places of both passes of a plan; ``slope`` stands for a spike's derivative."""
         lines = tuple([line for line in plan.backward.lines if line.op != slope])
         self.graphs.append(replace(plan.backward, lines=lines))
         return [self.add_forward(plan), self._place(backward_source(plan, slope))]
@@ -119,12 +106,6 @@ def check_layer(where: str, layer: nn.Module) -> None:
     """Raise ``ValueError`` for a layer that a page cannot run; ``where`` begins the message."""
     check_unsharded(layer, "save_playground")
     check_has_values(layer)
-    for name, each in (*layer.named_parameters(), *layer.named_buffers()):
-        if not each.isfinite().all():
-            raise ValueError(
-                f"{where} has values in {name} that are not finite. Load weights from before, or "
-                "replace them."
-            )
     if isinstance(layer, Neuron) and (own := beside_step(layer)) is not None:
         raise ValueError(f"{where} {own}, which a page would not run.")
 
@@ -158,26 +139,17 @@ def start_of(layer: Neuron, name: str) -> list[float]:
 
 
 def is_spiking(layer: Neuron) -> bool:
-    """Whether the output of a layer is spikes."""
     surrogates = any(isinstance(getattr(layer, name), Surrogate) for name in layer._options)
     return surrogates or has_thresholds(layer)
 
 
 def has_thresholds(layer: Neuron) -> bool:
-    """Whether a parameter of a layer is a threshold."""
     return any(each in (softplus, negative_softplus) for each in layer.constraints.values())
 
 
 def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) -> dict[str, Any]:
-    """Return what the page must know of a layer; its printed loops go into ``sources``.
-
-    The sliders begin with the parameters of one ``neuron``.
-    """
-    if not 0 <= neuron < layer.num_neurons:
-        raise ValueError(
-            f"save_playground: neuron must be from 0 to {layer.num_neurons - 1} for {layer!r}, "
-            f"got {neuron}."
-        )
+    """Return what the page must know of a layer; its printed loops go into ``sources``."""
+    neuron = check_index(f"save_playground: neuron of {layer!r}", neuron, layer.num_neurons)
     check_layer(f"save_playground: {layer!r}", layer)
     cell, kind = layer.cell, type(layer)
     starts = {name: start_of(layer, name) for name in cell.active}
@@ -215,7 +187,7 @@ def describe_neuron(label: str, layer: Neuron, neuron: int, sources: Sources) ->
         "spiking": spiking,
         "lines": lines,
         "unit": unit,
-        **_story(layer, unit),
+        **described_story(layer, unit),
         "params": [_parameter(layer, name, neuron) for name in params],
         "options": fixed,
         "choices": [described for _, described in choices],
@@ -246,7 +218,6 @@ def _variants(
     }
     plan = page_plan(where, cell, ndim, own)
     params, lines = plan.program.params, firing_lines(cell, spikes, start, own)
-    thresholds = [is_parameter(line, cell, start, own) for line in lines]
     surrogates = [
         each for overrides, d in choices if d["name"] == "surrogate" for each in overrides
     ]
@@ -266,9 +237,8 @@ def _variants(
         plan = page_plan(where, cell, ndim, kwargs)
         key = merged.get("reset")  # forward, a detached reset does the same
         if key not in moving:
-            named = zip(lines, thresholds, strict=True)
-            moved = [None if name else loop(line, kwargs) for line, name in named]
-            before = loop(replace(lines[0], call=None), kwargs) if lines else None
+            moved = [None if name else loop(line, kwargs) for line, name in lines]
+            before = loop(replace(lines[0][0], call=None), kwargs) if lines else None
             moving[key] = [moved, before]
         variants.append([*sources.add(plan, slope), described_literals(plan), *moving[key]])
     alone = [next(iter(each.values())) for each in surrogates]
@@ -276,7 +246,7 @@ def _variants(
         alone = the_spike(spikes, own)
     slopes = [spike_slope(where, cell, spike, sources) for spike in alone]
     described = []
-    for line, name in zip(lines, thresholds, strict=True):
+    for line, name in lines:
         state, place = cell.states[line.place], name and params.index(name)
         described.append({"state": state, "sign": line.sign, "param": place})
     return params, described, variants, slopes
@@ -306,62 +276,6 @@ def _free_operation(where: str, plan: Plan) -> str:
     )
 
 
-def _story(layer: Neuron, unit: float) -> dict[str, Any]:
-    """Return the group of a layer, what it begins with, and its presets."""
-    kind = type(layer)
-    named = kind is getattr(neurons, kind.__name__, None) or kind in FAMILY
-    name = kind.__name__ if named else ""
-    starts = story.STARTS.get(name, {})
-    default = story.Stimulus() if kind in FAMILY else story.Stimulus(amplitude=0.5 * unit)
-
-    def stimulus(given: story.Stimulus) -> dict[str, Any]:
-        amplitude = float(f"{given.amplitude / unit:.6g}")
-        return {**vars(given), "seed": 1, "drawn": None, "amplitude": amplitude}
-
-    def shown(argument: str, value: float) -> float:
-        decays = is_decay(layer.constraints[argument])
-        return float(f"{decay_to_halflife(value) if decays else value:.5g}")
-
-    return {
-        "group": GROUPS[0] if kind in FAMILY else GROUPS[1] if named else GROUPS[2],
-        "steps": story.RUNS.get(name, story.STEPS),
-        "input": stimulus(story.STIMULI.get(name, default)),
-        "follows": [starts.get(state) for state in layer.active_states],
-        "presets": [
-            {
-                "name": preset.name,
-                "note": preset.note,
-                "values": {name: shown(name, value) for name, value in preset.arguments.items()},
-                "input": stimulus(preset.stimulus),
-            }
-            for preset in story.PRESETS.get(name, ())
-        ],
-    }
-
-
-def described_tries(
-    tries: Sequence[story.Try], layers: Mapping[str, Neuron], units: Mapping[str, float]
-) -> list[Any]:
-    """Return what there is to try as links: neurons and units of their inputs are by name."""
-    labels = {type(layer): label for label, layer in reversed(list(layers.items()))}
-    found: list[Any] = []
-    for each in tries:
-        named = {"neuron": each.neuron}
-        if "neuron2" in each.settings:
-            named["neuron2"] = each.settings["neuron2"]
-        kinds = {key: getattr(snn, n, None) or getattr(neurons, n) for key, n in named.items()}
-        if not labels.keys() >= set(kinds.values()):
-            continue
-        pairs = {**each.settings, **{key: labels[kind] for key, kind in kinds.items()}}
-        for key, whose in (("amplitude", "neuron"), ("2.amplitude", "neuron2")):
-            if key in pairs:
-                pairs[key] = float(f"{pairs[key] / units[pairs[whose]]:.6g}")
-        # the neuron stands first
-        text = urlencode({"neuron": pairs.pop("neuron"), **pairs})
-        found.append({"name": each.name, "text": each.text, "fragment": text})
-    return found
-
-
 def _about(layer: Neuron) -> dict[str, str]:
     """Return the first line of the class's docstring, and its first block of equations."""
     text = inspect.cleandoc(type(layer).__dict__.get("__doc__") or "")
@@ -374,10 +288,7 @@ def _about(layer: Neuron) -> dict[str, str]:
 
 
 def _unit(layer: Neuron, neuron: int) -> float:
-    """Return the first unit of the input of which a half makes the neuron fire within a pulse.
-
-    The millivolts of one neuron are the thresholds of another. It is the smallest where none does.
-    """
+    """Return the first unit of which a half makes the neuron fire within a pulse, or the least."""
     made = copy.deepcopy(layer).double()
     shape = smallest_shape(layer.cell)
     for unit in UNITS:
@@ -458,15 +369,18 @@ def _choice(
         own = isinstance(value, Surrogate) and type(value).__module__.startswith("tracetorch.")
         texts.append(f"{'tt.functional.' if own else ''}{value!r}")
     arguments = [argument for option in options for argument in cell.arguments.get(option, ())]
-    keywords: list[dict[str, str]] = [{} for _ in values]
-    lines: list[list[str]] = [[] for _ in values]
     index = list(values).index(given)
-    for place, (value, text) in enumerate(zip(values, texts, strict=True)):
-        if all(option in cell.arguments for option in options):
-            changed = (each for each in arguments if cell.defaults[each] != value)
-            keywords[place] = dict.fromkeys(changed, text)
-        elif place != index:  # the constructor does not take it
-            lines[place] = [f"neuron.{option} = {text}" for option in options]
+    pairs = [*zip(values, texts, strict=True)]
+    keywords: list[dict[str, str]] = [{} for _ in pairs]
+    lines: list[list[str]] = [[] for _ in pairs]
+    if all(option in cell.arguments for option in options):
+        keywords = [
+            dict.fromkeys((each for each in arguments if cell.defaults[each] != value), text)
+            for value, text in pairs
+        ]
+    else:  # the constructor does not take it
+        lines = [[f"neuron.{option} = {text}" for option in options] for text in texts]
+        lines[index] = []
     described = {
         "name": name,
         "labels": [

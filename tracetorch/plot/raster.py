@@ -13,13 +13,13 @@ from tracetorch.plot.axes import (
     COLOURS,
     INK,
     TimeScale,
+    describe_plot,
     finished,
     get_axes,
     label_bands,
     row_edges,
     set_integer_ticks,
 )
-from tracetorch.plot.descriptions import describe_plot
 from tracetorch.plot.recorded import Array, Recorded, check_recording, flat_numbers, select_sample
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ def raster(
 
 
 def _draw_ticks(ax: Axes, time: TimeScale, spikes: Array, border: Array, colour: str) -> None:
-    """Draw a tick for every spike between the borders of its neuron's row."""
     for sign, shade in ((1, colour), (-1, COLOURS[1])):
         step, row = np.nonzero(sign * spikes > 0)
         # an empty collection of positive spikes keeps a silent layer on the axes
@@ -130,7 +129,7 @@ def spike_train(
         >>> ax.images[0].get_array().tolist()
         [[0.0, 1.0, 0.0], [1.0, 0.0, 0.5]]
     """
-    values = np.stack([flat_numbers("spike_train", row) for row in list_of_tensors])
+    values = np.stack([flat_numbers(row) for row in list_of_tensors])
     spacing = check_positive("spike_train: spacing", spacing)
     (count, steps), end = values.shape, spacing * (len(values) - 0.5)
 

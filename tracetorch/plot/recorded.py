@@ -19,19 +19,16 @@ Array: TypeAlias = NDArray[Any]
 def check_recording(caller: str, recorded: object) -> dict[str, Tensor]:
     """Check a recording of ``caller``; return its tensors by path, that of a single one ``""``."""
     tensors = {"": recorded} if isinstance(recorded, Tensor) else recorded
-    if not isinstance(tensors, Mapping):
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(path, str) and isinstance(value, Tensor) for path, value in tensors.items()
+    ):
         raise TypeError(
-            f"{caller} takes a tensor [T, B, ...] or a dict of them, as tt.unroll(..., record=...) "
-            f"returns it second, got {type(recorded).__name__}."
+            f"{caller} takes a tensor [T, B, ...] or a dict from names to tensors, as "
+            f"tt.unroll(..., record=...) returns it second, got {type(recorded).__name__}."
         )
     if not tensors:
         raise ValueError(f"{caller}: the recording is empty. Name something in record=.")
     for path, value in tensors.items():
-        if not isinstance(path, str) or not isinstance(value, Tensor):
-            raise TypeError(
-                f"{caller} takes a dict from names to tensors, got {type(path).__name__} {path!r} "
-                f"to {type(value).__name__}."
-            )
         if value.ndim == 0 or value.numel() == 0 or value.is_complex():
             raise ValueError(
                 f"{_name(caller, path)} must have time first, [T, B, ...], and hold real numbers, "
@@ -56,25 +53,23 @@ def select_sample(caller: str, path: str, value: Tensor, sample: int | None) -> 
     """Select one sample of ``[T, B, ...]``, or none of ``[T, ...]``; flatten it to ``[T, N]``."""
     if sample is not None:
         # in [T, N] the neurons would be taken for samples, and one of them be drawn as all
-        if value.ndim < 3:
-            raise ValueError(
-                f"{_name(caller, path)} has shape {list(value.shape)}, no batch and neurons "
-                f"[T, B, ...] to pick sample {sample!r} from. Pass sample=None if there is no "
-                "batch, [T, N]; add the neurons with [..., None] if there is one per sample."
-            )
+        _check_batch(caller, path, value, "Pass sample=None if there is no batch, [T, N]")
         value = value[:, check_index(f"{caller}: sample", sample, value.shape[1])]
     return to_numpy(value).reshape(len(value), -1)
 
 
 def flatten_neurons(caller: str, path: str, value: Tensor) -> Array:
     """Flatten the neurons of all samples to ``[T, B, N]``; raise where batch or neurons lack."""
+    _check_batch(caller, path, value, "Add the batch with [:, None] to one sample, [T, N]")
+    return to_numpy(value).reshape(*value.shape[:2], -1)
+
+
+def _check_batch(caller: str, path: str, value: Tensor, hint: str) -> None:
     if value.ndim < 3:
         raise ValueError(
             f"{_name(caller, path)} must be [T, B, ...], got shape {list(value.shape)}, without "
-            "batch or without neurons. Add the batch with [:, None] to one sample, [T, N]; add the "
-            "neurons with [..., None] to [T, B]."
+            f"batch or without neurons. {hint}; add the neurons with [..., None] to [T, B]."
         )
-    return to_numpy(value).reshape(*value.shape[:2], -1)
 
 
 def check_index(name: str, value: object, size: int) -> int:
@@ -85,16 +80,11 @@ def check_index(name: str, value: object, size: int) -> int:
     return index % size
 
 
-def flat_numbers(caller: str, value: Any) -> Array:
+def flat_numbers(value: Any) -> Array:
     """Convert a tensor, an array, or a list of numbers or 0-d tensors to a flat float array."""
     if isinstance(value, Tensor):
         return to_numpy(value).reshape(-1)
-    try:
-        items = [float(v.detach() if isinstance(v, Tensor) else v) for v in value]
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"{caller} takes numbers: a tensor, or a list of numbers, got {value!r}."
-        ) from None
+    items = [float(v.detach() if isinstance(v, Tensor) else v) for v in value]
     return np.asarray(items, dtype=np.float64)
 
 

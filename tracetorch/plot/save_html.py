@@ -134,6 +134,5 @@ def pack_trace(values: Array) -> str:
 
 
 def _compress(parts: list[bytes]) -> str:
-    """Compress with gzip and encode as base64."""
     # without a time stamp, so that the same recording gives the same page
     return base64.b64encode(gzip.compress(b"".join(parts), 3, mtime=0)).decode("ascii")

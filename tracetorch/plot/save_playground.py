@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_integer
 from tracetorch.core.html_page import json_element, write_page
-from tracetorch.plot import playground_story as story
 from tracetorch.plot.network_data import describe_data, describe_network, network_tries
-from tracetorch.plot.playground_data import Sources, describe_neuron, described_tries
-from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.plot.playground_data import Sources, describe_neuron
+from tracetorch.plot.playground_story import PAIRS, TRIES, described_tries
+from tracetorch.snn.neuron import has_step
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 TEMPLATES = Path(__file__).parent
@@ -73,8 +74,7 @@ def save_playground(
         TypeError: an argument is of the wrong type.
         ValueError: a layer has no ``step``, as :class:`tt.snn.Noise` and delays have none, or
             cannot be compiled, with the reason; there is none, or no such neuron; a parameter is
-            not finite; layers of a network do not fit each other, or its data, or share parameters;
-            data are more than four million numbers.
+            not finite; layers of a network do not fit each other, or its data, or share parameters.
 
     Example:
         >>> import tempfile
@@ -85,16 +85,24 @@ def save_playground(
     """
     neuron = check_integer("save_playground: neuron", neuron)
     sources = Sources()
-    networks = _networks(layers)
-    if networks:
-        kind, texts = "network", _network(networks, data, held_out, neuron, sources)
+    single = "network" if isinstance(layers, nn.Sequential) else type(layers).__name__
+    named: Mapping[Any, Any] = layers if isinstance(layers, Mapping) else {single: layers}
+    is_network = bool(named) and all(isinstance(each, nn.Sequential) for each in named.values())
+    allowed = nn.Sequential if is_network else SequenceLayer
+    for name, each in named.items() or [("layers", layers)]:
+        if not isinstance(name, str) or not isinstance(each, allowed):
+            raise TypeError(
+                "save_playground: layers must be an snn.Neuron, a mapping from names to them, or "
+                f"an nn.Sequential of nn.Linear and neurons, got {name!r}: {type(each).__name__}."
+            )
+    if is_network:
+        if neuron:
+            raise ValueError(f"save_playground: neuron is for a single layer, got {neuron}.")
+        kind, texts = "network", _network(named, data, held_out, sources)
     elif data is not None or held_out is not None:
-        raise ValueError(
-            f"save_playground: data are for a network, an nn.Sequential, got "
-            f"{type(layers).__name__}. Leave data and held_out out."
-        )
+        raise ValueError(f"save_playground: data are for a network, nn.Sequential, got {single}.")
     else:
-        kind, texts = "playground", _neurons(layers, neuron, sources)
+        kind, texts = "playground", _neurons(named, neuron, sources)
     if title is None:
         title = f"{'Neuron' if kind == 'playground' else 'Network'} playground"
     element = json_element(kind, {"title": title, **texts})
@@ -105,57 +113,25 @@ def save_playground(
     write_page(path, "save_playground", TEMPLATES / kind, title, data_elements, [*shared, *own])
 
 
-def _neurons(layers: object, neuron: int, sources: Sources) -> dict[str, object]:
-    named = layers if isinstance(layers, Mapping) else {type(layers).__name__: layers}
-    if not named:
-        raise ValueError("save_playground: there are no layers in the mapping.")
-    checked: dict[str, Neuron] = {}
-    for name, layer in named.items():
-        if not isinstance(name, str) or not isinstance(layer, SequenceLayer):
-            raise TypeError(
-                "save_playground: layers must be an snn.Neuron, a mapping from names to them, or "
-                f"an nn.Sequential of nn.Linear and neurons, got {name!r}: {type(layer).__name__}."
-            )
+def _neurons(layers: Mapping[str, Any], neuron: int, sources: Sources) -> dict[str, object]:
+    for layer in layers.values():
         if not has_step(layer):
-            inside = [name for name, part in layer.named_children() if isinstance(part, Neuron)]
-            hint = f" Show the neuron inside, layer.{inside[0]}." if inside else ""
             raise ValueError(
-                f"save_playground: {type(layer).__name__} has no step, the "
-                f"equations that the page runs.{hint}"
+                f"save_playground: {type(layer).__name__} has no step, the equations that the page "
+                "runs. Of a Recurrent show the neuron inside."
             )
-        checked[name] = layer
-    described = [describe_neuron(name, layer, neuron, sources) for name, layer in checked.items()]
+    described = [describe_neuron(name, layer, neuron, sources) for name, layer in layers.items()]
     units = {each["label"]: each["unit"] for each in described}
     return {
         "neurons": described,
-        "tries": described_tries(story.TRIES, checked, units),
-        "pairs": described_tries(story.PAIRS, checked, units),
+        "tries": described_tries(TRIES, layers, units),
+        "pairs": described_tries(PAIRS, layers, units),
     }
-
-
-def _networks(layers: object) -> dict[str, nn.Sequential]:
-    """Return networks by their names on the page; none where there are other layers."""
-    named = layers if isinstance(layers, Mapping) else {"network": layers}
-    networks = {
-        name: each
-        for name, each in named.items()
-        if isinstance(name, str) and isinstance(each, nn.Sequential)
-    }
-    return networks if len(networks) == len(named) else {}
 
 
 def _network(
-    networks: Mapping[str, nn.Sequential],
-    data: object,
-    held_out: object,
-    neuron: int,
-    sources: Sources,
+    networks: Mapping[str, nn.Sequential], data: object, held_out: object, sources: Sources
 ) -> dict[str, object]:
-    if neuron:
-        raise ValueError(
-            f"save_playground: neuron is for a single layer, got {neuron} with a network. Leave it "
-            "out, or give the layer."
-        )
     if data is None and held_out is not None:
         raise ValueError("save_playground: held_out is measured beside data, got none. Give both.")
     trains = data is not None

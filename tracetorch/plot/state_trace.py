@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.plot.axes import COLOURS, INK, TimeScale, finished, get_axes
-from tracetorch.plot.descriptions import describe_plot
-from tracetorch.plot.halflives import constrained_values
+from tracetorch.plot.axes import COLOURS, INK, TimeScale, describe_plot, finished, get_axes
 from tracetorch.plot.recorded import (
     Array,
     Recorded,
@@ -107,29 +105,26 @@ def state_trace(
 def _threshold_levels(thresholds: Thresholds, shape: torch.Size) -> list[Array]:
     """Expand every threshold to a value per neuron, ``[N]``, for states of ``shape`` at a step."""
     if isinstance(thresholds, SequenceLayer):
-        named = constrained_values(thresholds, (softplus, negative_softplus).__contains__)
-        # the dimensions after that of the neurons; a dim from the front counts the batch, which
-        # shape does not have
-        after = -thresholds.dim - 1 if thresholds.dim < 0 else len(shape) - thresholds.dim
-        before = [1] * (len(shape) - after - 1)
-        values = [v.reshape(*before, -1, *[1] * after) if v.ndim else v for v in named.values()]
+        given = thresholds.step_kwargs(len(shape) + 1, torch.float64)  # of a step with its batch
+        kinds = (softplus, negative_softplus)
+        values = [given[n].detach() for n, each in thresholds.constraints.items() if each in kinds]
+        values = [v.reshape(*[1] * (len(shape) - v.ndim), *v.shape) for v in values]
     else:
         several = thresholds if isinstance(thresholds, Sequence) else [thresholds]
         values = [torch.as_tensor(value) for value in several]
         values = [v.reshape(shape) if v.numel() == shape.numel() else v for v in values]
     levels = []
     for value in values:
-        if value.numel() == 1:  # one threshold for all neurons, as a number is
-            value = value.reshape(())
-        elif value.ndim != len(shape) or any(
-            n not in (1, size) for n, size in zip(value.shape, shape, strict=True)
+        level = value.reshape([1] * len(shape)) if value.numel() == 1 else value
+        if level.ndim != len(shape) or any(
+            n not in (1, size) for n, size in zip(level.shape, shape, strict=True)
         ):
             raise ValueError(
                 f"state_trace: a threshold has shape {list(value.shape)}, one step of a sample of "
                 f"the states {list(shape)}. Pass the layer whose states they are, a number, or one "
                 "per neuron."
             )
-        levels.append(to_numpy(value.expand(shape).reshape(-1)))
+        levels.append(to_numpy(level.expand(shape).reshape(-1)))
     return levels
 
 

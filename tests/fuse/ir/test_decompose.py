@@ -23,7 +23,7 @@ from tracetorch.fuse.ir.trace import trace
 # Of arithmetic and comparisons alone, and so equal bitwise.
 EXACT: dict[str, Function] = {
     "addcdiv": lambda a, b: torch.addcdiv(a, b, a, value=0.3),
-    "lerp_": lambda a, b: (a * 1.5).lerp_(b, 0.3),
+    "lerp_": lambda a, b: (a * 1.5).lerp_(b, 0.25),
     "hardswish": lambda a, b: F.hardswish(a),
     "hardsigmoid": lambda a, b: F.hardsigmoid(a),
     "hardshrink": lambda a, b: F.hardshrink(a),

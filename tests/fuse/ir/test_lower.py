@@ -55,9 +55,9 @@ CASES: dict[str, Sequence[Function]] = {
     "to_int32": [lambda a, b: b * torch.round(7 * a).to(torch.int32).to(a.dtype)],
     "to_int64": [lambda a, b: b * a.long()],
     # Arithmetic.
-    "add": [lambda a, b: a + b, lambda a, b: torch.add(a, b, alpha=0.3), lambda a, b: 2 + a],
-    "sub": [lambda a, b: a - b, lambda a, b: torch.sub(a, b, alpha=0.3), lambda a, b: a - 2],
-    "rsub": [lambda a, b: torch.rsub(a, b, alpha=0.3), lambda a, b: 2 - a],
+    "add": [lambda a, b: a + b, lambda a, b: torch.add(a, b, alpha=0.25), lambda a, b: 2 + a],
+    "sub": [lambda a, b: a - b, lambda a, b: torch.sub(a, b, alpha=0.25), lambda a, b: a - 2],
+    "rsub": [lambda a, b: torch.rsub(a, b, alpha=0.25), lambda a, b: 2 - a],
     "mul": [lambda a, b: a * b, lambda a, b: a * (b > 0), lambda a, b: -1.5 * a],
     "div": [lambda a, b: a / b, lambda a, b: a / 3],
     "reciprocal": [lambda a, b: 3 / a],
@@ -68,9 +68,10 @@ CASES: dict[str, Sequence[Function]] = {
     "remainder": [lambda a, b: a.clamp(-9, 9) % 0.7, lambda a, b: a.clamp(-9, 9) % -b.clamp(1, 9)],
     "hypot": [torch.hypot],
     "nextafter": [lambda a, b: torch.nextafter(a.detach(), b.detach()) * b],
-    "addcmul": [lambda a, b: torch.addcmul(a, b, b),
-                lambda a, b: torch.addcmul(a, b, a, value=0.3)],
-    "lerp": [lambda a, b: torch.lerp(a, b, 0.3), lambda a, b: torch.lerp(a, b, 0.7),
+    # products that are exact: a CPU rounds them before they are added, or with the sum
+    "addcmul": [lambda a, b: torch.addcmul(a, b, b.sign()),
+                lambda a, b: torch.addcmul(a, a.sign(), b, value=0.25)],
+    "lerp": [lambda a, b: torch.lerp(a, b, 0.25), lambda a, b: torch.lerp(a, b, 0.75),
              lambda a, b: torch.lerp(a, a * 2, b)],
     "pow": [torch.pow, lambda a, b: 2.5**a,
             *(_power(exponent) for exponent in (0, 1, 2, 3, 0.5, -0.5, -1, -2, 1.7, -3))],
@@ -129,12 +130,13 @@ CASES: dict[str, Sequence[Function]] = {
     "hardtanh_backward": [lambda a, b: F.hardtanh(a, -0.5, 2)],
 }  # fmt: skip
 
-# Functions of mathematical libraries, of which PyTorch has its own; on some CPUs a root as well.
+# Functions of mathematical libraries, of which PyTorch has its own; on some CPUs a root as well,
+# and a product and a sum that are rounded as one.
 ROUNDED = {
     *("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cos", "cosh", "erf", "erfc"),
     *("exp", "exp2", "expm1", "hypot", "log", "log10", "log1p", "log2", "pow", "sigmoid"),
     *("sigmoid_backward", "silu", "silu_backward", "sin", "sinh", "softplus", "softplus_backward"),
-    *("sqrt", "rsqrt", "tan", "tanh", "tanh_backward"),
+    *("sqrt", "rsqrt", "tan", "tanh", "tanh_backward", "lerp"),
 }
 FUNCTIONS = [(name, function) for name, functions in CASES.items() for function in functions]
 DTYPES = pytest.mark.parametrize(
