@@ -99,8 +99,6 @@ def product_of(module: nn.Module, path: str = "") -> tuple[Product, str]:
 
 
 class _Builder:
-    """Build a prepared model, module by module."""
-
     def __init__(
         self, parts: Parts, plan: Plan, reach: dict[str, Tensor], inner_shift: int | None
     ) -> None:

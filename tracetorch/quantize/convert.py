@@ -112,10 +112,8 @@ class Report:
             for each in self.layers
             for name, share in each.saturated_parameters.items()
         ]
-        lines += self.notes
-        lines.append(
-            f"{self.num_bytes:,} bytes; one integer of the output is {self.output_scale:g}"
-        )
+        size = f"{self.num_bytes:,} bytes; one integer of the output is {self.output_scale:g}"
+        lines += [*self.notes, size]
         lines += [f"does not fit: {each}" for each in self.misfits]
         lines += [f"differs: {each}" for each in self.differences]
         return "\n".join(lines)

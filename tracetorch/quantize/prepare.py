@@ -103,11 +103,11 @@ def prepare(
             "come, a batch of training data."
         )
     state_bits = check_between("state_bits", state_bits, 8, 24)
-    target: Target = Processor(None, weight_bits, state_bits)
-    if chip is not None:
-        target = target_of(chip, weight_bits)
+    target: Target
+    if chip is None:
+        target = Processor(None, check_between("weight_bits", weight_bits, 2, 16), state_bits)
     else:
-        check_between("weight_bits", weight_bits, 2, 16)
+        target = target_of(chip, weight_bits)
     try:
         parts = parts_of(read_chain(model, sample))
     except RuntimeError as error:
@@ -194,7 +194,6 @@ def _reach(layer: Any) -> Tensor:
 
 
 def _rounded_delays(model: nn.Module) -> Iterator[str]:
-    """Yield by how much delays between two steps are rounded."""
     for path, layer in model.named_modules():
         if isinstance(layer, DelayingLayer):
             off = (layer.delay.detach() - layer.delay.detach().round()).abs()
