@@ -111,7 +111,8 @@ def _nudged(result: Tensor, wide: Tensor, terms: Tensor, key: int) -> Tensor:
 def _is_exact(result: Tensor, wide: Callable[[], Tensor]) -> Tensor:
     """Say where nothing was rounded: as in double precision, or there by the bits at the end."""
     if result.dtype is torch.float64:
-        return result.contiguous().view(torch.int64) & 0xFFFF == 0
+        short = result.contiguous().view(torch.int64) & 0xFFFF == 0
+        return short | (result == result.round())  # and integers of up to 53 bits
     return result.double() == wide()
 
 

@@ -819,7 +819,7 @@ def test_a_network_learns_with_the_advised_memory_and_not_without(seed: int) -> 
         return value.item()
 
     with tt.fuse.backend("auto"):
-        assert learned(functional.halflife_to_decay(T / 4)) < 0.45
+        assert learned(functional.halflife_to_decay(T / 4)) < 0.55  # from five seeds 0.33 to 0.43
         assert learned(0.9) > 0.65  # guessing one of two classes: 0.69
 
 
