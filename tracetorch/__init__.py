@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         quantize,
         zoo,
     )
-    from tracetorch.diagnosis import diagnose
+    from tracetorch.diagnosis.diagnose import diagnose
     from tracetorch.init import recipe
     from tracetorch.online_learning import STDP, online
 
