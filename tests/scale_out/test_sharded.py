@@ -143,13 +143,6 @@ def test_a_product_that_is_read_and_sharded_alone_is_refused(
         tt.unroll(model, sequence(*shape, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("kind", SHARDED)
-def test_processes_do_not_choose_segments_by_themselves(kind: str) -> None:
-    model = SHARDED[kind](net())
-    with pytest.raises(ValueError, match=r"sharded, and gathered .*'auto' chooses in each"):
-        tt.unroll(model, data()[0], segment="auto")
-
-
 @pytest.mark.parametrize("kind", ["FSDP", "FSDP of every layer", "FSDP after a pass"])
 def test_the_calls_that_are_named_gather_and_spread(kind: str, tmp_path: Path) -> None:
     model, whole = SHARDED[kind](net()), net()

@@ -306,7 +306,7 @@ def test_tools_know_the_layer() -> None:
     rows = {row.path: row for row in tt.metrics.profile(network(), sequence(3, 4, 3)).rows}
     assert (rows["1"].kind, rows["1"].shape) == ("BatchNormThroughTime", (5,))
     assert (rows["1.norm"].parameters, rows["1.norm"].shape) == (K * 5, None)
-    with pytest.raises(ValueError, match=r"1 .*no counterpart in NIR. Its values differ from"):
+    with pytest.raises(ValueError, match=r"1 .*no counterpart in NIR"):
         tt.nir.to_nir(network().eval(), (3,), dt=1e-4)
     call = "BatchNormThroughTime(3, dim=-3, steps=4)"
     assert repr(snn.BatchNormThroughTime(3, -3, steps=4)) == call

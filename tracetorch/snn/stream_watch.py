@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from tracetorch.core.torch_private import transformed_by
+from tracetorch.core.torch_private import functorch_active, transformed_by
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.passes import Pass
 
@@ -65,8 +65,12 @@ def report_nan(
 
 def report_nan_behind(run: Pass, model: nn.Module) -> None:
     """Log that a state is NaN which a pass over a model has left."""
-    if not run.traced:
-        layers = [(entry.module, entry.states) for entry in run.entries.values()]
+    if run.traced or functorch_active():
+        return
+    layers: list[tuple[Any, dict[str, Any]]] = []
+    for entry in run.entries.values():  # a comprehension would be one more call
+        layers.append((entry.module, entry.states))
+    if state_with_nan(layers) is not None:
         report_nan(layers, partial(path_of, model))
 
 
