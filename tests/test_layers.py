@@ -50,7 +50,7 @@ CEILINGS = {
     "__init__": 107,
     "__main__": 110,
     "cell": 337,
-    "checkpoint": 740,
+    "checkpoint": 738,
     "chips": 1127,
     "convert": 1183,
     "core": 2290,

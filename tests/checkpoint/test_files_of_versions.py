@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import layer, sequence, stepped
 from tests.refusals import unchanged
 from tracetorch import neurons, snn
+from tracetorch.checkpoint.read import CHECKSUM_KEY, HEADER_KEY, checksum
 
 FILE = Path(__file__).parent.parent / "golden" / "tracetorch_0_10_0.safetensors"
 
@@ -77,3 +82,35 @@ def test_what_such_a_file_says_of_layers_is_compared(change: Any, message: str) 
     model = Everything(**change)
     with unchanged(model), pytest.raises(ValueError, match=message):
         tt.load(FILE, model)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Change the description in a file."""
+    with safe_open(path, "pt") as opened:
+        header = json.loads(opened.metadata()[HEADER_KEY])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(header)
+    text = json.dumps(header)
+    save_file(tensors, path, {HEADER_KEY: text, CHECKSUM_KEY: checksum(text, tensors)})
+    return path
+
+
+def test_a_file_without_a_description_of_modules_loads(tmp_path: Path) -> None:
+    model: Any = nn.Sequential(nn.Conv2d(1, 2, 3), snn.LIF(2, dim=-3))
+    tt.save(model, tmp_path / "old.safetensors")
+    path = rewritten(tmp_path / "old.safetensors", lambda header: header.pop("modules"))
+    other: Any = nn.Sequential(nn.Conv2d(1, 2, 3), snn.LIF(2, dim=-3))
+    tt.load(path, other)
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+def test_traces_of_a_learner_among_states_are_passed_over(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
+    model(torch.rand(1, 3))
+    path = tmp_path / "learner.safetensors"
+    tt.save(model, path, states=True)
+
+    def with_a_trace(header: dict[str, Any]) -> None:
+        header["states"] = [*header["states"], "trace:eprop:1:beta:mem"]
+
+    tt.load(rewritten(path, with_a_trace), model, states=True)

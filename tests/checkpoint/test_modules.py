@@ -146,13 +146,45 @@ def encoder(**settings: object) -> Make:
 # What is saved, a model with the same names and shapes that computes something else, the message.
 OTHERS = refusals(
     r"""
+    conv() | conv(stride=2) -> '0', nn\.Conv2d: stride: 1 in the file, 2 in the model
+    conv() | conv(padding=1) -> padding: 0 in the file, 1 in the model
+    conv(padding=1) | conv(padding=1, padding_mode="circular")
+        -> padding_mode: 'zeros' in the file, 'circular' in the model
+    conv() | conv(dilation=(1, 2)) -> dilation: 1 in the file, \(1, 2\) in the model
+    partial(StridedConv, 2, 2, 3) | partial(StridedConv, 2, 2, 3, stride=2)
+        -> the module, StridedConv: stride: 1 in the file, 2 in the model
     after(nn.ReLU) | after(nn.Tanh) -> '1': nn\.ReLU in the file, nn\.Tanh in the
     in_a_list(nn.ReLU) | in_a_list(nn.Tanh)
         -> module 'acts\.0': nn\.ReLU in the file, nn\.Tanh in the model
     seq | after(nn.ReLU) -> module '1': only the model has it, nn\.ReLU
     after(nn.ReLU) | after(nn.Identity) -> module '1': only the file has it, nn\.ReLU
+    after(nn.LeakyReLU, 0.1) | after(nn.LeakyReLU, 0.2)
+        -> negative_slope: 0.1 in the file, 0.2 in the model
+    partial(nn.GroupNorm, 2, 4) | partial(nn.GroupNorm, 4, 4)
+        -> the module, nn\.GroupNorm: num_groups: 2 in the file, 4 in the model
+    partial(nn.BatchNorm1d, 3) | partial(nn.BatchNorm1d, 3, eps=0.1)
+        -> nn\.BatchNorm: eps: 1e-05 in the file, 0\.1 in the model
+    after(nn.LayerNorm, (4, 4), elementwise_affine=False)
+        | after(nn.LayerNorm, (4,), elementwise_affine=False)
+        -> normalized_shape: \(4, 4\) in the file, \(4\) in the model
     after(nn.AvgPool1d, 2) | after(nn.MaxPool1d, 2)
         -> nn\.AvgPool1d in the file, nn\.MaxPool1d in the model
+    after(nn.AvgPool1d, 2, padding=1) | after(nn.AvgPool1d, 2, padding=1, count_include_pad=False)
+        -> count_include_pad: True in the file, False in the model
+    after(nn.Upsample, scale_factor=2, mode="bilinear")
+        | after(nn.Upsample, scale_factor=2, mode="bilinear", align_corners=True)
+        -> align_corners: None in the file, True in the model
+    after(nn.Softmax, dim=0) | after(nn.Softmax, dim=1) -> dim: 0 in the file, 1 in the model
+    partial(nn.RNN, 3, 3) | partial(nn.RNN, 3, 3, nonlinearity="relu")
+        -> mode: 'RNN_TANH' in the file, 'RNN_RELU' in the model
+    partial(nn.LSTM, 3, 3) | partial(nn.LSTM, 3, 3, batch_first=True)
+        -> batch_first: False in the file, True in the model
+    encoder(nhead=2) | encoder(nhead=4)
+        -> module 'self_attn', nn\.MultiheadAttention: num_heads: 2 in the file, 4 in the model
+    encoder(nhead=2) | encoder(nhead=2, activation=torch.tanh)
+        -> activation: 0, 0, .* in the file, -0\.999, .* in the model
+    partial(nn.EmbeddingBag, 3, 3) | partial(nn.EmbeddingBag, 3, 3, mode="sum")
+        -> mode: 'mean' in the file, 'sum' in the model
     delayed() | delayed(stride=2)
         -> module 'conv', nn\.Conv1d: stride: 1 in the file, 2 in the model
     Own | OtherOwn -> the module: Own in the file, OtherOwn in the model
@@ -260,10 +292,6 @@ SAME: dict[str, tuple[Make, Make]] = {
     "wrapper of a layer": (partial(layer, "LIF", 3), spiking(functional.atan_surrogate())),
     "frozen": (seq, lambda: seq().requires_grad_(False)),
     "parametrized": (weight_norm, weight_norm),
-    # settings of PyTorch's modules are not compared
-    "stride": (conv(), conv(stride=2)),
-    "epsilon": (partial(nn.BatchNorm1d, 3), partial(nn.BatchNorm1d, 3, eps=0.1)),
-    "heads": (encoder(nhead=2), encoder(nhead=4)),
 }
 
 

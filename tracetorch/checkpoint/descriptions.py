@@ -35,8 +35,11 @@ _NEUTRAL = (nn.Identity, LockedDropout)
 _NEUTRAL_FILES = ("torch.nn.modules.dropout", "torch.nn.modules.loss")
 # 1d, 2d, 3d and Sync differ in the inputs that they take.
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-# Arguments of training and of conversion, and those that the tensors' names repeat.
-_IGNORED = ("bias", "clock", "dropout", "momentum", "self", "shift")
+# Arguments of training, of memory and of conversion, and those that the tensors' names repeat.
+_IGNORED = (
+    *("args", "bias", "clock", "dropout", "enable_nested_tensor", "inplace", "kwargs"),
+    *("mask_check", "momentum", "process_group", "scale_grad_by_freq", "self", "shift", "sparse"),
+)
 # Classes that PyTorch makes around a module's own: FSDPLinear, ParametrizedLinear.
 _GENERATED = ("torch.distributed.", "torch.nn.utils.")
 _LIBRARIES = {"torch": "nn.", "tracetorch": "tt."}
@@ -119,14 +122,9 @@ def _mismatches(file: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[s
 
 
 def _describe_modules(model: nn.Module) -> Parts:
-    """Describe every module that can change an output: its class, and settings of this package's.
-
-    Those are the arguments that it, or a part of a layer, keeps; of a neuron layer the constraints
-    of its parameters and the forward values of its spike functions.
-    """
+    """Describe every module that can change an output: its class, and what it keeps of its call."""
     described: dict[str, dict[str, Any]] = {}
     surrogates: list[str] = []
-    layers: set[str] = set()
     for root, hidden in [("", model), *hidden_modules(model)]:
         # A module may be used under several names, in another model by several modules.
         for path, module in hidden.named_modules(prefix=root, remove_duplicate=False):
@@ -138,9 +136,8 @@ def _describe_modules(model: nn.Module) -> Parts:
             kind = next(k for k in kind.__mro__ if not k.__module__.startswith(_GENERATED))
             name = "BatchNorm" if kind in _BATCH_NORMS else kind.__name__
             name = _LIBRARIES.get(kind.__module__.partition(".")[0], "") + name
-            text = dict(_settings(module, path.rpartition(".")[0] in layers))
+            text = dict(_settings(module))
             if isinstance(module, SequenceLayer):
-                layers.add(path)
                 name = "tt.Neuron"  # _describe_layers names the class with the equations
                 # Surrogates that are modules change no output, nor does what they hold.
                 steps = [each for each in module._options if text.get(each) == _HEAVISIDE]
@@ -165,7 +162,6 @@ def module_differences(file: Parts, model: Parts, strict: bool, loaded: Set[str]
             if strict or (from_libraries and path in loaded):
                 found.append(f"{name}: {saved['class']} in the file, {built['class']} in the model")
             continue
-        # Files of earlier versions have settings of PyTorch's modules too.
         for key, texts in {k: (saved[k], built[k]) for k in saved if k in built}.items():
             # a decay keeps its value whatever its bound
             one, other = (re.sub(r"^sigmoid from .*", "sigmoid", text) for text in texts)
@@ -176,7 +172,7 @@ def module_differences(file: Parts, model: Parts, strict: bool, loaded: Set[str]
     return found
 
 
-def _settings(module: nn.Module, in_layer: bool) -> Iterator[tuple[str, str]]:
+def _settings(module: nn.Module) -> Iterator[tuple[str, str]]:
     if isinstance(module, SequenceLayer):
         for name, constraint in module.constraints.items():
             yield f"{CONSTRAINT}{name}", constraint.name
@@ -185,20 +181,20 @@ def _settings(module: nn.Module, in_layer: bool) -> Iterator[tuple[str, str]]:
         values = {k: v for k, v in options.items() if callable(v) or isinstance(v, (list, tuple))}
     else:
         kept, kind = vars(module), cast(Any, type(module))
-        values = {name: kept[name] for name in _arguments(kind, in_layer) if name in kept}
+        values = {name: kept[name] for name in _arguments(kind) if name in kept}
     for name, value in values.items():
-        text = _text(value)
+        # LayerNorm((4, 4)) is another than LayerNorm(4)
+        text = f"({', '.join(map(str, value))})" if name == "normalized_shape" else _text(value)
         if text is not None:
             yield name, text
 
 
 @lru_cache(maxsize=1024)
-def _arguments(kind: Any, torch_too: bool) -> tuple[str, ...]:
-    """Return the constructor arguments of a class and its bases that are of this package."""
-    packages = ("tracetorch.", "torch.") if torch_too else "tracetorch."
+def _arguments(kind: Any) -> tuple[str, ...]:
+    """Return the constructor arguments of a class and its bases in PyTorch or this package."""
     names: dict[str, None] = {}
     for base in kind.__mro__:
-        if base.__module__.startswith(packages) and "__init__" in vars(base):
+        if base.__module__.startswith(("tracetorch.", "torch.")) and "__init__" in vars(base):
             names |= dict.fromkeys(inspect.signature(vars(base)["__init__"]).parameters)
     return tuple(name for name in names if name not in _IGNORED)
 

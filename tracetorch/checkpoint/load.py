@@ -174,7 +174,7 @@ def _mismatches(
         return [nothing, *found]
     misfits = _misfits(targets, matching)
     # shapes before settings: they tell sizes apart better
-    if misfits or header is None:
+    if misfits or header is None or not header["modules"]:  # which older files lack
         return misfits
     receiving = {name.rpartition(".")[0] for name in matching}
     return module_differences(header["modules"], built["modules"], strict, receiving)

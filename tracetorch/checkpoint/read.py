@@ -72,8 +72,10 @@ def read(path: str | os.PathLike[str]) -> CheckpointFile:
         header = json.loads(text)
         if header["format"] != FORMAT:
             raise ValueError(f"this version of traceTorch reads format {FORMAT}, not its")
-        header["modules"] = header.get("modules") or {}  # which older files lack
-        states = {name: tensors[STATE_PREFIX + name] for name in header.get("states") or ()}
+        header["modules"] = header.get("modules") or {}
+        # traces of a learner are no states any more
+        named = (n for n in header.get("states") or () if not str(n).startswith("trace:"))
+        states = {name: tensors[STATE_PREFIX + name] for name in named}
         others = (STATE_PREFIX, _TRAINING_PREFIX)
         kept = {name: t for name, t in tensors.items() if not name.startswith(others)}
         kept |= {name: kept[first] for name, first in header["shared"].items()}

@@ -35,7 +35,7 @@ def to_nir(
     discretization: Discretization = "euler",
     allow_hard_reset: bool = False,
 ) -> nir.NIRGraph:
-    """Convert a model to a NIR graph with the same spikes.
+    """Convert a model to a NIR graph with the same spikes, but for rounding.
 
     ``mode="exact"`` writes the twelve layers as LI, Threshold and Scale with edges that lead back
     one step later: subtractive reset, spikes of both signs and the recurrent trace too. A layer

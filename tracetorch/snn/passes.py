@@ -119,12 +119,8 @@ def states_of(module: Stateful, action: str = "use its states") -> dict[str, Any
 def weight_in_loop(
     module: object, compute: Callable[[torch.dtype], Tensor], dtype: torch.dtype
 ) -> Tensor:
-    """Return the weight of a module that a loop of the pass computed once, or a new one.
-
-    Only what runs the module asks: a method that a subclass overrides is not handed its own result.
-    """
-    run = ambient.current
-    known = None if run is None else run.weights.get(id(module))
+    # only what runs a module asks: a method that a subclass overrides is not handed its own result
+    known = None if ambient.current is None else ambient.current.weights.get(id(module))
     return known if known is not None and known.dtype == dtype else compute(dtype)
 
 
@@ -169,8 +165,8 @@ class Pass:
         self.running: Layer | None = None
         """By layer the layer that runs its steps now."""
         self.notes: dict[int, Any] = {}
-        self.weights: dict[int, Tensor] = {}
         """What a module keeps for the length of the call, by its id."""
+        self.weights: dict[int, Tensor] = {}  # what a loop computes once for all of its steps
         compiling = torch.compiler.is_compiling()
         self.began = 0 if compiling else next(_clock)
         self.went_on = compiling
