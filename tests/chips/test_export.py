@@ -23,11 +23,7 @@ LAYERS: dict[str, snn.Neuron] = {
 }
 
 
-SLOW = ("along a line", "delayed", "delayed along a line")
-NETWORKS = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
-    for name in ("convolutional", "Xylo 2 1", *SLOW)
-]
+NETWORKS = ("convolutional", "Xylo 2 1", "along a line", "delayed")
 
 
 class Beside(snn.TTModule):

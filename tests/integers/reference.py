@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+from tracetorch import integers
 
 Integers = NDArray[np.int64]
 
@@ -85,3 +88,11 @@ class LeakyIntegrator:
         self.mem = mem
         self.output = output if spikes else mem
         return self.output
+
+
+def stochastically_rounded(x: Tensor, uniform: Tensor) -> Tensor:
+    """Up where the number drawn is below the fraction, as the page on integers has it."""
+    below = integers.floor(x.detach())
+    # the fraction is exact, where x + uniform would round
+    up = uniform < x.detach() - below
+    return integers.straight_through(x, below + up.to(x.dtype))

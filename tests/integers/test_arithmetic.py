@@ -16,7 +16,7 @@ from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
 from tests.integers.reference import divided, fitted
-from tracetorch import integers, snn
+from tracetorch import integers
 from tracetorch.convert import QuantizedReLU
 
 DTYPES = {torch.float32: 24, torch.float64: 53}
@@ -107,32 +107,11 @@ def test_round_floor_trunc(values: list[float], dtype: torch.dtype) -> None:
     assert np.array_equal(whole(integers.trunc(x)), np.trunc(numbers))
 
 
-@given(st.integers(-(2**20), 2**20), st.integers(0, 8), st.integers(1, 2**23 - 1))
-def test_stochastic_round_is_up_where_the_number_is_below_the_fraction(
-    value: int, bits: int, drawn: int
-) -> None:
-    x, uniform = torch.tensor([value * 2.0**-bits]), drawn * 2.0**-23
-    found = integers.stochastic_round(x, torch.tensor([uniform])).item()
-    assert found == (value >> bits) + (uniform < (value % 2**bits) / 2**bits)
-
-
-def test_stochastic_round_is_right_on_average_and_repeats_by_its_counter() -> None:
-    def drawn() -> Tensor:
-        noise = snn.Noise(10_000, distribution="uniform", seed=3)
-        x = torch.full((1, 10_000), -2.75)
-        return integers.stochastic_round(x, noise(x))
-
-    assert set(drawn().unique().tolist()) == {-3.0, -2.0}
-    assert abs(drawn().mean().item() + 2.75) < 0.02  # five standard deviations
-    assert torch.equal(drawn(), drawn())
-
-
 # of each: a call of one argument, and its derivative at 5 and at -300
 GRADIENTS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float]]] = {
     "round": (integers.round, (1.0, 1.0)),
     "floor": (integers.floor, (1.0, 1.0)),
     "trunc": (integers.trunc, (1.0, 1.0)),
-    "stochastic_round": (lambda x: integers.stochastic_round(x, torch.full_like(x, 0.5)), (1, 1)),
     "saturate": (lambda x: integers.saturate(x, 8), (1.0, 0.0)),
     "wrap": (lambda x: integers.wrap(x, 8), (1.0, 1.0)),
     "shift_right": (lambda x: integers.shift_right(x, 3, "at_least_one"), (0.125, 0.125)),

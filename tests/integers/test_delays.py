@@ -19,8 +19,6 @@ MAKE: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "Linear": (lambda: integers.DelayedLinear(5, 3, max_delay=3, shift=4), (5,)),
     "tokens": (lambda: integers.DelayedLinear(5, 2, False, max_delay=1, weight_bits=4), (2, 5)),
     "wide": (lambda: integers.DelayedLinear(1, 1, max_delay=7, weight_bits=12), (1,)),
-    "Conv1d": (lambda: integers.DelayedConv1d(4, 6, 3, 2, 1, 2, 2, max_delay=4, shift=1), (4, 9)),
-    "places": (lambda: integers.DelayedConv1d(1, 2, 1, bias=False, max_delay=2), (1, 4)),
 }
 ANY: Any = integers
 
@@ -52,15 +50,10 @@ def reference(layer: Any, x: Tensor) -> Any:
         for lag in range(layer.max_delay + 1):
             at = torch.tensor(given[t - lag] if t >= lag else 0 * given[0]).double()
             chosen = torch.tensor(np.where(delay == lag, weight, 0)).double()
-            if isinstance(product, integers.Linear):
-                part = at @ chosen.T
-            else:
-                sizes = product.stride, product.padding, product.dilation, product.groups
-                part = nn.functional.conv1d(at, chosen, None, *sizes)
-            total = total + part.long().numpy()
+            total = total + (at @ chosen.T).long().numpy()
         total = total << product.shift
         if product.bias is not None:
-            total = total + product.bias.numpy().reshape(-1, *[1] * (weight.ndim - 2))
+            total = total + product.bias.numpy()
         found.append(total)
     return np.stack(found)
 
@@ -139,12 +132,8 @@ def test_delays_between_two_steps_and_their_width_are_refused() -> None:
 def test_operations_of_a_delayed_product_are_counted() -> None:
     layer = integers.DelayedLinear(4, 3, max_delay=2)
     layer.linear.weight.fill_(1)
-    conv = integers.DelayedConv1d(2, 3, 3, max_delay=1)
-    conv.conv.weight.fill_(1)
     found = tt.metrics.synaptic_operations(layer, torch.ones(5, 1, 4), by="step")
     assert (found.effective, found.dense) == (5 * 4 * 3, 3 * 5 * 4 * 3)
-    found = tt.metrics.synaptic_operations(conv, torch.ones(5, 1, 2, 3), by="step")
-    assert (found.effective, found.dense) == (5 * 2 * 3 * 3, 2 * 5 * 2 * 3 * 3)
 
 
 def test_integers_with_delays_are_not_initialised() -> None:
@@ -158,8 +147,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ANY.DelayedLinear(2, 3, max_delay=2, delay=3.0), ValueError, "between 0 and max_"),
     (lambda: ANY.DelayedLinear(2, 3, max_delay=0), ValueError, "max_delay must be at least 1"),
     (lambda: ANY.DelayedLinear(2, 3, max_delay=1, shift=17), ValueError, "shift must be 0 to 16"),
-    (lambda: ANY.DelayedConv1d(2, 3, 2, max_delay=1, weight_bits=1), ValueError, "2 to 16, got 1"),
-    (lambda: ANY.DelayedConv1d(3, 3, 2, groups=2, max_delay=1), ValueError, "groups must divide"),
+    (lambda: ANY.DelayedLinear(2, 3, max_delay=1, weight_bits=1), ValueError, "2 to 16, got 1"),
     (lambda: ANY.DelayedLinear(2, 3, max_delay=1)(torch.ones(1, 4)), ValueError, "takes 2 feat"),
 ]  # fmt: skip
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import stepped
+from tests.integers.reference import stochastically_rounded
 from tests.quantize.networks import case
 from tracetorch import chips, integers, quantize, snn
 from tracetorch.integers import Interval
@@ -375,7 +376,7 @@ def test_other_things_are_refused() -> None:
 
         @staticmethod
         def step(x: Tensor, noise: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-            return integers.stochastic_round(x / 2, noise), mem
+            return stochastically_rounded(x / 2, noise), mem
 
     with pytest.raises(ValueError, match="computes noise itself, which is not proved"):
         integers.check_exact(Noisy(), torch.ones(1, 1, 1))

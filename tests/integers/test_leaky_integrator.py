@@ -15,6 +15,7 @@ import tracetorch as tt
 from tests.cases import LAYERS, stepped, thinned, weighted_sum
 from tests.integers import reference
 from tests.integers.compiled import assert_compiled_is_eager
+from tests.integers.reference import stochastically_rounded
 from tracetorch import integers, snn
 
 T, B, N = 40, 2, 3
@@ -136,7 +137,7 @@ class StochasticLeak(snn.Neuron):
 
     @staticmethod
     def step(x: torch.Tensor, noise: torch.Tensor, mem: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        mem = mem - integers.stochastic_round(mem * 2.0**-4, noise) + x
+        mem = mem - stochastically_rounded(mem * 2.0**-4, noise) + x
         return mem, mem
 
 

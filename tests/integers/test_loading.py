@@ -62,8 +62,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any] | nn.Module, st
      "bias: holds 2147483648, and the layer has integers of -2147483648 to 2147483647"),
     "a delay": (lambda: integers.DelayedLinear(1, 2, max_delay=3), {"raw_delay": torch.tensor(
      [[4.0], [0.0]])}, "raw_delay: holds 4, and the layer has integers of 0 to 3"),
-    "a delayed weight": (lambda: integers.DelayedConv1d(1, 2, 1, max_delay=3, weight_bits=2),
-     {"conv.weight": torch.tensor([[[4]], [[0]]], dtype=torch.int8)}, "conv.weight: holds 4"),
+    "a delayed weight": (lambda: integers.DelayedLinear(1, 2, max_delay=3, weight_bits=2),
+     {"linear.weight": torch.tensor([[4], [0]], dtype=torch.int8)}, "linear.weight: holds 4"),
     "another Xylo": (lambda: chips.xylo.LIF(1), chips.xylo.LIF(1, version=1),
      "made with another version, and the layer has version=2"),
     "spikes of Xylo": (lambda: chips.xylo.LIF(1, max_spikes=1), chips.xylo.LIF(1),

@@ -107,18 +107,6 @@ def delayed() -> tuple[nn.Module, Tensor]:
     return widened(model, 2.0, whole=False), spikes(14, 3, 5)
 
 
-def delayed_along_a_line() -> tuple[nn.Module, Tensor]:
-    """Delays of convolutions, in groups, with a stride."""
-    torch.manual_seed(3)
-    model = nn.Sequential(
-        snn.DelayedConv1d(4, 4, 3, 2, 1, groups=2, max_delay=3),
-        snn.Recurrent(snn.SLIF(4, dim=-2), snn.DelayedConv1d(4, 4, 3, padding=1, max_delay=2)),
-        *(nn.MaxPool1d(2), snn.Delay(4, dim=-2, max_delay=2, delay=1.0, learnable=False)),
-        *(nn.Flatten(), nn.Linear(12, 2), snn.LIF(2)),
-    )
-    return widened(model, 2.0, whole=False), spikes(9, 2, 4, 11)
-
-
 def connected() -> tuple[nn.Module, Tensor]:
     """Masks and signs: of a product with a batch norm, of feedback, of delays, of the readout."""
     torch.manual_seed(4)
@@ -132,11 +120,11 @@ def connected() -> tuple[nn.Module, Tensor]:
 
 
 def connected_channels() -> tuple[nn.Module, Tensor]:
-    """Masks and signs of convolutions, with delays and without."""
+    """Masks and signs of convolutions."""
     torch.manual_seed(5)
     model = nn.Sequential(
         *(nn.Conv1d(2, 4, 3, padding=1), snn.LIF(4, dim=-2)),
-        *(snn.DelayedConv1d(4, 4, 3, max_delay=2), snn.LIF(4, dim=-2)),
+        *(nn.Conv1d(4, 4, 3), snn.LIF(4, dim=-2)),
         *(nn.Flatten(), nn.Linear(40, 2), snn.LIF(2)),
     )
     return drawn_connections(widened(model, 2.0, whole=False)), spikes(9, 2, 2, 12)
@@ -214,7 +202,6 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "convolutional": convolutional,
     "along a line": along_a_line,
     "delayed": delayed,
-    "delayed along a line": delayed_along_a_line,
     "residual": residual,
     "unlike branches": unlike_branches,
     "connected": connected,

@@ -17,8 +17,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 from tracetorch.core.walk import join_path
-from tracetorch.integers.border import Quantize, SumPool1d, SumPool2d
-from tracetorch.integers.layers import Product
+from tracetorch.integers.layers import Product, Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.ranges import PRODUCTS, is_node
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.model_graph import Node, compute, read_model

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from tracetorch.cell import Constraint
 from tracetorch.chips.limits import Chip, exceeded
-from tracetorch.integers.border import Add, Quantize
-from tracetorch.integers.rounding import straight_through
-from tracetorch.integers.width import check_between, limits
+from tracetorch.integers.arithmetic import check_between, limits, straight_through
+from tracetorch.integers.layers import Add, Quantize
 from tracetorch.snn.delay import SynapticDelays
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron

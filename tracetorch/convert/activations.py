@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_positive
-from tracetorch.integers.rounding import clamped, straight_through
+from tracetorch.integers.arithmetic import clamped, straight_through
 from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, Clamp, SpikeFunction, Value, Weight

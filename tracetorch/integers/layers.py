@@ -1,10 +1,6 @@
-"""Products with integer weights: ``Linear``, ``Conv1d`` and ``Conv2d``, shifted to the left.
+"""Layers of integers: products, shifted to the left, delays, pools, sums, and the border.
 
-Weights of few bits make currents of a coarse step, and states that decay need a finer one: so the
-sum of products is shifted before a bias of full width is added. Weights are kept in integers of
-their width, and so is a file of them.
-
-Autocast does not reach them, nor pools of integers. Where products of float32 may be computed from
+Autocast does not reach them. Where products of float32 may be computed from
 rounded factors (TF32 keeps 11 bits, and PyTorch has it on for convolutions on CUDA; bfloat16 keeps
 8, by ``torch.set_float32_matmul_precision``) they are computed in float64, which is right and on
 most cards slow: switch it off for speed, ``torch.backends.cudnn.allow_tf32 = False``. What
@@ -13,40 +9,24 @@ most cards slow: switch it off for speed, ``torch.backends.cudnn.allow_tf32 = Fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
-from torch import Tensor
+from torch import Tensor, nn
 
-from tracetorch.core.checks import check_count, check_flag, check_integer
-from tracetorch.core.docstrings import SharedDescriptions
+from tracetorch.core.checks import check_count, check_flag, check_integer, check_positive
 from tracetorch.core.torch_private import constant_in_compile
-from tracetorch.integers.loading import Ends, KnownSettings
-from tracetorch.integers.width import check_between, limits
+from tracetorch.integers import arithmetic
+from tracetorch.integers.arithmetic import check_between, describe, limits
+from tracetorch.integers.loading import CheckedLoading, Ends, KnownSettings
+from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
+from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.parameters import Value
+from tracetorch.snn.passes import weight_in_loop
 
-_MOST_SHIFT = 16
-
-describe_product = SharedDescriptions(
-    {
-        "in_features": "size of the last dimension of the input.",
-        "out_features": "size of the last dimension of the output.",
-        "in_channels": "channels of the input.",
-        "out_channels": "channels of the output.",
-        "kernel_size": "weights along each of the last dimensions.",
-        "stride": "from one output to the next.",
-        "padding": "zeros at both ends.",
-        "dilation": "from one weight to the next.",
-        "groups": "of channels.",
-        "bias": "whether there is one, of 32 bits; it is not shifted.",
-        "max_delay": "the largest delay in steps; at least 1.",
-        "delay": "whole steps, a number or a tensor of the weight's shape.",
-        "shift": "by how many bits the product is shifted to the left, 0 to 16.",
-        "weight_bits": "width of a weight, 2 to 16; it is int8, above 8 bits int16.",
-    },
-    raises={"TypeError, ValueError": "an argument is of another kind or out of range."},
-)
+_CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d}
 
 
 def exactly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -67,8 +47,7 @@ def exactly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def check_holds_integers(x: Tensor) -> None:
-    """Raise ``TypeError`` where a tensor is of half precision, which holds few integers."""
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in (torch.float16, torch.bfloat16):  # which hold few
         raise TypeError(f"expected an input of float32 or float64, got {x.dtype}: x.float().")
 
 
@@ -90,7 +69,7 @@ class Product(KnownSettings):
 
     def __init__(self, shape: tuple[int, ...], bias: bool, shift: int, weight_bits: int) -> None:
         super().__init__()
-        self.shift = check_between("shift", shift, 0, _MOST_SHIFT)
+        self.shift = check_between("shift", shift, 0, 16)
         self.weight_bits = check_between("weight_bits", weight_bits, 2, 16)
         dtype = torch.int8 if weight_bits <= 8 else torch.int16
         self.register_buffer("weight", torch.zeros(shape, dtype=dtype))
@@ -111,12 +90,11 @@ class Product(KnownSettings):
         return exactly(lambda x: self.summed(x, self.weight.to(x.dtype)), x)
 
     def summed(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the product with given weights, shifted, and the bias added."""
-        return self.shifted(self.product(x, weight), self.bias, weight.ndim - 2)
+        return self.shifted(self.product(x, weight), weight.ndim - 2)
 
-    def shifted(self, sums: Tensor, bias: Tensor | None, behind: int) -> Tensor:
-        """Shift sums, with ``behind`` dimensions after that of the outputs, and add a bias."""
-        y = sums * 2.0**self.shift
+    def shifted(self, sums: Tensor, behind: int) -> Tensor:
+        """Shift sums, with ``behind`` dimensions after that of the outputs, and add the bias."""
+        y, bias = sums * 2.0**self.shift, self.bias
         return y if bias is None else y + bias.to(y.dtype).reshape(-1, *[1] * behind)
 
     def extra_repr(self) -> str:
@@ -124,7 +102,7 @@ class Product(KnownSettings):
         return f"{bias}, shift={self.shift}, weight_bits={self.weight_bits}"
 
 
-@describe_product
+@describe
 class Linear(Product):
     """Linear layer of integers.
 
@@ -171,7 +149,6 @@ class _Convolution(Product):
     """Base of convolutions, over as many dimensions as ``ndim`` says."""
 
     ndim: ClassVar[int]
-    _convolve: ClassVar[Callable[..., Tensor]]
 
     def __init__(
         self,
@@ -203,15 +180,14 @@ class _Convolution(Product):
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         places = self.stride, self.padding, self.dilation
-        return self._convolve(x, weight, None, *places, self.groups)
+        y: Tensor = _CONVOLVE[self.ndim](x, weight, None, *places, self.groups)
+        return y
 
     def extra_repr(self) -> str:
-        given = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
-        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
-            value = getattr(self, name)
-            given += "" if set(value) == {default} else f", {name}={value}"
-        given += "" if self.groups == 1 else f", groups={self.groups}"
-        return f"{given}{super().extra_repr()}"
+        names = "stride", "padding", "dilation", "groups"
+        given = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        sizes = f"{self.in_channels}, {self.out_channels}, {self.kernel_size}"
+        return f"{sizes}, {given}{super().extra_repr()}"
 
 
 def as_sizes(name: str, size: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -225,7 +201,7 @@ def as_sizes(name: str, size: int | tuple[int, ...], ndim: int) -> tuple[int, ..
     return each
 
 
-@describe_product
+@describe
 class Conv1d(_Convolution):
     """Convolution of integers over one dimension; for the rest see :class:`Linear`.
 
@@ -240,10 +216,9 @@ class Conv1d(_Convolution):
     """
 
     ndim = 1
-    _convolve = staticmethod(F.conv1d)
 
 
-@describe_product
+@describe
 class Conv2d(_Convolution):
     """Convolution of integers over two dimensions; for the rest see :class:`Linear`.
 
@@ -257,4 +232,217 @@ class Conv2d(_Convolution):
     """
 
     ndim = 2
-    _convolve = staticmethod(F.conv2d)
+
+
+@describe
+class DelayedLinear(CheckedLoading, FloatDelayedLinear):
+    """Linear layer of integers with a delay in whole steps for every synapse.
+
+    ::
+
+        output[t, o] = 2^shift sum_i weight[o, i] * x[t - delay[o, i], i] + bias[o]
+
+    ``linear`` is an :class:`Linear` of integers, whose buffers hold weights and bias; ``delay`` is
+    a buffer too. All are zero until they are filled: by ``tt.quantize.convert``, by
+    ``load_state_dict`` or by hand. Else as ``snn.DelayedLinear``.
+
+    Shape:
+        Input ``[..., in_features]``, output ``[..., out_features]``; the state ``past`` is
+        ``[..., in_features, max_delay]``.
+
+    Example:
+        >>> layer = DelayedLinear(1, 2, False, max_delay=2, delay=torch.tensor([[0.0], [2.0]]))
+        >>> _ = layer.linear.weight.fill_(100)
+        >>> [layer(torch.tensor([[x]])).tolist()[0] for x in (1.0, 0.0, 0.0)]
+        [[100.0, 0.0], [0.0, 0.0], [0.0, 100.0]]
+    """
+
+    _forwards = (Product.forward,)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        max_delay: int,
+        delay: Value = 0.0,
+        shift: int = 0,
+        weight_bits: int = 8,
+    ) -> None:
+        made = Linear(in_features, out_features, bias, shift=shift, weight_bits=weight_bits)
+        product, sizes = cast(nn.Linear, made), (in_features, -1, max_delay)
+        # of the float class the layer of weight and bias alone differs
+        SynapticDelays.__init__(self, product, *sizes, _whole(delay), 0.0, learnable=False)
+        self.in_features, self.out_features, self.linear = in_features, out_features, product
+
+    def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
+        if isinstance(x, Tensor):
+            check_holds_integers(x)
+        return super()._check_input(x, sequence=sequence)
+
+    def _raw_of(self, name: str, value: Any) -> Tensor:
+        return super()._raw_of(name, _whole(value))
+
+    def ends(self) -> Mapping[str, Ends]:
+        return {"raw_delay": (0, self.max_delay)}
+
+    def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
+        if self.sigma != 0:
+            raise ValueError(
+                f"{self._label()} has sigma={self.sigma:g}, and integers take delays in whole "
+                "steps: sigma must be 0."
+            )
+
+        def product(window: Tensor) -> Tensor:
+            kernel = weight_in_loop(self, self.kernel_of, window.dtype)
+            # time is behind the outputs
+            return cast(Linear, self.product).shifted(self.convolve(window, kernel, None), 1)
+
+        return exactly(product, window)
+
+
+def _whole(delay: Value) -> Value:
+    values = torch.as_tensor(delay)
+    if not values.is_meta and not torch.equal(values, values.round()):
+        wrong = values[values != values.round()].flatten()[0].item()
+        raise ValueError(f"delay must be whole steps, got {wrong:g}. Round it, delay.round().")
+    return delay
+
+
+@describe
+class Quantize(KnownSettings):
+    """Make integers of real numbers: the border at which an integer network begins.
+
+    ::
+
+        y = saturate(round(x / scale), bits),   dy/dx = 1 / scale where it does not saturate
+
+    Args:
+        scale: what one integer stands for; positive, a buffer.
+        bits: width of the result.
+
+    Example:
+        >>> Quantize(0.5, bits=4)(torch.tensor([0.3, -1.5, 20.0])).tolist()
+        [1.0, -3.0, 7.0]
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: float, bits: int = 8, signed: bool = True) -> None:
+        super().__init__()
+        limits(bits, signed=signed)
+        self.register_buffer("scale", torch.tensor(check_positive("scale", scale)))
+        self.bits, self.signed = bits, check_flag("signed", signed)
+
+    def settings(self) -> Mapping[str, int]:
+        return {"bits": self.bits, "signed": int(self.signed)}
+
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        scale = given.get("scale", self.scale)
+        if not scale.is_meta and not bool(((scale > 0) & scale.isfinite()).all()):
+            yield "scale", f"holds {scale.flatten()[0]:g}, and a scale is positive and finite."
+        yield from super().objections(given)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = arithmetic.round(x / self.scale.to(x.dtype))
+        return arithmetic.saturate(whole, self.bits, signed=self.signed)
+
+    def extra_repr(self) -> str:
+        return f"{float(self.scale):g}, bits={self.bits}, signed={self.signed}"
+
+
+class Add(CheckedLoading):
+    """Add two branches of integers, each brought to the unit that the sum has.
+
+    ::
+
+        y = factors[0] * first(x) + factors[1] * second(x)
+
+    Args:
+        first, second: modules that are given the same input; ``nn.Identity`` for none.
+        factors: integers of the sum in one of either branch.
+
+    Example:
+        >>> Add(nn.Identity(), SumPool1d(1), (3, 1))(torch.tensor([[[1.0, 2.0]]])).tolist()
+        [[[4.0, 8.0]]]
+    """
+
+    def __init__(
+        self, first: nn.Module, second: nn.Module, factors: tuple[int, int] = (1, 1)
+    ) -> None:
+        super().__init__()
+        self.first, self.second, self.factors = first, second, factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.factors
+        y: Tensor = first * self.first(x) + second * self.second(x)
+        return y
+
+    # without them weights mean something else
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.factors, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        first, second = state.tolist()
+        self.factors = first, second
+
+    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        factors = given.get("_extra_state", torch.zeros(2))
+        if factors.numel() != 2 or not torch.equal(factors, factors.round()):
+            yield "_extra_state", f"holds {factors.tolist()}, and the factors are two integers."
+
+    def extra_repr(self) -> str:
+        return f"factors={self.factors}"
+
+
+class SumPool(nn.Module):
+    """Base of sums over windows, of as many dimensions as ``ndim`` says."""
+
+    ndim: ClassVar[int]
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] | None = None,
+        padding: int | tuple[int, ...] = 0,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = as_sizes("kernel_size", kernel_size, self.ndim)
+        self.stride = self.kernel_size if stride is None else as_sizes("stride", stride, self.ndim)
+        self.padding = as_sizes("padding", padding, self.ndim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[-self.ndim - 1]
+        size, options = (channels, 1, *self.kernel_size), (self.stride, self.padding, 1, channels)
+        # an average pool with another divisor is exported to ONNX without it, and rounds
+        return exactly(lambda x: _CONVOLVE[self.ndim](x, x.new_ones(size), None, *options), x)
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+@describe
+class SumPool1d(SumPool):
+    """Sum of the integers in every window: an average pool whose divisor goes into a scale.
+
+    Windows follow each other where ``stride`` is ``None``.
+
+    Example:
+        >>> SumPool1d(2)(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])).tolist()
+        [[[3.0, 7.0]]]
+    """
+
+    ndim = 1
+
+
+@describe
+class SumPool2d(SumPool):
+    """Sum of the integers in every window of two dimensions; see :class:`SumPool1d`.
+
+    Example:
+        >>> SumPool2d(2)(torch.ones(1, 1, 4, 4)).tolist()
+        [[[[4.0, 4.0], [4.0, 4.0]]]]
+    """
+
+    ndim = 2

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_choice, check_flag, check_positive
-from tracetorch.integers.fixed_point import Leak, Multiplier, Rounding, Shift, multiply
-from tracetorch.integers.loading import IntegerNeuron
-from tracetorch.integers.rounding import round  # noqa: A004
-from tracetorch.integers.width import check_between, limits, saturate, wrap
+from tracetorch.integers import arithmetic
+from tracetorch.integers.arithmetic import Leak, Multiplier, Rounding, Shift, check_between, limits
+from tracetorch.integers.loading import KnownSettings
 from tracetorch.snn.leaky_integrator import Reset, states_of_parts
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
@@ -32,7 +31,7 @@ _LARGEST = 2**31 - 1
 _FLOAT32_BITS = 24  # the widest state in float32, and sums of two
 
 
-class LeakyIntegrator(IntegerNeuron):
+class LeakyIntegrator(KnownSettings, Neuron):
     """Leaky integrator of integers: every one of the twelve layers, as integer hardware runs it.
 
     Parts in [brackets] exist only where their argument is given. ``H(u) = 1 if u > 0 else 0``;
@@ -143,11 +142,11 @@ class LeakyIntegrator(IntegerNeuron):
         self.option("decay_by", decay, fixed=True)
         self.option("state_bits", state_bits, check=partial(check_between, low=4, high=32))
         largest = limits(self.state_bits)[1]
-        for name, decay_value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            learns = isinstance(decay, Multiplier)
-            integer_weight(self, name, decay_value, 0, decay.largest, learns=learns)
-        for name, magnitude in (("pos_threshold", pos_threshold), ("neg_threshold", neg_threshold)):
-            integer_weight(self, name, magnitude, 0, largest)
+        learns = isinstance(decay, Multiplier)
+        for name, setup in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+            integer_weight(self, name, setup, 0, decay.largest, learns=learns)
+        for name, setup in (("pos_threshold", pos_threshold), ("neg_threshold", neg_threshold)):
+            integer_weight(self, name, setup, 0, largest)
         scales = {"pos_scale": pos_scale, "neg_scale": neg_scale}
         for name, weight in {**scales, "rec_weight": rec_weight, "bias": bias}.items():
             integer_weight(self, name, weight, -_LARGEST, _LARGEST)
@@ -163,7 +162,6 @@ class LeakyIntegrator(IntegerNeuron):
 
     @property
     def active_states(self) -> tuple[str, ...]:
-        """``mem``, with a synapse ``syn``, with recurrence ``rec`` and ``prev_output``."""
         return states_of_parts(self._declared.constraints)
 
     def settings(self) -> Mapping[str, int]:
@@ -213,11 +211,11 @@ class LeakyIntegrator(IntegerNeuron):
                 f"integer up to 2^{_FLOAT32_BITS} only. Give x.double(), and model.double()."
             )
 
-        def fit(value: Tensor) -> Tensor:
-            return (saturate if overflow == "saturate" else wrap)(value, state_bits)
+        kind = arithmetic.saturate if overflow == "saturate" else arithmetic.wrap
+        fit = partial(kind, bits=state_bits)
 
         def advance(trace: Tensor, inflow: Tensor, decay: Tensor, averaging: bool) -> Tensor:
-            decay = round(decay)
+            decay = arithmetic.round(decay)
             taken = decay_by.inflow(inflow, decay) if averaging else inflow
             return fit(decay_by.leak(trace, decay) + taken)
 
@@ -227,9 +225,10 @@ class LeakyIntegrator(IntegerNeuron):
         if alpha is not None:
             drive = syn = advance(syn, x, alpha, alpha_ema)
         if rec_weight is not None:
-            drive = drive + multiply(rec, round(rec_weight), rec_weight_fraction)
+            rec_weight = arithmetic.round(rec_weight)
+            drive = drive + arithmetic.multiply(rec, rec_weight, rec_weight_fraction)
         if bias is not None:
-            drive = drive + round(bias)
+            drive = drive + arithmetic.round(bias)
         mem = advance(mem, drive, beta, beta_ema)
 
         output = None
@@ -239,7 +238,7 @@ class LeakyIntegrator(IntegerNeuron):
         ):
             if threshold is None:
                 continue
-            threshold = round(threshold)
+            threshold = arithmetic.round(threshold)
             above, one = sign * mem - threshold, threshold.detach().clamp(min=1)
             fired = spike(above / one if unit is None else above * (1 / unit))
             again = fired.detach() if detach_reset else fired
@@ -247,7 +246,7 @@ class LeakyIntegrator(IntegerNeuron):
                 mem = fit(mem - sign * again * threshold)
             elif reset == "zero":
                 mem = mem * (1 - again)
-            fired = sign * fired if scale is None else sign * (round(scale) * fired)
+            fired = sign * fired if scale is None else sign * (arithmetic.round(scale) * fired)
             output = fired if output is None else output + fired
         if output is None:
             output = mem
@@ -262,10 +261,7 @@ def integer_weight(
     high: float,
     learns: bool = True,
 ) -> None:
-    """Declare a parameter of integers, or that there is none; it learns if its setup says so.
-
-    The step rounds it. A shift, which has no gradient, may not learn.
-    """
+    """Declare a parameter of integers, which the step rounds, or that there is none."""
     if setup is None:
         layer.option(name, None, fixed=True)
         return

@@ -28,15 +28,20 @@ class CheckedLoading(nn.Module):
     """Base of layers that look at what they are to load; where they object, nothing is loaded."""
 
     def ends(self) -> Mapping[str, Ends]:
-        """Return the least and the largest integer of tensors, by name."""
-        return {}
+        """Return the least and the largest integer of tensors: of a neuron's parameters."""
+        constraints = self.constraints if isinstance(self, Neuron) else {}
+        kinds = {f"raw_{name}": each.value for name, each in constraints.items()}
+        return {n: (k.low or 0, k.high or 0) for n, k in kinds.items() if isinstance(k, Clamp)}
 
     def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         """Yield the name of each tensor that the layer cannot have, and why."""
         for name, (low, high) in self.ends().items():
             # one that learns may be between two integers, and outside
-            if name in given and name in self._buffers:
-                yield from off_range(name, given[name], low, high)
+            if name in given and name in self._buffers and not given[name].is_meta:
+                numbers, ends = given[name].detach().double(), f"{low:.0f} to {high:.0f}"
+                fits = (numbers == numbers.round()) & (numbers >= low) & (numbers <= high)
+                for wrong in numbers[~fits].flatten()[:1].tolist():
+                    yield name, f"holds {wrong:.10g}, and the layer has integers of {ends}."
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         _check_all(self, state_dict, prefix)
@@ -86,23 +91,6 @@ class KnownSettings(CheckedLoading):
         if self.optional_extra_state:
             state_dict.setdefault(f"{prefix}{_EXTRA}", self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-class IntegerNeuron(KnownSettings, Neuron):
-    """Base of neurons whose parameters are integers of a range, unless they learn."""
-
-    def ends(self) -> Mapping[str, Ends]:
-        kinds = {f"raw_{name}": each.value for name, each in self.constraints.items()}
-        return {n: (k.low or 0, k.high or 0) for n, k in kinds.items() if isinstance(k, Clamp)}
-
-
-def off_range(name: str, values: Tensor, low: float, high: float) -> Iterator[tuple[str, str]]:
-    numbers = values.detach().double()
-    if not numbers.is_meta:
-        fits = (numbers == numbers.round()) & (numbers >= low) & (numbers <= high)
-        for wrong in numbers[~fits].flatten()[:1].tolist():
-            ends = f"{low:.0f} to {high:.0f}"
-            yield name, f"holds {wrong:.10g}, and the layer has integers of {ends}."
 
 
 def _put_into(module: nn.Module, name: str, child: object) -> None:

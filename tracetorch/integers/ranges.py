@@ -8,7 +8,7 @@ sums of their weights. States grow until nothing grows any more, those of all la
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -20,24 +20,13 @@ from tracetorch.core.checks import check_module
 from tracetorch.core.torch_private import pytree
 from tracetorch.core.walk import join_path
 from tracetorch.fuse.dispatch.plans import program_of
+from tracetorch.fuse.ir import intervals
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable
-from tracetorch.fuse.ir.intervals import (
-    Bounds,
-    Interval,
-    bounds,
-    check_reach,
-    hull,
-    interval_of,
-    invariant,
-    overall,
-    weighted_sums,
-    with_zero,
-)
+from tracetorch.fuse.ir.intervals import Bounds, Interval, hull, interval_of, overall, with_zero
 from tracetorch.fuse.ir.lower import lower
 from tracetorch.fuse.ir.trace import input_names
-from tracetorch.integers.border import Quantize, SumPool
-from tracetorch.integers.layers import Product
-from tracetorch.integers.width import limits
+from tracetorch.integers.arithmetic import limits
+from tracetorch.integers.layers import Product, Quantize, SumPool
 from tracetorch.snn.delay import Delay, SynapticDelays
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, label, read_model
@@ -59,8 +48,10 @@ _SHAPES = {
 _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
 _NAMES = {"min": "low", "max": "high"}  # of arguments that a rule calls otherwise
 
-Key: TypeAlias = tuple[str, str]  # path of a layer, name of a state
+States: TypeAlias = dict[tuple[str, str], Interval]  # by path of a layer, and name of a state
+Found: TypeAlias = dict[str, dict[str, Interval]]
 Given: TypeAlias = Mapping[str, Interval]
+Step: TypeAlias = Callable[[Given, Given], tuple[Bounds, dict[str, Interval]]]
 
 
 def prove(
@@ -94,8 +85,8 @@ def prove(
         >>> found.exact
         True
     """
-    step = _Step(layer, ndim, dtype)
-    return invariant(step.starts, lambda states, _: step.bounds(inputs, states))[0]
+    starts, step = _read_step(layer, ndim, dtype)
+    return intervals.invariant(starts, lambda states, _: step(inputs, states))[0]
 
 
 def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
@@ -135,36 +126,33 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
         raise TypeError(f"x must hold its integers in floats, got {x.dtype}: x.float().")
     read = _Model(model, x[0])
     values = with_zero(interval_of(x))
-    return invariant(read.starts, lambda states, last: read.step(values, states, last))[0]
+    return intervals.invariant(read.starts, lambda states, last: read.step(values, states, last))[0]
 
 
-class _Step:
-    """Graph of a layer's step, the intervals of its parameters, and what its states start from."""
+def _read_step(layer: Neuron, ndim: int, dtype: torch.dtype) -> tuple[Given, Step]:
+    """Return what the states of a layer start from, and its step: of inputs and states."""
+    cell, kwargs = layer.cell, layer.step_kwargs(ndim, dtype)
+    try:
+        program = program_of(cell, ndim, dtype, kwargs)
+    except Unfusable as reason:
+        raise ValueError(f"{layer._label()} cannot be proved exact: {reason}.") from None
+    known = dict[str, Interval]()
+    for name, value in zip(program.params, program.tensors(kwargs), strict=True):
+        # each neuron has its own
+        numbers = value.detach().double().flatten().numpy(force=True)
+        whole = np.where(numbers == numbers.round(), 0.0, -math.inf)
+        known[f"p_{name}"] = Interval(numbers, numbers, whole)
+    values = {name: getattr(layer, f"initial_{name}", None) for name in cell.active}
+    starts = {n: interval_of(torch.zeros(1) if v is None else v) for n, v in values.items()}
 
-    def __init__(self, layer: Neuron, ndim: int, dtype: torch.dtype) -> None:
-        self.cell, self.dtype = layer.cell, dtype
-        kwargs = layer.step_kwargs(ndim, dtype)
-        try:
-            program = program_of(self.cell, ndim, dtype, kwargs)
-        except Unfusable as reason:
-            raise ValueError(f"{layer._label()} cannot be proved exact: {reason}.") from None
-        self.graph, self.known = program.forward, dict[str, Interval]()
-        for name, value in zip(program.params, program.tensors(kwargs), strict=True):
-            # each neuron has its own
-            numbers = value.detach().double().flatten().numpy(force=True)
-            whole = np.where(numbers == numbers.round(), 0.0, -math.inf)
-            self.known[f"p_{name}"] = Interval(numbers, numbers, whole)
-        values = {name: getattr(layer, f"initial_{name}", None) for name in self.cell.active}
-        zero = torch.zeros(1)
-        self.starts = {n: interval_of(zero if v is None else v) for n, v in values.items()}
-
-    def bounds(self, inputs: Given, states: Given) -> tuple[Bounds, dict[str, Interval]]:
-        """Return the intervals of every line, for inputs and states in some; the states' next."""
-        names = zip(input_names(self.cell), self.cell.inputs, strict=True)
-        read = self.known | {in_graph: inputs[name] for in_graph, name in names}
+    def step(inputs: Given, states: Given) -> tuple[Bounds, dict[str, Interval]]:
+        names = zip(input_names(cell), cell.inputs, strict=True)
+        read = known | {in_graph: inputs[name] for in_graph, name in names}
         read |= {f"s_{name}": state for name, state in states.items()}
-        found = bounds(self.graph, read, self.dtype)
+        found = intervals.bounds(program.forward, read, dtype)
         return found, {name: found.outputs[f"next_{name}"] for name in states}
+
+    return starts, step
 
 
 def is_node(module: nn.Module) -> bool:
@@ -172,13 +160,11 @@ def is_node(module: nn.Module) -> bool:
 
 
 class _Model:
-    """Graphs of a model: its own, and by path those inside of every ``Recurrent``."""
-
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.dtype = ARITHMETIC_DTYPE[x.dtype]
         self.graphs: dict[str, ModelGraph] = {}
-        self.starts: dict[Key, Interval] = {}
-        self.steps: dict[str, _Step] = {}
+        self.starts: States = {}
+        self.steps: dict[str, Step] = {}
         self.read(model, x, "")
 
     def read(self, module: nn.Module, x: Tensor, path: str) -> None:
@@ -191,21 +177,18 @@ class _Model:
                     given = x.new_zeros(of.shape or ())
                     self.read(getattr(layer, name), given, join_path(inner, name))
             elif has_step(layer):
-                made = self.steps[inner] = _Step(layer, len(node.shape or ()), self.dtype)
-                self.starts |= {(inner, name): each for name, each in made.starts.items()}
+                read = _read_step(layer, len(node.shape or ()), self.dtype)
+                starts, self.steps[inner] = read
+                self.starts |= {(inner, name): each for name, each in starts.items()}
 
-    def step(
-        self, x: Interval, states: Mapping[Key, Interval], check: bool
-    ) -> tuple[dict[str, dict[str, Interval]], dict[Key, Interval]]:
+    def step(self, x: Interval, states: States, check: bool) -> tuple[Found, States]:
         """Return what neurons compute, and the states that they leave; raise, if ``check``."""
         # a layer that is called again in a step goes on from where it was left
-        self.states, self.check, self.found = dict(states), check, dict[str, dict[str, Interval]]()
+        self.states, self.check, self.found = states.copy(), check, Found()
         self.run("", x)
         return self.found, self.states
 
     def run(self, path: str, x: Interval) -> Interval:
-        """Return the interval of the output of a module that was read."""
-
         def call(node: Node, args: Any, kwargs: Any) -> Interval:
             if node.module is None:
                 return self.function(node.place, node.operation.removesuffix("_"), args, kwargs)
@@ -222,15 +205,14 @@ class _Model:
         return reduce(hull, map(_interval, pytree.tree_leaves(output)))
 
     def reached(self, place: str, value: Interval) -> Interval:
-        """Return an interval; raise where integers of it may be rounded."""
         if self.check:
-            check_reach(place, value, self.dtype)
+            intervals.check_reach(place, value, self.dtype)
         return value
 
     def check_whole(
-        self, place: str, value: Interval, what: str = "gets, holds or returns what"
+        self, place: str, x: Interval, what: str = "gets, holds or returns what"
     ) -> None:
-        if self.check and not np.min(value.step) >= 0:
+        if self.check and not np.min(x.step) >= 0:
             raise ValueError(
                 f"{place} {what} is no integer. Scale and round it, tt.integers.round(scale * x)."
             )
@@ -242,8 +224,7 @@ class _Model:
         if isinstance(module, Recurrent):
             key = path, "prev_output"
             fed = self.run(join_path(path, "connection"), self.states[key])
-            ends = source.low + fed.low, source.high + fed.high
-            drive = self.reached(place, Interval(*ends, np.minimum(source.step, fed.step)))
+            drive = self.function(place, "add", (source, fed), {})
             self.states[key] = self.run(join_path(path, "neuron"), drive)
             return self.states[key]
         if isinstance(module, (*PRODUCTS, SynapticDelays)):
@@ -254,10 +235,11 @@ class _Model:
             return with_zero(source)
         if isinstance(module, Quantize):
             # whatever comes: inputs may be larger than those of a sample, and saturate here
-            low, high = limits(module.bits, signed=module.signed)
-            return Interval(float(low), float(high))
+            low, high = map(float, limits(module.bits, signed=module.signed))
+            return Interval(low, high)
         if isinstance(module, SumPool):
-            return weighted_sums(torch.ones(1, math.prod(module.kernel_size)), None, source)[0]
+            ones = torch.ones(1, math.prod(module.kernel_size))
+            return intervals.weighted_sums(ones, None, source)[0]
         if isinstance(module, nn.ReLU):
             return self.function(place, "relu", (source,), {})
         if isinstance(module, nn.Hardtanh):
@@ -278,7 +260,7 @@ class _Model:
         for name, each in inputs.items():
             self.check_whole(place, each, f"gets {name} that")
         states = {name: self.states[path, name] for name in layer.cell.active}
-        found, ends = self.steps[path].bounds(inputs, states)
+        found, ends = self.steps[path](inputs, states)
         self.states.update({(path, name): end for name, end in ends.items()})
         if self.check and not found.exact:
             raise ValueError(
@@ -293,7 +275,6 @@ class _Model:
         return overall(found.outputs["output"])
 
     def sums(self, place: str, module: Any, source: Interval) -> Interval:
-        """Return the interval of sums of products, those on the way checked."""
         self.check_whole(place, source)
         product, weight = module, module.weight
         if isinstance(module, SynapticDelays):
@@ -304,8 +285,8 @@ class _Model:
             if each is not None:
                 self.check_whole(place, interval_of(each))
         shift = product.shift if isinstance(product, Product) else 0
-        self.reached(place, weighted_sums(weight, None, source)[1])
-        found, reached = weighted_sums(weight.double() * 2.0**shift, product.bias, source)
+        self.reached(place, intervals.weighted_sums(weight, None, source)[1])
+        found, reached = intervals.weighted_sums(weight.double() * 2.0**shift, product.bias, source)
         self.reached(place, reached)
         return found
 
@@ -327,7 +308,7 @@ class _Model:
         try:
             value = lower(builder, name, name in _COMPARISONS, args, kwargs)
             graph = Graph(tuple(builder.lines), {"output": value})
-            proved = bounds(graph, reads, self.dtype)
+            proved = intervals.bounds(graph, reads, self.dtype)
         except (Unfusable, ValueError) as reason:
             raise ValueError(
                 f"{place} has no rule of ranges, so that nothing is proved of what it returns: "

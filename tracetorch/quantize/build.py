@@ -15,9 +15,7 @@ from torch.nn.utils import parametrize
 
 from tracetorch import integers
 from tracetorch.chips.target import FloatProduct, IntegerNeuron, LearnedIntegers, Stage, Target
-from tracetorch.integers.border import Add, SumPool1d, SumPool2d
-from tracetorch.integers.delays import IntegerDelays
-from tracetorch.integers.layers import Product
+from tracetorch.integers.layers import Add, DelayedLinear, Product, SumPool1d, SumPool2d
 from tracetorch.quantize.prepared import Layer, Plan, Prepared
 from tracetorch.quantize.reader import Call, Join, flat
 from tracetorch.quantize.stages import Parts, padding_of, stages_in
@@ -93,7 +91,7 @@ _BORDER = "input"  # the name of what makes integers of inputs
 
 def product_of(module: nn.Module, path: str = "") -> tuple[Product, str]:
     """Return the product of integers that a module is, or delays the inputs of, and its path."""
-    if not isinstance(module, IntegerDelays):
+    if not isinstance(module, DelayedLinear):
         return module, path  # type: ignore[return-value]
     return module.product, f"{path}.{next(iter(module._modules))}"  # type: ignore[return-value]
 
@@ -291,17 +289,15 @@ def integer_form(module: nn.Module) -> tuple[nn.Module, float, int]:
 
 
 def _integer_kind(product: nn.Module, delays: SynapticDelays | None) -> Any:
-    late = {} if delays is None else {"max_delay": delays.max_delay}
     if isinstance(product, nn.Linear):
-        linear: Any = integers.Linear if delays is None else integers.DelayedLinear
-        return partial(linear, product.in_features, product.out_features, **late)
+        sizes = product.in_features, product.out_features
+        if delays is not None:
+            return partial(DelayedLinear, *sizes, max_delay=delays.max_delay)
+        return partial(integers.Linear, *sizes)
     conv: Any = product
     kind: Any = integers.Conv1d if isinstance(product, nn.Conv1d) else integers.Conv2d
-    zeros = conv.padding if delays is not None else padding_of(conv)
-    sizes: Any = conv.kernel_size, conv.stride, zeros, conv.dilation
-    if delays is not None:
-        kind, sizes = integers.DelayedConv1d, (each[0] for each in sizes)
-    return partial(kind, conv.in_channels, conv.out_channels, *sizes, conv.groups, **late)
+    places = conv.kernel_size, conv.stride, padding_of(conv), conv.dilation
+    return partial(kind, conv.in_channels, conv.out_channels, *places, conv.groups)
 
 
 def _neuron(integer: IntegerNeuron) -> nn.Module:

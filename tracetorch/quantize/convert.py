@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.chips.target import LearnedIntegers
-from tracetorch.integers.border import Quantize
-from tracetorch.integers.layers import Product
-from tracetorch.integers.width import limits, stored_bits
+from tracetorch.integers.arithmetic import limits, stored_bits
+from tracetorch.integers.layers import Product, Quantize
 from tracetorch.quantize.build import product_of
 from tracetorch.quantize.prepared import Layer, Plan, Prepared, integer_model, observed
 from tracetorch.snn.delay.base import DelayingLayer

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tracetorch.chips.limits import Chip
 from tracetorch.chips.target import Target, target_of
 from tracetorch.core.checks import check_module
-from tracetorch.integers.border import Add
-from tracetorch.integers.width import check_between
+from tracetorch.integers.arithmetic import check_between
+from tracetorch.integers.layers import Add
 from tracetorch.quantize.build import build
 from tracetorch.quantize.prepared import Plan, Prepared, observed
 from tracetorch.quantize.processor import Processor
@@ -48,8 +48,8 @@ def prepare(
     Args:
         model: a chain of modules, in whatever containers, whose ``forward`` computes nothing
             besides: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``snn.DelayedLinear``,
-            ``snn.DelayedConv1d``, also with the mask and signs of ``snn.connect``, which the
-            integers keep, a batch norm behind one of them (folded, as it is in evaluation),
+            also with the mask and signs of ``snn.connect``, which the integers keep, a batch norm
+            behind one of them (folded, as it is in evaluation),
             ``AvgPool`` and ``MaxPool`` of one and two dimensions, ``nn.Flatten``, ``snn.Delay``,
             the twelve layers, ``snn.Recurrent`` of one of them and a product, and branches whose
             spikes are added, ``h + block(h)``. Delays are rounded to whole steps, straight

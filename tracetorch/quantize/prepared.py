@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from tracetorch.chips.target import Target
 from tracetorch.core.walk import Opaque
+from tracetorch.integers.arithmetic import limits
 from tracetorch.integers.layers import Product
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
 from tracetorch.integers.loading import CheckedLoading
 from tracetorch.integers.ranges import check_exact
-from tracetorch.integers.width import limits
 from tracetorch.quantize.reader import run_by_step
 from tracetorch.snn.module import TTModule, zero_states
 from tracetorch.snn.neuron import Neuron

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.chips.target import IntegerNeuron, LearnedIntegers, Stage, Target, whole_border
-from tracetorch.integers.fixed_point import Multiplier
+from tracetorch.integers.arithmetic import Multiplier
 from tracetorch.integers.leaky_integrator import LeakyIntegrator as IntegerLeakyIntegrator
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.parameters import negative_softplus, sigmoid, softplus, unbounded

@@ -15,7 +15,7 @@ from tracetorch.core.convolution import front_padding
 from tracetorch.core.walk import join_path
 from tracetorch.quantize.reader import Call, Chain, Join, flat
 from tracetorch.snn.connectivity import connectivity, plain_class
-from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear, SynapticDelays
+from tracetorch.snn.delay import Delay, DelayedLinear, SynapticDelays
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.model_graph import label
@@ -23,11 +23,11 @@ from tracetorch.snn.neuron import beside_step, starts_from_zero
 from tracetorch.snn.norm_folding import fold_into
 from tracetorch.snn.recurrent import Recurrent
 
-_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, DelayedLinear, DelayedConv1d)
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, DelayedLinear)
 _POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d)
 _NOTHING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, LockedDropout)
 _NO_FORM = (
-    "has no integer form. What has one: Linear, Conv1d, Conv2d, DelayedLinear, DelayedConv1d, a "
+    "has no integer form. What has one: Linear, Conv1d, Conv2d, DelayedLinear, a "
     "BatchNorm1d or BatchNorm2d behind one of them, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, "
     "Flatten, Dropout, snn.Delay, the twelve layers of tt.snn, snn.Recurrent of one of them and a "
     "product, and the sum of two branches."

@@ -14,10 +14,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from tracetorch.chips.limits import Chip, exceeded
 from tracetorch.chips.xylo.neurons import LIF, XYLO_1, XYLO_2, StepDelay
 from tracetorch.core.checks import check_module
-from tracetorch.integers.border import Quantize
-from tracetorch.integers.layers import Linear
+from tracetorch.integers.arithmetic import limits
+from tracetorch.integers.layers import Linear, Quantize
 from tracetorch.integers.ranges import is_node
-from tracetorch.integers.width import limits
 from tracetorch.snn.model_graph import check_plain_weights, read_model
 from tracetorch.snn.neuron import beside_step, starts_from_zero
 from tracetorch.snn.recurrent import Recurrent

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from tracetorch.chips.limits import Chip
 from tracetorch.core.checks import check_count
-from tracetorch.integers.fixed_point import shift_right
+from tracetorch.integers import arithmetic
+from tracetorch.integers.arithmetic import check_between, limits, saturate, shift_right
 from tracetorch.integers.leaky_integrator import integer_weight
-from tracetorch.integers.loading import IntegerNeuron
-from tracetorch.integers.rounding import clamped, round, straight_through  # noqa: A004
-from tracetorch.integers.width import check_between, limits, saturate
+from tracetorch.integers.loading import KnownSettings
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, WeightSetup
 
@@ -57,12 +56,12 @@ def _membrane(
     # the negative of the least integer is itself
     change = saturate(torch.where(gone == LOW, gone, -gone) + current, STATE_BITS)
     if bias is not None:
-        change = saturate(change + round(bias), STATE_BITS)
+        change = saturate(change + arithmetic.round(bias), STATE_BITS)
     return saturate(mem + change, STATE_BITS)
 
 
 def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tuple[Tensor, Tensor]:
-    threshold = round(threshold)
+    threshold = arithmetic.round(threshold)
     divisor = threshold.detach().clamp(min=1)
     # the half makes "at least" of the spike function's "more than"
     fired = spike((mem - threshold + 0.5) / divisor)
@@ -72,11 +71,12 @@ def _fire(mem: Tensor, threshold: Tensor, spike: SpikeFunction, most: int) -> tu
         count = torch.where(threshold.detach() == 0, most, count)
         count = torch.where(fired.detach() > 0, count, 0.0)
         # of each further spike, a gradient in the window of its level
-        fired = straight_through(fired + clamped(levels, 1.5, most + 0.5), count)
+        window = arithmetic.clamped(levels, 1.5, most + 0.5)
+        fired = arithmetic.straight_through(fired + window, count)
     return fired, saturate(mem - fired * threshold, STATE_BITS)
 
 
-class LIF(IntegerNeuron):
+class LIF(KnownSettings, Neuron):
     """Neuron of Xylo with one synapse, behind integer weights.
 
     ``x`` is the sum of the weights of the spikes that arrive, shifted. It is added at once: where
@@ -164,8 +164,10 @@ class LIF(IntegerNeuron):
         spike: SpikeFunction,
     ) -> tuple[Any, ...]:
         syn = saturate(syn + x, STATE_BITS)
-        syn = saturate(syn - shift_right(syn, round(dash_syn), "at_least_one"), STATE_BITS)
-        mem = _membrane(mem, syn, round(dash_mem), bias, version)
+        syn = saturate(
+            syn - shift_right(syn, arithmetic.round(dash_syn), "at_least_one"), STATE_BITS
+        )
+        mem = _membrane(mem, syn, arithmetic.round(dash_mem), bias, version)
         fired, mem = _fire(mem, pos_threshold, spike, max_spikes)
         return fired, syn, mem
 

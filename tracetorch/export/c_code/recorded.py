@@ -25,8 +25,8 @@ from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.export.program import constants_of, named_leaves, run_step
 from tracetorch.export.step import decomposed, export_step
 from tracetorch.fuse.ir.intervals import Interval, interval_of
-from tracetorch.integers.border import Quantize
-from tracetorch.integers.width import limits
+from tracetorch.integers.arithmetic import limits
+from tracetorch.integers.layers import Quantize
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.norm_folding import needs_batch
 from tracetorch.unrolling.inputs import Inputs, tensors_by_name

@@ -42,7 +42,7 @@ from tracetorch.export.c_code.stages import (
 from tracetorch.export.c_code.widths import IntegerKernel, StageKernel, Widths
 from tracetorch.fuse.codegen.c_kernel import contains_word
 from tracetorch.fuse.codegen.targets import c_integer_target
-from tracetorch.integers.width import stored_bits
+from tracetorch.integers.arithmetic import stored_bits
 
 # Of one function: return address, saved registers, what a compiler spills.
 _FRAME = 160

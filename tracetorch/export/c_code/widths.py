@@ -46,7 +46,7 @@ from tracetorch.fuse.ir.intervals import (
 )
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Operand, Value
 from tracetorch.fuse.ir.kernel import Role as BufferRole
-from tracetorch.integers.width import stored_bits
+from tracetorch.integers.arithmetic import stored_bits
 
 
 @dataclass(frozen=True)

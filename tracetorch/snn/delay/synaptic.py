@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -24,6 +24,8 @@ class SynapticDelays(DelayingLayer):
 
     The product, a submodule, holds weight and bias; its own forward is not called.
     """
+
+    _forwards: ClassVar[tuple[Any, ...]] = (nn.Linear.forward, nn.Conv1d.forward)
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class SynapticDelays(DelayingLayer):
         """Raise where a call of the product would do more than its class: nobody calls it."""
         product = self.product
         # not the forward of the instance, nor other pre-hooks: tt.unroll has some of its own
-        own = type(product).forward in (nn.Linear.forward, nn.Conv1d.forward)
+        own = type(product).forward in self._forwards
         sharded = not torch.compiler.is_compiling() and is_sharded(product)
         if own and not sharded and not hooked_weights(product):
             return
@@ -173,7 +175,6 @@ class DelayedLinear(SynapticDelays):
 
     @property
     def product(self) -> nn.Linear:
-        """The layer of weight and bias."""
         return self.linear
 
     def _window(self, past: Tensor, x: Tensor) -> Tensor:
@@ -300,7 +301,6 @@ class DelayedConv1d(SynapticDelays):
 
     @property
     def product(self) -> nn.Conv1d:
-        """The layer of weight and bias."""
         return self.conv
 
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
