@@ -57,6 +57,7 @@ def test_a_line_is_printed_for_each_target(capsys):
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # torch 2.12
 def test_sparse_layers_are_measured(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sparse_linear.main(["--quick", "--plot", str(tmp_path / "growth.png")])
     found = capsys.readouterr().out
