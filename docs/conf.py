@@ -74,6 +74,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+# what overrides a method of PyTorch without a text of its own has none here
+autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
 napoleon_use_param = False  # an entry may describe several arguments
 napoleon_use_rtype = False

@@ -25,9 +25,7 @@ from benchmarks.torch_task import TorchTask
 from benchmarks.worker import Worker
 
 ROOT = Path(__file__).parents[2]
-NO_GPU = (
-    r"there is no GPU that PyTorch \S+ can use, which is for .+\. Run this on a machine with"
-)
+NO_GPU = r"there is no GPU that PyTorch \S+ can use, which is for .+\. Run this on a machine with"
 LIF = quick(next(case for case in all_cases() if case.kind == "lif" and case.way == "train"))
 
 
