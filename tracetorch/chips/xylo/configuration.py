@@ -41,8 +41,9 @@ def configuration(model: nn.Module, chip: Chip | None = None) -> dict[str, Any]:
     ``snn.Recurrent``, are in ``weights_rec``. The vendor's tools take what is returned, with their
     own functions; the simulator then computes, step for step, what the model computes, where no
     part of a sum of weights saturates and a channel has at most 15 spikes in a step: the chip clips
-    more, and so does the front of what ``tt.quantize`` makes, an ``nn.Hardtanh(0, 15)``. An ``integers.Quantize`` in its place makes spikes of real inputs,
-    and what feeds the chip does the same ("input: ..." in the report of ``tt.quantize.convert``).
+    more, and so does the front of what ``tt.quantize`` makes, an ``nn.Hardtanh(0, 15)``. An
+    ``integers.Quantize`` in its place makes spikes of real inputs, and what feeds the chip does the
+    same ("input: ..." in the report of ``tt.quantize.convert``).
 
     Args:
         model: what ``tt.quantize.convert`` returns for Xylo: ``integers.Linear`` and
