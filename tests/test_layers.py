@@ -51,7 +51,7 @@ CEILINGS = {
     "__main__": 110,
     "cell": 337,
     "checkpoint": 738,
-    "chips": 1125,
+    "chips": 1126,
     "convert": 1183,
     "core": 2290,
     "data": 862,
