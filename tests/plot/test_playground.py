@@ -502,7 +502,9 @@ GREEN = """() => { const canvas = document.querySelector('.row[data-row=mem] can
 
 
 def test_pictures_beside_time_have_the_units_and_the_crossings_of_the_neuron(opened: Open) -> None:
-    page = opened(viewport={"width": 390, "height": 844}, color_scheme="light")
+    page = opened(
+        viewport={"width": 390, "height": 844}, color_scheme="light", reduced_motion="reduce"
+    )
     page.get_by_role("link", name="the surrogate gradient", exact=True).click()
     read(page)
     assert page.evaluate(GREEN) > 500  # the green bump that its text speaks of
