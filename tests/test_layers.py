@@ -75,7 +75,7 @@ CEILINGS = {
     "probe": 454,
     "quantize": 1595,
     "ragged": 96,
-    "snn": 9799,
+    "snn": 9796,
     "unrolling": 2329,
     "zoo": 250,
 }

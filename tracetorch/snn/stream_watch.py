@@ -43,12 +43,8 @@ def path_of(model: nn.Module, layer: nn.Module, state: str) -> str:
     return join_path(path, state)
 
 
-def report_nan(
-    layers: list[tuple[Any, dict[str, Any]]], name_of: Callable[[Any, str], str]
-) -> None:
-    """Log that a state is NaN, once for all of these layers."""
-    if transformed_by() is not None or (found := state_with_nan(layers)) is None:
-        return
+def _report(found: tuple[Any, str], layers: list[Any], name_of: Callable[[Any, str], str]) -> None:
+    """Log that the state that was found is NaN, once for all of these layers."""
     if any(getattr(layer, "_nan_reported", False) for layer, _ in layers):
         return
     for layer, _ in layers:
@@ -70,14 +66,15 @@ def report_nan_behind(run: Pass, model: nn.Module) -> None:
     layers: list[tuple[Any, dict[str, Any]]] = []
     for entry in run.entries.values():  # a comprehension would be one more call
         layers.append((entry.module, entry.states))
-    if state_with_nan(layers) is not None:
-        report_nan(layers, partial(path_of, model))
+    if (found := state_with_nan(layers)) is not None and transformed_by() is None:
+        _report(found, layers, partial(path_of, model))
 
 
 def count_step(layer: Any) -> None:
     """Count a single step outside of any pass, and look at the states now and then."""
     notes = layer.__dict__
     notes["_steps_run"] = number = notes.get("_steps_run", 0) + 1
-    if number % LOOK_EVERY == 0:
+    if number % LOOK_EVERY == 0 and transformed_by() is None:
         layers = [(module, module.__dict__) for module in layer.modules()]
-        report_nan(layers, lambda found, state: f"{state} of {found._label()}")
+        if (found := state_with_nan(layers)) is not None:
+            _report(found, layers, lambda module, state: f"{state} of {module._label()}")
