@@ -1,8 +1,7 @@
 """Ranges of all that a model computes, over any number of steps, and the proof that they are exact.
 
-The model is read as graphs, its own and those inside of every ``Recurrent``, and run over intervals
-instead of numbers: steps and functions line by line (``fuse/ir/intervals.py``), products by the
-sums of their weights. States grow until nothing grows any more, those of all layers together.
+The graphs of the model and of every ``Recurrent`` in it are run over intervals (``fuse/ir``) until
+the states of all layers grow no more.
 """
 
 from __future__ import annotations
@@ -63,9 +62,8 @@ def prove(
 ) -> Bounds:
     """Prove how large every number of a layer's step can become, over any number of steps.
 
-    The step is traced, and its lines are followed in interval arithmetic from the parameters that
-    the layer has now, until the states do not grow any more. Each line then has its least and its
-    largest value, and with them the bits that a circuit needs.
+    The lines of the step are followed in interval arithmetic from the parameters that the layer
+    has now, until the states grow no more; each then has the bits that a circuit needs.
 
     Args:
         layer: a neuron layer.
@@ -93,14 +91,12 @@ def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
     """Check that no number of an integer model leaves the exact range of its dtype.
 
     float32 holds every integer up to 2^24, float64 up to 2^53; beyond, sums are rounded, and what
-    runs here is not what integer hardware computes. Ranges are followed from the inputs through
-    the whole model, whatever fires, over any number of steps: of neurons line by line of their
-    step, of linear layers and convolutions through their sums, in whatever order these are made.
+    runs here is not what integer hardware computes. Ranges are followed through the whole model,
+    whatever fires, over any number of steps, and through sums in whatever order they are made.
 
     Args:
         model: a module that can be read as a graph: integer products, neurons, pools, delays,
-            branches and functions between them, as they are in evaluation. Nothing of it changes,
-            its states included.
+            branches and functions between them, as they are in evaluation. Nothing of it changes.
         x: a sequence ``[T, B, ...]`` of integers. The proof holds for all inputs between its least
             value and its largest, and for zero; behind a ``Quantize``, which saturates, for any.
 
@@ -285,7 +281,6 @@ class _Model:
             if each is not None:
                 self.check_whole(place, interval_of(each))
         shift = product.shift if isinstance(product, Product) else 0
-        self.reached(place, intervals.weighted_sums(weight, None, source)[1])
         found, reached = intervals.weighted_sums(weight.double() * 2.0**shift, product.bias, source)
         self.reached(place, reached)
         return found
