@@ -243,9 +243,8 @@ def multiply(
 
         z = R(x y / 2^fraction_bits),   dz/dx = y / 2^fraction_bits,   dz/dy = x / 2^fraction_bits
 
-    The product itself is never held: ``x`` is split into a multiple of ``2^fraction_bits`` and the
-    rest, and so 24 bits times 12 are exact in float32: the result is where ``|z|`` and ``|y|
-    2^fraction_bits`` are at most 2^24 in float32, 2^53 in float64.
+    The product itself is never held, ``x`` being split at ``2^fraction_bits``: the result is exact
+    where ``|z|`` and ``|y| 2^fraction_bits`` are at most 2^24 in float32, 2^53 in float64.
 
     Args:
         x: integers.

@@ -82,8 +82,8 @@ class LeakyIntegrator(KnownSettings, Neuron):
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Raises:
-        TypeError, ValueError: an argument is of another kind or out of range; a part is given
-            without the one it needs; states of more than 24 bits meet an input in float32.
+        TypeError, ValueError: an argument is of another kind or out of range; a part lacks the one
+            it needs; states of more than 24 bits meet float32.
 
     Example:
         >>> layer = LeakyIntegrator(2, beta=230, pos_threshold=100, state_bits=16)

@@ -41,8 +41,8 @@ _PASSING = (
 )
 _SHAPES = {
     *("flatten", "unflatten", "reshape", "view", "unsqueeze", "squeeze", "permute", "transpose"),
-    *("movedim", "contiguous", "clone", "detach", "expand", "getitem", "item", "unbind", "chunk"),
-    *("split", "cat", "stack", "t", "swapaxes", "flip", "roll", "max_pool1d", "max_pool2d"),
+    *("movedim", "contiguous", "clone", "detach", "expand", "getitem", "chunk", "split", "unbind"),
+    *("cat", "stack", "max_pool1d", "max_pool2d"),
 }
 _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
 _NAMES = {"min": "low", "max": "high"}  # of arguments that a rule calls otherwise
@@ -194,11 +194,11 @@ class _Model:
                 raise ValueError(f"{place} has a forward of its own: no rule.")
             names = getattr(node.module, "inputs", ("x",))
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-            given = {name: _interval(each) for name, each in given.items()}
+            given = {name: interval_of(each) for name, each in given.items()}
             return self.reached(place, self.module(here, place, node.module, given))
 
         output = self.graphs[path].run(x, call=call)
-        return reduce(hull, map(_interval, pytree.tree_leaves(output)))
+        return reduce(hull, map(interval_of, pytree.tree_leaves(output)))
 
     def reached(self, place: str, value: Interval) -> Interval:
         if self.check:
@@ -231,8 +231,7 @@ class _Model:
             return with_zero(source)
         if isinstance(module, Quantize):
             # whatever comes: inputs may be larger than those of a sample, and saturate here
-            low, high = map(float, limits(module.bits, signed=module.signed))
-            return Interval(low, high)
+            return Interval(*map(float, limits(module.bits, signed=module.signed)))
         if isinstance(module, SumPool):
             ones = torch.ones(1, math.prod(module.kernel_size))
             return intervals.weighted_sums(ones, None, source)[0]
@@ -243,8 +242,8 @@ class _Model:
         if isinstance(module, _PASSING):
             return source
         raise ValueError(
-            f"{place} has no rule of ranges: nothing is proved of what it returns. Prove neuron "
-            "layers one by one, tt.integers.prove; sum where it averages, tt.integers.SumPool2d."
+            f"{place} has no rule of ranges. Prove neuron layers one by one, tt.integers.prove; "
+            "sum where it averages, tt.integers.SumPool2d."
         )
 
     def neuron(self, path: str, place: str, layer: Neuron, inputs: Given) -> Interval:
@@ -288,14 +287,14 @@ class _Model:
     def function(self, place: str, name: str, args: Any, kwargs: Any) -> Interval:
         if name in _SHAPES:
             given = pytree.tree_leaves((args, kwargs))
-            ranges = [_interval(each) for each in given if isinstance(each, Interval | Tensor)]
+            ranges = [interval_of(each) for each in given if isinstance(each, Interval | Tensor)]
             return self.reached(place, reduce(hull, ranges))
         builder, reads = Builder(), dict[str, Interval]()
 
         def operand(given: Any) -> Any:
             if not isinstance(given, Interval | Tensor):
                 return given
-            reads[f"r{len(reads)}"] = _interval(given)
+            reads[f"r{len(reads)}"] = interval_of(given)
             return f"r{len(reads) - 1}"
 
         args, kwargs = pytree.tree_map(operand, (args, kwargs))
@@ -305,15 +304,8 @@ class _Model:
             graph = Graph(tuple(builder.lines), {"output": value})
             proved = intervals.bounds(graph, reads, self.dtype)
         except (Unfusable, ValueError) as reason:
-            raise ValueError(
-                f"{place} has no rule of ranges, so that nothing is proved of what it returns: "
-                f"{reason}."
-            ) from None
+            raise ValueError(f"{place} has no rule of ranges: {reason}.") from None
         found = self.reached(place, overall(proved.outputs["output"]))
         if self.check and not proved.exact:
             raise ValueError(f"{place} is not exact in {self.dtype}: {proved.fault}.")
         return found
-
-
-def _interval(given: Any) -> Interval:
-    return given if isinstance(given, Interval) else interval_of(given)
