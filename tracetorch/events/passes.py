@@ -67,7 +67,7 @@ def unavailable() -> str | None:
     if torch.compiler.is_compiling():
         return "torch.compile compiles the dense product"
     for requests, off, setting in _OFF:
-        names = requests.in_thread.names  # as requests.name, uncalled
+        names = requests.in_thread.names
         if (names[-1] if names else requests.default) == off:
             return f"{setting}({off!r}) is requested"
     return unavailable_reason()
