@@ -53,7 +53,7 @@ CEILINGS = {
     "checkpoint": 736,
     "chips": 1126,
     "convert": 1183,
-    "core": 2277,
+    "core": 2231,
     "data": 862,
     "decode": 171,
     "diagnosis": 1570,
