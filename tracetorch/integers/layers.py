@@ -20,7 +20,7 @@ from tracetorch.integers import arithmetic
 from tracetorch.integers.arithmetic import check_between, describe, limits
 from tracetorch.integers.loading import CheckedLoading, Ends, KnownSettings
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay.base import DelayingLayer
 from tracetorch.snn.parameters import Value
 from tracetorch.snn.passes import weight_in_loop
 
@@ -261,11 +261,11 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
         shift: int = 0,
         weight_bits: int = 8,
     ) -> None:
-        made = Linear(in_features, out_features, bias, shift=shift, weight_bits=weight_bits)
-        product, sizes = cast(nn.Linear, made), (in_features, -1, max_delay)
+        made: Any = Linear(in_features, out_features, bias, shift=shift, weight_bits=weight_bits)
+        sizes = in_features, -1, (out_features, in_features)
         # of the float class the layer of weight and bias alone differs
-        SynapticDelays.__init__(self, product, *sizes, _whole(delay), 0.0, learnable=False)
-        self.in_features, self.out_features, self.linear = in_features, out_features, product
+        DelayingLayer.__init__(self, *sizes, max_delay, _whole(delay), 0.0, learnable=False)
+        self.in_features, self.out_features, self.linear = in_features, out_features, made
 
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         if isinstance(x, Tensor):
@@ -288,7 +288,7 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
         def product(window: Tensor) -> Tensor:
             kernel = weight_in_loop(self, self.kernel_of, window.dtype)
             # time is behind the outputs
-            return cast(Linear, self.product).shifted(self.convolve(window, kernel, None), 1)
+            return cast(Linear, self.linear).shifted(self.convolve(window, kernel, None), 1)
 
         return exactly(product, window)
 

@@ -26,7 +26,7 @@ from tracetorch.fuse.ir.lower import lower
 from tracetorch.fuse.ir.trace import input_names
 from tracetorch.integers.arithmetic import limits
 from tracetorch.integers.layers import Product, Quantize, SumPool
-from tracetorch.snn.delay import Delay, SynapticDelays
+from tracetorch.snn.delay import Delay, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, label, read_model
 from tracetorch.snn.neuron import Neuron, beside_step, has_step
@@ -223,7 +223,7 @@ class _Model:
             drive = self.function(place, "add", (source, fed), {})
             self.states[key] = self.run(join_path(path, "neuron"), drive)
             return self.states[key]
-        if isinstance(module, (*PRODUCTS, SynapticDelays)):
+        if isinstance(module, (*PRODUCTS, DelayedLinear)):
             return self.sums(place, module, source)
         if isinstance(module, Delay):
             whole = interval_of(module.delay).step == 0 and module.sigma == 0
@@ -272,9 +272,9 @@ class _Model:
     def sums(self, place: str, module: Any, source: Interval) -> Interval:
         self.check_whole(place, source)
         product, weight = module, module.weight
-        if isinstance(module, SynapticDelays):
+        if isinstance(module, DelayedLinear):
             # a delay between two steps spreads a weight over both
-            product, weight = module.product, module.kernel_of(torch.float64)
+            product, weight = module.linear, module.kernel_of(torch.float64)
             source = with_zero(source)
         for each in (weight, product.bias):
             if each is not None:
