@@ -47,20 +47,17 @@ class LeakyIntegrator(KnownSettings, Neuron):
                          output = [pos_scale *] p + [neg_scale *] n;  mem without any threshold
         [gamma]          prev_output = output
 
-    With ``alpha_ema`` and the like a trace takes in ``inflow(x, alpha)`` instead of ``x``. All
-    numbers are integers, held in floats that represent them exactly: float32 where states have up
-    to 24 bits, float64 for more. The input must be integers too: integer weights times spikes.
-    ``tt.integers.check_exact`` proves, for a model and a sample, that nothing was rounded.
-
-    A layer of ``tt.snn`` and its integers here::
+    With ``alpha_ema`` and the like a trace takes in ``inflow(x, alpha)`` instead of ``x``. Numbers
+    and inputs are integers, held in floats: float32 where states have up to 24 bits, else float64.
+    ``tt.integers.check_exact`` proves that nothing is rounded. A layer of ``tt.snn`` here::
 
         LIF        beta, pos_threshold          Readout     beta
         S...       and alpha                    R...        and gamma, rec_weight, bias
         B...       and neg_threshold, pos_scale, neg_scale
 
-    Parameters are numbers, tensors of rank 0 or 1 or setups, as everywhere; they are rounded in the
-    step, with a straight-through gradient, so that one that learns stays an integer in use. The
-    surrogate sees ``(mem - pos_threshold) / unit``.
+    Parameters are numbers, tensors of rank 0 or 1 or setups; the step rounds them, straight
+    through, so that one that learns is an integer in use. The surrogate sees ``(mem -
+    pos_threshold) / unit``.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -85,8 +82,8 @@ class LeakyIntegrator(KnownSettings, Neuron):
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Raises:
-        TypeError, ValueError: an argument is of another kind or out of range; a part is given
-            without the one it needs; states of more than 24 bits meet an input in float32.
+        TypeError, ValueError: an argument is of another kind or out of range; a part lacks the one
+            it needs; states of more than 24 bits meet float32.
 
     Example:
         >>> layer = LeakyIntegrator(2, beta=230, pos_threshold=100, state_bits=16)
@@ -98,7 +95,7 @@ class LeakyIntegrator(KnownSettings, Neuron):
 
     states: ClassVar[tuple[str, ...]] = ("mem", "syn", "rec", "prev_output")
     rec_weight_fraction: int
-    required, taken = 1, "rec_weight_fraction"
+    taken = "rec_weight_fraction"
 
     def __init__(
         self,

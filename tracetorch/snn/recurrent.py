@@ -31,7 +31,7 @@ from tracetorch.fuse.dispatch.sparse_recurrence import (
 )
 from tracetorch.fuse.runtime.sparse_segments import Edges, Rows
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.delay import DelayedLinear, SynapticDelays
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.event_inputs import EventInput, EventSource, PoissonInput, Span, rows_of
 from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.neuron import Neuron, has_step
@@ -409,7 +409,7 @@ class Recurrent(SequenceLayer):
         run = current_pass()
         if run is not None:
             for module in self.modules():  # what is the same in all steps, which it finds there
-                if isinstance(module, SynapticDelays):
+                if isinstance(module, DelayedLinear):
                     run.weights[id(module)] = module.kernel_of(dtype)
                 elif isinstance(module, SparseLinear):
                     run.weights[id(module)] = module.edge_weight(dtype)
@@ -475,7 +475,7 @@ def _last_of(module: nn.Module) -> Any:
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
     is_last = isinstance(module, SequenceLayer | Populations)
-    return module if is_last and not isinstance(module, SynapticDelays | SparseLinear) else None
+    return module if is_last and not isinstance(module, DelayedLinear | SparseLinear) else None
 
 
 def _linear_of(connection: nn.Module) -> nn.Linear | SparseLinear | None:
