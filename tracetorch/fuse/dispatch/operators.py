@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import ConstraintGradient
-from tracetorch.core.double_backward import saved_tensors
-from tracetorch.core.torch_private import global_modes_off, has_values, observed_by
+from tracetorch.core.torch_private import global_modes_off, has_values, observed_by, saved_tensors
 from tracetorch.fuse.dispatch.backends import backend_named, report_fallback
 from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.ir.plan import Plan
