@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from tracetorch.cell import Constraint, StateKind
 from tracetorch.core.checks import check_count, check_integer, suggestion
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.leaked_tracer import is_leaked_tracer
+from tracetorch.core.torch_private import is_leaked_tracer
 from tracetorch.core.walk import MODULE_ATTRIBUTES
 from tracetorch.snn.declarations import (
     Check,
