@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 import tracetorch as tt
 from tests.cases import layer, sequence, thinned, weighted_sum
 from tracetorch import snn
-from tracetorch.events.observed import observed_products
+from tracetorch.events import observed_products
 from tracetorch.snn.connectivity import RAW_WEIGHT, plain_class, write_weight
 
 INPUTS, OUTPUTS = 6, 5
@@ -108,7 +108,7 @@ def test_a_masked_layer_uses_events_and_the_compiled_loop(monkeypatch: Any) -> N
     )
     tt.unroll(made, x)
     assert plain_class(connection) is nn.Linear
-    for holder in ("linear", "conv2d", "delays"):
+    for holder in ("linear", "conv2d"):
         net, *_, x = pair(holder, "mask and signs")
         with tt.events.mode("always"), observed_products() as products:
             tt.unroll(net, x)

@@ -10,12 +10,6 @@ sequence of one. ``Delay`` adds element by element in a fixed order, so that cut
 changes no bit. The delays of synapses are convolutions over time, whose sums may be taken in
 another order, as those of ``nn.Linear``.
 
-In a pass by layer ``convolve`` of the synaptic layers is replaced
-(``tracetorch/events/delayed.py``). The events of a window are one list, and the rows of the kernel
-that they name are added. The kernel's gradient uses the same lists. The input's gradient is one
-product for each frequency of a Fourier transform. The forward pass uses none, because its rounding
-would leave noise where no spike was.
-
 Delays are clamped where they are used, with a gradient of one, so that a delay outside of the range
 still learns. ``sigma`` is a number that the user's schedule assigns, with a buffer beside it for
 the ``state_dict``. Evaluation does not round delays: ``round_()`` does, once and visibly. The

@@ -28,9 +28,8 @@ class DelayedLinear(DelayingLayer):
     with the interpolation ``w`` of ``delay[o, i]`` as for :class:`Delay`, where ``sigma``, its
     schedule and ``round_()`` are explained. Weight and bias are those of ``linear``, an
     ``nn.Linear``. Over time it is one convolution, dense in ``k``: time and memory grow with
-    ``max_delay``. ``tt.unroll`` by layer computes it with the events of a sparse input, and the
-    gradient of the input by Fourier transforms, on the CPU. ``linear`` is read and not called: a
-    parametrization of its weight acts, a hook on it is an error or never runs.
+    ``max_delay``. ``linear`` is read and not called: a parametrization of its weight acts, a hook
+    on it is an error or never runs.
 
     As the connection of a :class:`Recurrent` it delays the feedback beyond the one step that this
     has itself, in one compiled loop on the CPU.
@@ -89,7 +88,7 @@ class DelayedLinear(DelayingLayer):
         """Return the weight of every synapse at every past step, ``[out, in, max_delay + 1]``."""
         self._check_linear()
         delay: Tensor = self.step_kwargs(0, dtype)["delay"]
-        # in memory steps first and outputs last, as products read it
+        # in memory steps first and outputs last, as the product of one step reads it
         weight, delay = (each.t().contiguous() for each in (self.linear.weight.to(dtype), delay))
         return (weight * taps(delay, self.max_delay, self.sigma)).permute(2, 1, 0)
 
@@ -107,7 +106,7 @@ class DelayedLinear(DelayingLayer):
             )
 
     def _window(self, past: Tensor, x: Tensor) -> Tensor:
-        # features last in memory: products with events read it by steps
+        # features last in memory, as the product of one step reads them
         return torch.cat([past.movedim(-1, -2), x.movedim(0, -2)], -2).movedim(-2, -1)
 
     @property
