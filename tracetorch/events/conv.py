@@ -93,7 +93,8 @@ def _forward(
     places, most, item = at.size[0] * at.size[1], inputs * height * width, x.itemsize
     work = y.numel() + len(events.indices) * lanes * extent[0] * extent[1]
     scratch = places * lanes * item, 8 * (height * width + 2), 4 * most, item * most
-    arguments = (*sizes, events.weighted, *events[1:], table, first_sums(table, bias), y)
+    sums: tuple[int | Tensor, ...] = (table, first_sums(table, bias), y)
+    arguments = (*sizes, events.weighted, *events[1:], *sums)
     letters = "i" * 16 + "lnrrrr"
     kernel = conv_kernels.conv_forward
     run_written(kernel, letters, x.dtype, images, *arguments, work=work, scratch=scratch)
