@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.hooks import call_is_forward
-from tracetorch.snn.delay.base import PastLayer
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
+from tracetorch.snn.past import PastLayer
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 
