@@ -56,7 +56,7 @@ def unavailable() -> str | None:
     if torch.compiler.is_compiling():
         return "torch.compile compiles the dense product"
     for requests, off, setting in _OFF:
-        names = requests.in_thread.names  # as requests.name, uncalled
+        names = requests.in_thread.names
         if (names[-1] if names else requests.default) == off:
             return f"{setting}({off!r}) is requested"
     return unavailable_reason()
@@ -161,7 +161,7 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
 
 def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | None:
     """Return the events of the input; ``None`` where the dense product is faster. Report either."""
-    names = _requests.in_thread.names  # as requested_mode, uncalled
+    names = _requests.in_thread.names
     always = (names[-1] if names else _requests.default) == "always"
     limit = 1.0 if always else limit
     events: EventLists | None = None
