@@ -12,7 +12,7 @@ from tracetorch.events import kernels
 from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
 
 _LEAST_ROWS = 32  # of a task
-_ROWS_PER_CHUNK = 1024  # whose output gradients stay in cache, 128 columns at a time
+ROWS_PER_CHUNK = 1024  # whose output gradients stay in cache, 128 columns at a time
 # operations on one value that take as long
 _SCANNED = 2  # as to scan a value
 _LISTED = 32  # as to list an event
@@ -37,16 +37,6 @@ class EventLists(NamedTuple):
     def weighted(self) -> bool:
         """Whether some value is not 1."""
         return len(self.values) > 0
-
-
-class ColumnLists(NamedTuple):
-    """The events of a matrix by column, for each chunk of rows."""
-
-    ends: Tensor  # where the list of each column of each chunk ends, and the next one begins
-    sources: Tensor  # rows of the events
-    scales: Tensor  # their values; empty where all are 1
-    chunks: int  # how many there are
-    per_chunk: int  # rows of a chunk
 
 
 def sampled_density(matrix: Tensor) -> float:
@@ -83,14 +73,17 @@ def list_events(matrix: Tensor, limit: float) -> tuple[EventLists | None, float]
     return EventLists(columns, starts, indices, values), density
 
 
-def by_column(events: EventLists) -> ColumnLists:
-    """Sort the events by column, chunk by chunk of rows."""
+def by_column(events: EventLists, chunks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort the events by column, in each chunk of rows.
+
+    Return where the list of each column of each chunk ends, and the next one begins; the rows of
+    the events; and their values, none where all are 1.
+    """
     rows, columns = events.rows, events.columns
-    chunks = -(-rows // _ROWS_PER_CHUNK)
     ends = torch.empty(chunks * (columns + 1), dtype=torch.int64, device="cpu")
     sources, scales = torch.empty_like(events.indices), torch.empty_like(events.values)
-    sizes = (_ROWS_PER_CHUNK, rows, columns)
+    sizes = (ROWS_PER_CHUNK, rows, columns)
     arguments = (*sizes, *events[1:], events.weighted, ends, sources, scales)
     work = _LISTED * len(sources)
     run_written(kernels.sort, "iiilnrilnr", scales.dtype, chunks, *arguments, work=work)
-    return ColumnLists(ends, sources, scales, chunks, _ROWS_PER_CHUNK)
+    return ends, sources, scales

@@ -11,7 +11,7 @@ from torch import Tensor
 from tracetorch.core.torch_private import has_values
 from tracetorch.events import kernels
 from tracetorch.events.kernels import LANES
-from tracetorch.events.lists import EventLists, by_column
+from tracetorch.events.lists import ROWS_PER_CHUNK, EventLists, by_column
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
 
@@ -142,15 +142,14 @@ def _by_weight(
     grad: Tensor, events: EventLists, shape: torch.Size, weight: torch.Size, at: None
 ) -> Tensor:
     table = full_vectors(grad.flatten(0, -2))
-    lists, width, columns = by_column(events), table.shape[1], events.columns
+    chunks, width, columns = -(-events.rows // ROWS_PER_CHUNK), table.shape[1], events.columns
     total = table.new_zeros((columns, width))
     per_task, tasks = shared_out(columns, _LEAST_INPUTS)
-    run_written(
-        *(kernels.backward, "iiiillnririr", table.dtype, tasks),
-        *(per_task, columns, lists.chunks, lists.per_chunk, events.starts, lists.ends),
-        *(lists.sources, lists.scales, events.weighted, table, width, total),
-        work=(len(events.indices) + events.rows) * width,
-    )
+    sizes = (per_task, columns, chunks, ROWS_PER_CHUNK)
+    lists = (events.starts, *by_column(events, chunks), events.weighted)
+    arguments = (*sizes, *lists, table, width, total)
+    work = (len(events.indices) + events.rows) * width
+    run_written(kernels.backward, "iiiillnririr", table.dtype, tasks, *arguments, work=work)
     return _copied(total[:, : weight[0]].t())
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracetorch.snn.delay import PastLayer
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.past import PastLayer
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 
