@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.snn.delay.base import PastLayer
+from tracetorch.snn.delay import PastLayer
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.sequence_layer import SequenceLayer

@@ -97,7 +97,7 @@ _SCRIPT_LEAF = (
 # attributes that no declaration is read from: their assignment leaves the cell as it is
 _NOTES = (
     *("_memory_notes", "_nan_reported", "_steps_run", "_zeroed_in_backward", "_zeroed_in_trace"),
-    *("_sigma", "_known_sigma", "step_kwargs", "_known_plan"),
+    *("_sigma", "step_kwargs", "_known_plan"),
     WRITTEN,
 )
 _UNDECLARED = frozenset({"training", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks"})
