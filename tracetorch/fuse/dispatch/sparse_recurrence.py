@@ -49,7 +49,7 @@ class Recurrence(NamedTuple):
     """Outputs before the first step, as many as the largest delay and one, the oldest first."""
     weight: Tensor  # of each edge, in the order in which the layer has them
     bias: Tensor | None
-    linear: Any  # the layer of both, whose ``edges_by_chunk`` are as the loop reads them
+    linear: Any  # the layer of both, whose ``plan`` has the edges as the loop reads them
 
     @property
     def active(self) -> list[Tensor]:
@@ -112,7 +112,7 @@ def run_sparse_recurrence(
     if plan is None:
         return None
     shape = x[0, ..., 0].numel(), x.shape[-1]
-    call = _TensorRun(plan, loop.linear.edges_by_chunk(chunks_of(*shape)), shape, len(x), ())
+    call = _TensorRun(plan, loop.linear.plan.by_chunk(chunks_of(*shape)), shape, len(x), ())
     (output, last), ends = _run(loop, call, x.reshape(len(x), *shape))
     return _like(x, output), _like(x[0], last), ends
 
@@ -296,7 +296,7 @@ def run_sparse_events(
     plan = _plan(loop, x, *(() if values is None else (values,)))
     if plan is None:
         return None
-    edges = loop.linear.edges_by_chunk(chunks_of(*shape))
+    edges = loop.linear.plan.by_chunk(chunks_of(*shape))
     call = _EventListRun(plan, edges, shape, request.steps, request.read, request)
     (*found, last), ends = _run(loop, call, values)
     return found, last, ends

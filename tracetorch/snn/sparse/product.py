@@ -23,15 +23,85 @@ from tracetorch.core.torch_private import has_values, is_tracing, observed_by
 from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
+from tracetorch.fuse.runtime.sparse_segments import Edges
 from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
 from tracetorch.snn.sparse import kernels
-from tracetorch.snn.sparse.edge_plan import EdgePlan
 from tracetorch.snn.sparse.kernels import LANES
 
 _VALUES = 1 << 23  # of a chunk, where PyTorch's operations hold one for every edge and row
 _LEAST_STEPS = 8  # of a task with delays, which reads ``reach`` more
 _TASKS_PER_THREAD = 4
 _PLAIN = (torch.float32, torch.float64)
+
+
+class EdgePlan(NamedTuple):
+    """Edges sorted by source; those of one source stay in the order in which they were given.
+
+    ``starts[source]`` is where the edges of a source begin in the other lists. All are copies, so
+    that no kernel reads what was written to a layer since they were checked.
+    """
+
+    order: Tensor  # place of each edge in the weights, ``[E]`` int32
+    starts: Tensor  # ``[inputs + 1]`` int64
+    targets: Tensor  # ``[E]`` int32
+    delays: Tensor | None  # steps of each edge, ``[E]`` int32; ``None``: all edges have the same
+    is_sorted: bool  # whether they were given so, and ``order`` counts up
+    least: int  # the smallest delay
+    most: int  # the largest delay
+    chunked: dict[tuple[int, int], Edges]  # what :meth:`by_chunk` gave last
+
+    def by_chunk(self, chunks: tuple[int, int]) -> Edges:
+        """Return the edges of each source sorted by the chunk of the target, as a loop reads them.
+
+        Those to one target stay in their order, so that its sums do. ``chunks`` are how many there
+        are, and their neurons.
+        """
+        if chunks not in self.chunked:
+            self.chunked.clear()
+            self.chunked[chunks] = self._by_chunk(*chunks)
+        return self.chunked[chunks]
+
+    def _by_chunk(self, count: int, per_chunk: int) -> Edges:
+        order = None if self.is_sorted else self.order
+        starts, targets, delays = self.starts, self.targets, self.delays
+        if count > 1:
+            sources = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+            keys = sources.mul_(count).add_(targets // per_chunk)
+            starts = _starts(keys, (len(starts) - 1) * count)
+            if not bool((keys[1:] >= keys[:-1]).all()):
+                place = keys.argsort(stable=True)
+                targets = targets.index_select(0, place)
+                delays = None if delays is None else delays.index_select(0, place)
+                order = self.order.index_select(0, place)
+        if self.least == self.most:
+            delays = None
+        return Edges(starts, targets, delays, order, self.least, self.most)
+
+
+def sorted_by_source(edges: Tensor, delay: Tensor | None, inputs: int) -> EdgePlan:
+    """Return the plan of edges ``[2, E]`` that are in range, with a delay of all or of each."""
+    (sources, targets), short = edges, torch.int32
+    starts = _starts(sources, inputs)
+    delays = delay if delay is not None and delay.ndim else None
+    is_sorted = bool((sources[1:] >= sources[:-1]).all())
+    if is_sorted:
+        order = torch.arange(edges.shape[1], dtype=short, device=edges.device)
+    else:
+        order = sources.argsort(stable=True).to(short)
+        targets = targets.index_select(0, order)
+        delays = None if delays is None else delays.index_select(0, order)
+    least = most = 0
+    if delay is not None and delay.numel():
+        least, most = (int(found) for found in torch.aminmax(delay))
+    targets = targets.to(short, copy=is_sorted).contiguous()
+    delays = None if delays is None else delays.to(short, copy=is_sorted).contiguous()
+    return EdgePlan(order, starts, targets, delays, is_sorted, least, most, {})
+
+
+def _starts(sorted_by: Tensor, size: int) -> Tensor:
+    """Return where each number below ``size`` begins in a sorted list of as many."""
+    counts = torch.bincount(sorted_by, minlength=size)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 class Wiring(NamedTuple):
