@@ -31,7 +31,7 @@ from tracetorch.snn.connectivity import check_signs, connectivity, plain_class
 from tracetorch.snn.delay.base import PastLayer
 from tracetorch.snn.passes import weight_in_loop
 from tracetorch.snn.restarts import Restarts
-from tracetorch.snn.sparse.product import EdgePlan, Wiring, product, sorted_by_source
+from tracetorch.snn.sparse.product import EdgePlan, EdgeWiring, product, sorted_by_source
 
 _MOST = 2**31  # an index has 32 bits
 _MOST_DENSE = 2**24  # values of a dense weight that is made
@@ -406,7 +406,7 @@ class SparseLinear(PastLayer):
         sizes = self.in_features, self.out_features
         # checked now, and not held by the graph as a method would be, with the layer
         has_plan = self.edges.is_cpu and is_readable(self.edges)
-        wiring = Wiring(self.edges, delay, reach, *sizes, self.plan if has_plan else None)
+        wiring = EdgeWiring(self.edges, delay, reach, *sizes, self.plan if has_plan else None)
         if reach and rows.ndim > 2:
             rows = rows.flatten(1, -2)
         else:
