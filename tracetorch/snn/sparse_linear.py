@@ -53,29 +53,24 @@ class SparseLinear(PastLayer):
         w = weight,  weight[group],  signs * |weight|
 
     Nothing is ever as large as inputs times outputs: a weight takes 4 bytes, an edge 8, and the
-    lists by which products find the edges of a source 8 more, 4 more each with delays, groups, and
-    1 with signs. On the CPU time goes by events: an input that is 0 costs nothing, and adds
-    nothing, even where its weight is infinite or NaN, and the gradient of a weight is computed
-    where its source is not 0. The gradient of the input visits every edge, 16 rows at once, and is
-    left out where nobody wants it. Sums have one order, by time, source and place of the edge, for
-    any number of threads. On other devices, under ``torch.func``, forward mode and
+    lists by which products find the edges of a source 4 more, as many again for the order of edges
+    that are not sorted, for delays and for groups, and 1 for signs. On the CPU time goes by events:
+    an input that is 0 costs nothing, and adds nothing, even where its weight is infinite or NaN,
+    and the gradient of a weight is computed where its source is not 0. That of the input visits
+    every edge, where somebody wants it. Sums have one order, by time, source and place of the edge,
+    for any number of threads. On other devices, under ``torch.func``, forward mode and
     ``torch.compile`` operations of PyTorch's compute the same but for rounding, in memory
     O(rows * edges) where they record a graph. Derivatives of any order are there.
 
-    Edges sorted by source, as the builders (:func:`random_edges` and others) give them, are fastest
-    to read. Edges between the same two neurons add up. ``weight`` is read at every call; ``edges``
-    and ``delay`` are sorted when they are met, and again when they are written to, but not where
-    that is by ``.data``, which nothing counts.
+    Edges between the same two neurons add up. ``weight`` is read at every call; ``edges`` and
+    ``delay`` are sorted when they are met, and again when they are written to, but not where that
+    is by ``.data``, which nothing counts. ``state_dict`` has them too; loading checks them.
 
     With delays the layer keeps the inputs of the last steps, in its state ``past``. As the
     connection of a :class:`Recurrent` the delays come on top of the one step that this has itself.
-
     Signs (Dale's law): the weights of excitatory sources are at least 0, those of inhibitory at
     most 0, as those of :func:`connect`: the derivative by ``weight`` is 1 or -1 at zero too.
     Groups: edges of a kind share a weight, which is then as long as there are groups.
-
-    ``state_dict`` has the edges beside the weights; loading checks them. :meth:`dense_weight` makes
-    the dense form of small layers.
 
     Args:
         in_features: size of the last dimension of the input, the number of sources.
@@ -139,14 +134,28 @@ class SparseLinear(PastLayer):
         self.in_features, self.out_features = sizes
         if is_readable(edges) and (problem := self._problem("edges", edges)) is not None:
             raise ValueError(f"edges lead out of the layer: {problem}.")
-        delays, largest = _checked_delay(delay, edges)
-        group = None if group is None else _checked_group(group, edges)
+        if delay is not None:
+            number = not isinstance(delay, Tensor)
+            delay = torch.tensor(check_integer("delay", delay), device="cpu") if number else delay
+            delay = _checked_integers("delay", delay)
+            check_each("delay", delay, edges.shape[1], "edge")
+        if group is not None:
+            group = _checked_integers("group", group)
+            if group.shape != edges.shape[1:]:
+                raise ValueError(
+                    f"group must be [{edges.shape[1]}], the number of each edge's group, got shape "
+                    f"{list(group.shape)}."
+                )
         signs = None if signs is None else _checked_signs(signs, edges, sizes[0])
+        largest = 0 if delay is None or not delay.numel() else int(delay.max())
         self._make_parameters(edges, weight, check_flag("bias", bias), group)
-        self.option("max_delay", largest, fixed=True)
-        self._state_kind = StateKind(tail=(largest,), learned=largest > 0)
+        self.option("max_delay", max(0, min(largest, _MOST - 1)), fixed=True)
+        for name, values in (("delay", delay), ("group", group)):
+            if (problem := self._problem(name, values)) is not None:
+                raise ValueError(f"{problem}.")
+        self._state_kind = StateKind(tail=(self.max_delay,), learned=self.max_delay > 0)
         device = self.weight.device
-        buffers = {"edges": edges, "delay": delays, "signs": signs, "group": group}
+        buffers = {"edges": edges, "delay": delay, "signs": signs, "group": group}
         for name, values in buffers.items():
             kind = torch.int8 if name == "signs" else torch.int32
             # copies, of memory of their own
@@ -181,8 +190,6 @@ class SparseLinear(PastLayer):
                 scale = bounds.new_full((count,), _mean_bound(degrees))
             values.mul_(scale.to(values.device))
         self.register_parameter("weight", nn.Parameter(values))
-        if group is not None and (problem := self._problem("group", group)) is not None:
-            raise ValueError(f"{problem}.")
         start = None
         if bias:
             start = torch.empty(self.out_features).uniform_(-1, 1).to(values.device, values.dtype)
@@ -459,31 +466,20 @@ class SparseLinear(PastLayer):
         if values is None or values.numel() == 0:
             return None
         if name == "edges":
-            for row, end in zip(values, ("source", "target"), strict=True):
-                size = self.in_features if end == "source" else self.out_features
-                low, high = (int(found) for found in torch.aminmax(row))
-                if low < 0 or high >= size:
-                    bad = low if low < 0 else high
+            sizes = ("source", self.in_features), ("target", self.out_features)
+            for row, (end, size) in zip(values, sizes, strict=True):
+                if (bad := _outside(row, size - 1)) is not None:
                     edge = int((row == bad).nonzero()[0])
                     return f"edge {edge} has the {end} {bad}, and there are {size}, 0 to {size - 1}"
             return None
         if name == "signs":
             wrong = bool((values.abs() != 1).any())
             return "signs must be 1 (excitatory) or -1 (inhibitory)" if wrong else None
-        low, high = (int(found) for found in torch.aminmax(values))
         most = self.max_delay if name == "delay" else len(self.weight) - 1
-        if name == "delay" and values.ndim == 0 and high != most:
-            return f"it was built with delay={most}, and has {high} now. Build another layer"
-        if low >= 0 and high <= most:
-            return None
-        if name == "group":
-            return (
-                f"group must be 0 to {most}, one below the number of weights, got {low} to {high}"
-            )
-        return (
-            f"its delays lie between 0 and {most}, the largest that it was built with, got "
-            f"{low if low < 0 else high}"
-        )
+        if name == "delay" and values.ndim == 0 and 0 <= int(values) != most:
+            return f"it was built with delay={most}, and has {int(values)} now. Build another layer"
+        bad = _outside(values, most)
+        return None if bad is None else f"{name} must be whole numbers, 0 to {most}, got {bad}"
 
 
 # what a step calls, and a user may have set on a layer or patched in the class
@@ -517,6 +513,12 @@ def _checked_integers(name: str, values: object) -> Tensor:
     return checked
 
 
+def _outside(values: Tensor, most: int) -> int | None:
+    """Return a value that is not 0 to ``most``, if there is one."""
+    low, high = (int(found) for found in torch.aminmax(values))
+    return low if low < 0 else high if high > most else None
+
+
 def _counts(targets: Tensor, outputs: int) -> Tensor:
     """Return the number of edges to each target; without values none is known."""
     if targets.is_meta:
@@ -527,34 +529,6 @@ def _counts(targets: Tensor, outputs: int) -> Tensor:
 def _mean_bound(degrees: Tensor) -> float:
     """Return the root mean square, over edges, of one over the root of the edges to its target."""
     return math.sqrt(int((degrees > 0).sum()) / max(1, int(degrees.sum())))
-
-
-def _checked_delay(delay: object, edges: Tensor) -> tuple[Tensor | None, int]:
-    """Return delays as integers, ``[]`` or ``[E]``, and the largest."""
-    if delay is None:
-        return None, 0
-    if not isinstance(delay, Tensor):
-        delay = torch.tensor(check_integer("delay", delay), device="cpu")
-    checked = _checked_integers("delay", delay)
-    check_each("delay", checked, edges.shape[1], "edge")
-    if checked.numel() == 0:
-        return checked, 0
-    least, largest = (int(found) for found in torch.aminmax(checked))
-    if least < 0 or largest >= _MOST:
-        raise ValueError(
-            f"delay must be whole steps, from 0 on, got {least if least < 0 else largest}."
-        )
-    return checked, largest
-
-
-def _checked_group(group: object, edges: Tensor) -> Tensor:
-    checked = _checked_integers("group", group)
-    if checked.shape != edges.shape[1:]:
-        raise ValueError(
-            f"group must be [{edges.shape[1]}], the number of each edge's group, got shape "
-            f"{list(checked.shape)}."
-        )
-    return checked
 
 
 def _checked_signs(signs: object, edges: Tensor, inputs: int) -> Tensor:
