@@ -164,11 +164,6 @@ def unchanged(saved: tuple[Tensor, int]) -> Tensor:
     return tensor
 
 
-def forward_ad_active() -> bool:
-    """Whether forward-mode differentiation is running."""
-    return torch.autograd.forward_ad._current_level >= 0
-
-
 def is_exporting() -> bool:
     """Whether ``torch.export`` is tracing.
 

@@ -44,5 +44,5 @@ def requested_mode() -> str:
         >>> requested_mode()
         'auto'
     """
-    names = _requests.in_thread.names  # as Requests.name, which is one call more at every product
+    names = _requests.in_thread.names
     return names[-1] if names else _requests.default
