@@ -35,7 +35,7 @@ from tracetorch.fuse import backend, requested_backend
 from tracetorch.snn.passes import Entry, Pass
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import ExtraStates
-from tracetorch.unrolling.agreement import is_close
+from tracetorch.unrolling.first_run import is_close
 from tracetorch.unrolling.inputs import Inputs
 
 _MOST_MOVED = 0.01  # share of values that rounding may move where sums have no fixed order
