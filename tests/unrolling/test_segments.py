@@ -315,7 +315,7 @@ def test_failure_in_a_later_segment_leaves_the_states(by: By) -> None:
 def test_segments_in_a_transform_are_refused() -> None:
     whole = Whole(made("dense"), segment=2)
     parameters = {n: p.detach() for n, p in whole.named_parameters()}
-    with pytest.raises(ValueError, match=r"does not work in torch\.func transforms"):
+    with pytest.raises(ValueError, match=r"which torch\.func transforms do not allow"):
         grad(lambda p: functional_call(whole, p, (dyadic(4, 2, 3),)).sum())(parameters)
 
 
