@@ -41,6 +41,11 @@ _WHY = (
     "does not treat the samples of a batch independently, or does not keep the batch first. "
     f"{_BY_STEP}, or make what it remembers a state of an snn.Neuron"
 )
+_RNN = (
+    "keeps a memory of its own: it cannot run by layer. By step, a batch [B, F] would be one "
+    "sequence to it. Call it on the whole sequence, outside of unroll, or use nn.GRUCell, "
+    "nn.LSTMCell or nn.RNNCell with a memory: self.memory."
+)
 # Base classes of other libraries' neurons, which keep their membranes themselves: silent in the
 # first steps, they show nothing.
 _FOREIGN_NEURONS = {
@@ -101,7 +106,8 @@ def interleaves(model: nn.Module) -> bool:
     """Whether steps of a layer must stand between those of others, so that all runs by step.
 
     In each of them a user's own code runs, which may share anything with what is outside; or a
-    module with states or buffers stands inside of it and elsewhere too.
+    module with states or buffers stands inside of it and elsewhere too. Or an engine would take
+    every step of a sample for one.
     """
     outside = [module for _, module in modules_of(model, closed=Recurrent)]
     layers = [module for module in outside if isinstance(module, Recurrent)]
@@ -109,6 +115,7 @@ def interleaves(model: nn.Module) -> bool:
     places = Counter(map(id, (*outside, *inside)))
     return (
         any(has_step(m) and not m.cell.is_comparable for m in outside)
+        or any(computes_per_sample(type(m)) for m in outside)
         or any(map(_is_own, (*layers, *inside)))
         or any(places[id(m)] > 1 and (isinstance(m, TTModule) or m._buffers) for m in inside)
     )
@@ -137,9 +144,7 @@ def check_supported(modules: Iterable[tuple[str, nn.Module]]) -> None:
         kind: Any = type(module)
         label, reason = f"{path or 'the model'} ({kind.__name__})", None
         if isinstance(module, nn.RNNBase):
-            raise ValueError(
-                f"{label} keeps a memory of its own: it cannot run by layer. {_whole(module)}"
-            )
+            raise ValueError(f"{label} {_RNN}")
         for base in kind.__mro__:
             library = base.__module__.partition(".")[0]
             if base.__name__ == _FOREIGN_NEURONS.get(library):
@@ -150,8 +155,6 @@ def check_supported(modules: Iterable[tuple[str, nn.Module]]) -> None:
             sequence = next(base for base in kind.__mro__ if "forward_sequence" in vars(base))
             if step is not sequence and issubclass(step, sequence):
                 reason = "overrides forward_step, and not forward_sequence, which runs all steps"
-        if module.training and torch.is_grad_enabled() and computes_per_sample(kind):
-            reason = "computes gradients per sample, and by layer every time step would be one"
         if reason is not None:
             raise ValueError(f"{label} {reason}: it cannot run by layer. {_BY_STEP}.")
 
@@ -165,16 +168,6 @@ def computes_per_sample(kind: Any) -> bool:
     return False
 
 
-def _whole(module: nn.RNNBase) -> str:
-    """Say how to run a layer of PyTorch's that takes a whole sequence in one call."""
-    kind = next(k for k in (nn.GRU, nn.LSTM, nn.RNN, nn.RNNBase) if isinstance(module, k))
-    cell = "a cell" if kind is nn.RNNBase else f"nn.{kind.__name__}Cell"
-    return (
-        "By step, a batch [B, F] would be one sequence to it. Call it on the whole sequence, "
-        f"outside of unroll, or use {cell} with a memory: self.memory."
-    )
-
-
 def refuse_one_step(path: str) -> KwargsPreHook:
     """Return a hook that raises where an ``nn.RNNBase`` takes the batch of a step for a sequence.
 
@@ -184,8 +177,7 @@ def refuse_one_step(path: str) -> KwargsPreHook:
     def hook(module: nn.RNNBase, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs.get("input")
         if isinstance(x, Tensor) and x.ndim == 2:
-            label = f"{path or 'the model'} ({type(module).__name__})"
-            raise ValueError(f"{label} keeps a memory of its own. {_whole(module)}")
+            raise ValueError(f"{path or 'the model'} ({type(module).__name__}) {_RNN}")
 
     return hook
 
@@ -202,7 +194,6 @@ class Trust:
         self.met: set[tuple[Any, ...]] = set()
         self.modes: set[bool] = set()
         self.products: Any = None
-        self.per_sample = False  # whether an engine computes gradients per sample
 
 
 trusted: dict[int, Trust] = {}

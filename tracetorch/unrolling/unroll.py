@@ -18,7 +18,7 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.events.passes import EventProducts
-from tracetorch.snn.module import TTModule, keeps_states, zero_states
+from tracetorch.snn.module import TTModule, zero_states
 from tracetorch.snn.passes import Pass, ambient
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
@@ -30,7 +30,6 @@ from tracetorch.unrolling.first_run import (
     RecordingPass,
     Trust,
     check_supported,
-    computes_per_sample,
     interleaves,
     refuse_one_step,
     trusted,
@@ -104,13 +103,13 @@ def unroll(
     neuron layer runs its whole sequence as one fused loop. That is right when everything without
     memory treats the samples of a batch independently and keeps the batch first, as convolutions,
     linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
-    statistics over time and batch together: not the same as by step. Whether it is right is not
-    guessed: the first time a model is met in a mode, its first three steps are run by step as well,
-    with what the layers gave, and a model that computes something else, because it keeps something
-    outside of its neuron layers or mixes samples, is refused. What acts only after the third step
-    is not found; ``check`` runs more. A ``forward`` that reads or writes states of layers, or has
-    a memory of its own, is refused too. By step, the model is called once per step: always right.
-    So runs, whatever ``by`` is, a model in which a ``Recurrent`` holds code of a user's own.
+    statistics over time and batch together: not the same as by step. Whether it is right is run:
+    the first time a model is met in a mode, its first three steps are run by step as well, with
+    what the layers gave, and a model that computes something else, because it keeps something
+    outside of its neuron layers or mixes samples, is refused. So is a ``forward`` that reads or
+    writes states of layers. What acts only after the third step is not found; ``check`` runs more.
+    By step, the model is called once per step: always right. So runs, whatever ``by`` is, a model
+    in which a ``Recurrent`` holds code of a user's own.
 
     Args:
         model: any ``nn.Module``.
@@ -127,11 +126,9 @@ def unroll(
         check: compare both ways over more steps, each time: ``True``: over all; a number: over so
             many. What was compared is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
-            keep only the inputs and the states between them. The memory of ``T`` steps becomes
-            that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
-            batch norm takes its statistics over a segment. Buffers are what they were when a
-            segment runs again. One that computes something else then raises a ``RuntimeError`` in
-            ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps.
+            keep only the inputs and the states between them, for one more forward pass. A batch
+            norm takes its statistics over a segment. One that computes something else when it runs
+            again raises a ``RuntimeError`` in ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are not touched, so that several threads may run one model.
         reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
@@ -201,12 +198,11 @@ def _run(
     compiling: bool = False,
 ) -> tuple[Any, dict[str, Tensor], Pass]:
     """Run some steps in a pass of their own; return outputs, trajectories and the pass."""
-    recorder = None if record is None else Recorder(record, _recordable(model))
+    recorder = None if record is None else Recorder(record, model)
     reset = None if inputs.reset is None else Restarts(inputs.reset)
     trust, known = None, compiling
-    by_step = (
-        by == "step" or inputs.steps == 1
-    )  # one step is one step: a forward may use its states
+    # one step is one step: a forward may use its states
+    by_step = by == "step" or inputs.steps == 1
     if not by_step and not compiling:
         # another thread may have been first
         trust = trusted.get(id(model)) or trusted.setdefault(id(model), Trust(model))
@@ -220,10 +216,7 @@ def _run(
         return y, {} if recorder is None else recorder.result(inputs.steps), run
     if reset is not None:
         _check_restarts(model)
-    if trust is not None and trust.per_sample:
-        check_supported(modules_of(model))
-    named: dict[str, Any] = {"folded": True, "from_rest": from_rest, "reset": reset}
-    run = Pass(inputs.steps, recorder=recorder, **named)
+    run = Pass(inputs.steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
     # where others see the operations, no values can be compared, nor on meta
     if known or trust is None or _is_observed(inputs):
         y = _by_layer(model, inputs, run, trust)
@@ -232,25 +225,16 @@ def _run(
             # compared is another one, which leaves nothing.
             beside = replace(inputs, tensors=inputs.map(torch.clone))
             with trust.lock, torch.no_grad(), FirstRun(model, beside, 0).restored():
-                _compared(model, beside, 0, named, trust)
+                _compared(model, beside, 0, from_rest, reset, None, trust)
     else:
         with trust.lock:
-            y, run = _compared(model, inputs, checked, {**named, "recorder": recorder}, trust)
+            y, run = _compared(model, inputs, checked, from_rest, reset, recorder, trust)
     return y, {} if recorder is None else recorder.result(inputs.steps), run
 
 
 def _is_observed(inputs: Inputs) -> bool:
     leaves = pytree.tree_leaves(inputs.tensors)
     return observed_by(leaves) is not None or any(x.is_meta for x in leaves)
-
-
-def _recordable(model: nn.Module) -> list[tuple[str, TTModule]]:
-    """List the neuron layers and the modules with memory of a model, with their paths."""
-    return [
-        (path, module)
-        for path, module in modules_of(model)
-        if isinstance(module, SequenceLayer) or keeps_states(module)
-    ]
 
 
 def _mode(model: nn.Module, run: Pass) -> tuple[Any, ...]:
@@ -262,21 +246,27 @@ _training_of = operator.attrgetter("module.training")
 
 
 def _compared(
-    model: nn.Module, inputs: Inputs, checked: int, named: dict[str, Any], trust: Trust
+    model: nn.Module,
+    inputs: Inputs,
+    checked: int,
+    from_rest: bool,
+    reset: Restarts | None,
+    recorder: Recorder | None,
+    trust: Trust,
 ) -> tuple[Any, Pass]:
     """Call the model once on all steps, and compare with its first steps."""
-    modules = modules_of(model, closed=Recurrent)
-    check_supported(modules)
+    check_supported(modules_of(model, closed=Recurrent))
     if interleaves(model):  # as it is now; it was called already
         trust.modes.clear()
         raise ValueError(
             "the model has other layers now, whose steps stand between those of the others: it is "
             'run by step from now on, but was by layer. Call it again, or unroll(..., by="step").'
         )
-    trust.per_sample = any(computes_per_sample(type(module)) for _, module in modules)
     trust.products = None  # the modules may be others
     first = FirstRun(model, inputs, checked or STEPS)
-    run = RecordingPass(first.steps, inputs.steps, **named)
+    run = RecordingPass(
+        first.steps, inputs.steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder
+    )
     try:
         with first.observed():
             y = _by_layer(model, inputs, run, trust)
