@@ -188,13 +188,3 @@ def test_the_sums_of_a_gradient_count_where_there_is_one(case: str) -> None:
     ):
         layer(x)
     assert [product.events for _, product in products] == [case != "trained"]
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_the_sums_of_a_gradient_count_in_a_layer_with_delays(frozen: bool) -> None:
-    layer = snn.DelayedConv1d(64, 64, 3, padding=1, max_delay=2)
-    layer.requires_grad_(not frozen)
-    x = events(8, 64, 64, 8, density=0.1).float()
-    with tt.fuse.backend("auto"), observed_products() as products:
-        tt.unroll(layer, x)
-    assert [product.events for _, product in products] == [frozen]

@@ -18,16 +18,11 @@ D = 3
 
 # steps, samples, inputs, outputs
 LINEAR = ((1, 1, 1, 1), (9, 2, 17, 5), (40, 3, 33, 16), (90, 13, 8, 130))
-CONVOLUTIONS: dict[str, dict[str, Any]] = {
-    "plain": {"kernel_size": 3, "padding": 1},
-    "strided": {"kernel_size": 2, "stride": 2, "padding": 2, "dilation": 3},
-    "one": {"kernel_size": 1, "bias": False},
-}
 
 
 def whole(module: Any) -> Any:
     """Set small dyadic weights and whole delays: any order of summation gives the same float64."""
-    dyadic(module.product)
+    dyadic(module.linear)
     shape = module.raw_delay.shape
     lags = torch.randint(0, D + 1, shape, generator=torch.Generator().manual_seed(0))
     module.double().raw_delay.data.copy_(lags)
@@ -69,23 +64,13 @@ def test_equals_the_dense_product(steps, samples, inputs, outputs, density, weig
     check(module, events(steps, samples, inputs, density=density, weighted=weighted))
 
 
-@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_equals_the_dense_convolution(name: str, density: float | None) -> None:
-    module = whole(snn.DelayedConv1d(2, 20, max_delay=D, **CONVOLUTIONS[name]))
-    check(module, events(7, 3, 2, 9, density=density))
-
-
 @pytest.mark.parametrize("sigma", [0.0, 0.7, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_agrees_on_any_delays(dtype: torch.dtype, sigma: float) -> None:
     torch.manual_seed(0)
     x = events(120, 9, 40, density=0.1).to(dtype)
-    for module, shape in (
-        (snn.DelayedLinear(40, 24, max_delay=7, sigma=sigma), x.shape),
-        (snn.DelayedConv1d(8, 24, 3, max_delay=7, sigma=sigma), (120, 9, 8, 5)),
-    ):
-        check(module.to(dtype), x.view(shape), rtol=1e-4 if dtype is torch.float32 else 1e-11)
+    module = snn.DelayedLinear(40, 24, max_delay=7, sigma=sigma)
+    check(module.to(dtype), x, rtol=1e-4 if dtype is torch.float32 else 1e-11)
 
 
 @examples(25)
@@ -107,9 +92,8 @@ def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     return nn.Sequential(
         snn.DelayedLinear(40, 24, max_delay=5, sigma=1.0),
         neurons("LIF", 24),
-        nn.Unflatten(1, (4, 6)),
-        snn.DelayedConv1d(4, 8, 3, max_delay=4),
-        neurons("LIF", 8, dim=-2),
+        snn.DelayedLinear(24, 8, max_delay=4),
+        neurons("LIF", 8),
     ).to(dtype)
 
 
@@ -128,18 +112,15 @@ def test_in_a_network(options: Any) -> None:
 
 
 def test_dense_where_events_cannot_be() -> None:
-    grouped = snn.DelayedConv1d(4, 4, 1, groups=2, max_delay=2)
     reasons = []
     for module, x in (
-        (grouped, torch.ones(3, 2, 4, 5)),
         (snn.DelayedLinear(4, 4, max_delay=2), torch.ones(3, 2, 4).bfloat16()),
         (snn.DelayedLinear(4, 4, max_delay=2), torch.ones(3, 0, 4)),
     ):
         with mode("always"), observed_products() as products:
             tt.unroll(module, x)
         reasons += [product.reason or "" for _, product in products]
-    assert reasons[0] == "the convolution has groups"
-    assert reasons[1:] == ["", "there is no step"]
+    assert reasons == ["", "there is no step"]
 
 
 def test_no_second_derivative() -> None:

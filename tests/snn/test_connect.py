@@ -45,8 +45,6 @@ HOLDERS: dict[str, Any] = {
     "conv2d": (lambda: nn.Conv2d(INPUTS, 4, 3, padding=1), lambda m: m, (5, 4)),
     "groups": (lambda: nn.Conv2d(INPUTS, 4, 2, groups=2), lambda m: m, (5, 4)),
     "delays": (lambda: delayed(OUTPUTS, max_delay=4), lambda m: m.linear, ()),
-    "delays of a convolution": (lambda: snn.DelayedConv1d(INPUTS, 4, 3, max_delay=3),
-     lambda m: m.conv, (7,)),
     "recurrent": (lambda: snn.Recurrent(layer("SLIF", INPUTS), nn.Linear(INPUTS, INPUTS)),
      lambda m: m.connection, ()),
     "recurrent delays": (lambda: snn.Recurrent(layer("LIF", INPUTS),
@@ -110,7 +108,7 @@ def test_a_masked_layer_uses_events_and_the_compiled_loop(monkeypatch: Any) -> N
     )
     tt.unroll(made, x)
     assert plain_class(connection) is nn.Linear
-    for holder in ("linear", "conv2d", "delays", "delays of a convolution"):
+    for holder in ("linear", "conv2d", "delays"):
         net, *_, x = pair(holder, "mask and signs")
         with tt.events.mode("always"), observed_products() as products:
             tt.unroll(net, x)

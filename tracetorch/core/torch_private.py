@@ -135,11 +135,6 @@ def _unchanged(saved: tuple[Tensor, int]) -> Tensor:
     return tensor
 
 
-def forward_ad_active() -> bool:
-    """Whether forward-mode differentiation is running."""
-    return _forward_ad._current_level >= 0
-
-
 def is_exporting() -> bool:
     """Whether ``torch.export`` is tracing; some releases' own answer is true in a compilation."""
     return bool(torch.compiler._is_exporting_flag)

@@ -25,7 +25,7 @@ from tracetorch.events.request import mode
 from tracetorch.fuse import backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.delay import DelayedConv1d, DelayedLinear
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.passes import Pass, ambient
 
 # the method of each class that computes the product
@@ -33,7 +33,6 @@ _PRODUCTS: dict[type, tuple[str, Any]] = {
     nn.Linear: ("forward", nn.Linear.forward),
     nn.Conv2d: ("forward", nn.Conv2d.forward),
     DelayedLinear: ("convolve", DelayedLinear.convolve),
-    DelayedConv1d: ("convolve", DelayedConv1d.convolve),
 }
 _requests = mode.requests
 _OFF = ((_requests, "never", "tt.events.mode"), (backend.requests, "eager", "tt.fuse.backend"))
@@ -179,9 +178,7 @@ def _convolution(
     return None if events is None else product(CONV, images, weight, bias, events, at)
 
 
-def _convolve(
-    module: DelayedLinear | DelayedConv1d, past: Tensor, kernel: Tensor, bias: Tensor | None
-) -> Tensor:
+def _convolve(module: DelayedLinear, past: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """Compute a layer with delays, in place of its own ``convolve``."""
     plain = partial(_PRODUCTS[type(module)][1], module, past, kernel, bias)
     run = ambient.current
@@ -190,8 +187,6 @@ def _convolve(
     reason = _plain_reason(past, kernel, bias)
     if reason is None and (past.numel() == 0 or past.shape[-1] < kernel.shape[-1]):
         reason = "there is no step"
-    if reason is None and isinstance(module, DelayedConv1d) and module.conv.groups != 1:
-        reason = "the convolution has groups"
     if reason is None and past.numel() >= 2**31:
         reason = "the input has more values than an index can count"
     if reason is not None:
@@ -199,23 +194,14 @@ def _convolve(
         return plain()  # type: ignore[no-any-return]
     taps = kernel.shape[-1]
     steps = past.shape[-1] - taps + 1
-    if isinstance(module, DelayedLinear):
-        lead, (outputs, inputs) = past.shape[:-2], kernel.shape[:2]
-        by_step = past.transpose(-1, -2).reshape(-1, steps + taps - 1, inputs)
-        limit = crossover(len(by_step) * steps, inputs, outputs, taps)
-        events = _events(module, by_step.detach().contiguous().view(-1, inputs), limit)
-        if events is None:
-            return plain()  # type: ignore[no-any-return]
-        y = product(DELAYED, by_step, kernel.permute(2, 1, 0), bias, events)
-        return y.view(steps, *lead, outputs).movedim(0, -1)
-    places = module.places(past.shape[-2])
-    options = ((places.stride, 1), (places.padding, 0), (places.dilation, 1))
-    at = Window(*options, (places.size, steps))
-    images = past.reshape(-1, *past.shape[-3:]).contiguous()
-    found = _convolution(module, images, kernel, bias, at)
-    if found is None:
+    lead, (outputs, inputs) = past.shape[:-2], kernel.shape[:2]
+    by_step = past.transpose(-1, -2).reshape(-1, steps + taps - 1, inputs)
+    limit = crossover(len(by_step) * steps, inputs, outputs, taps)
+    events = _events(module, by_step.detach().contiguous().view(-1, inputs), limit)
+    if events is None:
         return plain()  # type: ignore[no-any-return]
-    return found.view(*past.shape[:-3], *found.shape[1:])
+    y = product(DELAYED, by_step, kernel.permute(2, 1, 0), bias, events)
+    return y.view(steps, *lead, outputs).movedim(0, -1)
 
 
 def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | None:

@@ -275,7 +275,7 @@ def recipe(
     total_steps = check_count("total_steps", total_steps)
     if lr is not None:
         lr = check_positive("lr", lr)
-    inputs = parse_inputs(batch, steps, time_dim, True)
+    inputs = parse_inputs(batch, steps, time_dim)
     mask = mask_first(mask, inputs, time_dim)
     # a mask of another kind is refused by trial_on
     real = mask.sum(0) if isinstance(mask, Tensor) and mask.ndim == 2 else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connect import connect, disconnect
-from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear
+from tracetorch.snn.delay import Delay, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.event_inputs import EventInput, PoissonInput
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
@@ -47,7 +47,6 @@ __all__ = [
     "BatchNormThroughTime",
     "Decay",
     "Delay",
-    "DelayedConv1d",
     "DelayedLinear",
     "EventInput",
     "EventRun",

@@ -19,7 +19,7 @@ from tracetorch.snn.connectivity import (
     plain_class,
     raw_weight,
 )
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import DelayedLinear
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -79,7 +79,7 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     cognitive tasks: a simple and flexible framework", PLOS Computational Biology 12 (2016), for
     trained networks that obey Dale's law.
     """
-    product = module.product if isinstance(module, SynapticDelays) else module
+    product = module.linear if isinstance(module, DelayedLinear) else module
     # of integers, whose room is below: what has whole weights, in no parameter
     whole = getattr(product, "_buffers", {}).get("weight")
     if not isinstance(product, _PRODUCTS) and (whole is None or whole.is_floating_point()):
@@ -129,7 +129,7 @@ def disconnect(module: Layer) -> Layer:
         ('Linear', 3)
     """
     check_module(module)
-    product: Any = module.product if isinstance(module, SynapticDelays) else module
+    product: Any = module.linear if isinstance(module, DelayedLinear) else module
     if connectivity(product) is None:
         raise ValueError(
             f"{type(module).__name__} has no weight with the mask and signs of tt.snn.connect, or "

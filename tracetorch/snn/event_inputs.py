@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_each, check_integer, check_integers, check_number
-from tracetorch.fuse.runtime.sparse_recurrence import Rows
+from tracetorch.fuse.codegen.sparse_loop import TILE
+from tracetorch.fuse.runtime.sparse_segments import Rows
 from tracetorch.fuse.runtime.threefry import compiled_uniforms
 
 _VALUES = 1 << 22  # random numbers at a time
@@ -208,7 +209,8 @@ def rows_of(sources: Sequence[EventSource], span: Span, dtype: torch.dtype) -> R
     order = places.argsort(stable=True)
     each, where = torch.unique_consecutive(places[order], return_inverse=True)
     total = torch.zeros(len(each), dtype=dtype).index_add_(0, where, values[order])
-    rows = (span.end - span.begin) * span.samples
-    counts = torch.bincount(each // span.neurons, minlength=rows)
+    row, neuron = each // span.neurons, each % span.neurons
+    rows, tiles = (span.end - span.begin) * span.samples, -(-span.neurons // TILE)
+    counts = torch.bincount(row * tiles + neuron // TILE, minlength=rows * tiles)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return Rows(starts, (each % span.neurons).int(), total)
+    return Rows(starts, neuron.int(), total)

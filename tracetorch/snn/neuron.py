@@ -16,8 +16,7 @@ from tracetorch.core.torch_private import (
     functorch,
     observed_by,
 )
-from tracetorch.fuse.dispatch.sequence import run_sequence
-from tracetorch.fuse.dispatch.specialised import CompiledStep, PreparedSequence, Specialised
+from tracetorch.fuse.dispatch.prepared import PreparedCalls, run_sequence
 from tracetorch.fuse.step_results import check_step_results, shares_memory
 from tracetorch.snn.passes import ambient, in_one_commit, states_of
 from tracetorch.snn.restarts import Restarts
@@ -100,8 +99,7 @@ class Neuron(SequenceLayer):
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
-        self._single_steps = Specialised(CompiledStep)
-        self._sequences = Specialised(PreparedSequence)
+        self._prepared = PreparedCalls()
         check_signature(self)
 
     # Reading
@@ -159,8 +157,7 @@ class Neuron(SequenceLayer):
         # compiled steps belong to this process and this layer
         return {
             **super().__getstate__(),
-            "_single_steps": Specialised(CompiledStep),
-            "_sequences": Specialised(PreparedSequence),
+            "_prepared": PreparedCalls(),
         }
 
     # Calling
@@ -193,7 +190,7 @@ class Neuron(SequenceLayer):
             return self._step_checked(cell, x, further)
         current = self.__dict__ if run is None else run.states_of(self)
         if not torch.is_grad_enabled():
-            found = self._single_steps.run(self, cell, x, current)
+            found = self._prepared.run_step(self, cell, x, current)
             if found is not None:
                 current.update(found[1])
                 return found[0]
@@ -324,7 +321,7 @@ class Neuron(SequenceLayer):
             else:  # by layer it is what runs
                 own = run.entries.get(id(self)) if run.running is self else None
                 current = run.states_of(self) if own is None else own.states
-            prepared = self._sequences.run(self, cell, x, current)
+            prepared = self._prepared.run_sequence(self, cell, x, current)
             if prepared is not None:
                 current.update(prepared[1])
                 return prepared[0], {}

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracetorch.core.hooks import call_is_forward
 from tracetorch.snn.delay.base import PastLayer
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
@@ -22,8 +21,8 @@ class Populations(TTModule):
         output[..., of a population] = its neurons(x[..., of a population])
 
     Neurons are numbered population by population, as by :func:`population_edges`: so one connection
-    is a block matrix of those between all populations. In a :class:`Recurrent` with a
-    :class:`SparseLinear` they are one compiled loop.
+    is a block matrix of those between all populations. In a :class:`Recurrent` they run step by
+    step; populations of one kind, as one layer with parameters per neuron, are one compiled loop.
 
     Args:
         **neurons: layers of neurons in the last dimension, by name, in their order. Each is an
@@ -78,14 +77,6 @@ class Populations(TTModule):
         """Neurons of all populations."""
         return sum(self.sizes)
 
-    @property
-    def computes_as_its_class(self) -> bool:
-        """Whether a call is certain to run the layers side by side."""
-        code = type(self).forward.__code__
-        is_plain = type(self) is Populations and call_is_forward(self) and code is _CODE
-        # a layer that is there twice goes on from one part to the next
-        return is_plain and len(set(map(id, self.layers))) == len(self.names)
-
     def forward(self, x: Tensor) -> Tensor:
         """Run all populations."""
         if not isinstance(x, Tensor):
@@ -97,9 +88,6 @@ class Populations(TTModule):
             )
         parts = zip(self.layers, x.split_with_sizes(self.sizes, -1), strict=True)
         return torch.cat([layer(part) for layer, part in parts], -1)
-
-
-_CODE = Populations.forward.__code__
 
 
 def check_one_input(owner: str, neuron: object) -> None:

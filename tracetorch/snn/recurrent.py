@@ -24,16 +24,14 @@ from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.fuse.dispatch.sparse_recurrence import (
-    Found,
-    Kind,
+    EventRequest,
     Recurrence,
-    Request,
     run_sparse_events,
     run_sparse_recurrence,
 )
-from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout, Rows
+from tracetorch.fuse.runtime.sparse_segments import Edges, Rows
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.delay import DelayedLinear, SynapticDelays
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.event_inputs import EventInput, EventSource, PoissonInput, Span, rows_of
 from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.neuron import Neuron, has_step
@@ -79,9 +77,9 @@ class Recurrent(SequenceLayer):
     :meth:`run_events` is for networks whose inputs and outputs would not fit into memory as
     tensors.
 
-    ``neuron`` may be several populations: :class:`Populations`, whose neurons are side by side, in
-    the same compiled loop along a :class:`SparseLinear`; or any module that holds neuron layers, as
-    ``nn.Sequential(nn.Linear(8, 64), LIF(64), nn.Linear(64, 16), AdLIF(16))``, step by step.
+    ``neuron`` may be several populations, step by step: :class:`Populations`, whose neurons are
+    side by side, or any module that holds neuron layers, as
+    ``nn.Sequential(nn.Linear(8, 64), LIF(64), nn.Linear(64, 16), AdLIF(16))``.
 
     Args:
         neuron: any neuron layer, or any module of neuron layers.
@@ -237,34 +235,26 @@ class Recurrent(SequenceLayer):
         if isinstance(connection, SparseLinear):
             results = run_sparse_recurrence(loop, x)
         else:
-            kind = loop.kinds[0]
-            found = run_recurrence(
-                kind.cell, x, loop.first, loop.weight, loop.bias, kind.states, kind.kwargs
+            results = run_recurrence(
+                loop.cell, x, loop.first, loop.weight, loop.bias, loop.states, loop.kwargs
             )
-            results = None if found is None else (*found[:2], [list(found[2])])
         if results is None:
             return None
         output, last, ends = results
-        if len(loop.first) > 1:
-            before = output[:-1]
-            is_long = len(before) >= connection.max_delay
-            connection.keep_inputs(before if is_long else torch.cat([loop.first, before]))
-        self._keep(last, ends)
+        self._keep(loop.first, output[-len(loop.first) :], last, ends)
         return output
 
-    def _keep(self, last: Tensor, ends: Sequence[Sequence[Tensor]]) -> None:
-        """Set the states to those behind a run."""
+    def _keep(self, first: Tensor, outputs: Tensor, last: Tensor, ends: Sequence[Tensor]) -> None:
+        """Set the states to those behind a run, whose last outputs are ``outputs``."""
+        if len(first) > 1:
+            connection: Any = self.connection
+            connection.keep_inputs(torch.cat([first, outputs])[-len(first) : -1])
         self.prev_output = last
-        for layer, each in zip(self._kinds(), ends, strict=True):
-            states_of(layer).update(zip(layer.cell.active, each, strict=True))
-
-    def _kinds(self) -> list[Any]:
-        """Return the neuron layers that are side by side."""
-        return self.neuron.layers if isinstance(self.neuron, Populations) else [self.neuron]
+        states_of(self.neuron).update(zip(self.neuron.cell.active, ends, strict=True))
 
     def _loop(self, x: Tensor) -> Recurrence | None:
         """Return what a compiled loop over inputs like ``x`` reads; ``None``: there is none."""
-        connection, layers = self.connection, self._kinds()
+        connection, neuron = self.connection, self.neuron
         linear = self._linear(x)
         if linear is None:
             return None
@@ -292,33 +282,26 @@ class Recurrent(SequenceLayer):
             first = torch.cat([past.movedim(-1, 0), first])
         if isinstance(connection, DelayedLinear):
             weight = connection.kernel_of(dtype)
-        kinds = []
-        parts = x.split_with_sizes([layer.num_neurons for layer in layers], -1)
-        for layer, part in zip(layers, parts, strict=True):
-            layer._check_input(part, sequence=True)
-            states = layer._states_for(part, dtype, sequence=True)
-            kinds.append(Kind(layer.cell, states, layer.step_kwargs(x.ndim - 1, dtype)))
+        neuron._check_input(x, sequence=True)
+        states = neuron._states_for(x, dtype, sequence=True)
+        kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
 
-        def edges(layout: Layout) -> Edges:
-            return cast(SparseLinear, linear).edges_by_chunk(layout)
+        def edges(chunks: tuple[int, int]) -> Edges:
+            return cast(SparseLinear, linear).edges_by_chunk(chunks)
 
-        return Recurrence(kinds, first, weight, bias, edges)
+        return Recurrence(neuron.cell, states, kwargs, first, weight, bias, edges)
 
     def _linear(self, x: Tensor) -> nn.Linear | SparseLinear | None:
         """Return the layer of weight and bias, where each module is certain to run its class."""
         neuron, connection = self.neuron, self.connection
-        if isinstance(neuron, Populations):
-            is_plain = neuron.computes_as_its_class and isinstance(connection, SparseLinear)
-        else:
-            is_plain = isinstance(neuron, SequenceLayer)
         if (
-            not is_plain
+            self.holds_population
             or torch.compiler.is_compiling()
             or type(self) is not Recurrent
             or not vars(self).keys().isdisjoint(_OWN)
             or _code_of(Recurrent) != _CODE
             or not call_is_forward(connection)
-            or not all(map(_runs_its_step, self._kinds()))
+            or not _runs_its_step(neuron)
             or not isinstance(x, Tensor)
             or x.is_meta  # a device without autocast, and without kernels
             or torch.is_autocast_enabled(x.device.type)
@@ -395,34 +378,30 @@ class Recurrent(SequenceLayer):
             return rows_of(sources, Span(begin, end, *sizes[1:]), dtype)
 
         lists = check_flag("events", events)
-        request = Request(*sizes[:2], given, read, torch.cat(places), wanted, bins, lists)
+        request = EventRequest(*sizes[:2], given, read, torch.cat(places), wanted, bins, lists)
         found = in_one_commit(self._run_events, request, values, dtype)
-        return EventRun(
-            None if neurons is None else found.outputs,
-            None if count_every is None else found.counts,
-            found.events if events else None,
-        )
+        named = neurons is not None, count_every is not None, events
+        return EventRun(*(each if is_ else None for each, is_ in zip(found, named, strict=True)))
 
-    def _run_events(self, request: Request, values: Tensor | None, dtype: torch.dtype) -> Found:
+    def _run_events(
+        self, request: EventRequest, values: Tensor | None, dtype: torch.dtype
+    ) -> list[Tensor]:
         # a shape without memory
         x = torch.zeros((), dtype=dtype).expand(request.steps, request.samples, self.num_neurons)
         loop = self._loop(x) if isinstance(self.connection, SparseLinear) else None
         found = None if loop is None else run_sparse_events(loop, request, values)
         if loop is None or found is None:
-            names = " or ".join(dict.fromkeys(type(layer).__name__ for layer in self._kinds()))
+            name = type(self.neuron).__name__
             raise ValueError(
-                f"{self._label()} has no compiled loop that runs by events: that takes a neuron "
-                f"layer, or snn.Populations, that gives 0 or 1, and here is {names} (an output "
-                "with a sign, or a graded one, is no event), a SparseLinear of finite weights as "
-                "connection, modules without hooks or edits, float32 or float64 on the CPU, and "
-                "llvmlite. Use tt.unroll(layer, x)."
+                f"{self._label()} has no compiled loop that runs by events: that takes one neuron "
+                f"layer that gives 0 or 1, and here is {name} (an output with a sign, or a graded "
+                "one, is no event), a SparseLinear of finite weights as connection, modules "
+                "without hooks or edits, float32 or float64 on the CPU, and llvmlite. Use "
+                "tt.unroll(layer, x)."
             )
-        connection = cast(SparseLinear, self.connection)
-        last = torch.cat([loop.first, found.last])[-len(loop.first) :]
-        if len(last) > 1:
-            connection.keep_inputs(last[:-1])
-        self._keep(last[-1], found.ends)
-        return found
+        results, last, ends = found
+        self._keep(loop.first, last, last[-1], ends)
+        return results
 
     def _run_stepped(self, x: Tensor) -> Tensor:
         """Run the sequence step by step."""
@@ -430,7 +409,7 @@ class Recurrent(SequenceLayer):
         run = current_pass()
         if run is not None:
             for module in self.modules():  # what is the same in all steps, which it finds there
-                if isinstance(module, SynapticDelays):
+                if isinstance(module, DelayedLinear):
                     run.weights[id(module)] = module.kernel_of(dtype)
                 elif isinstance(module, SparseLinear):
                     run.weights[id(module)] = module.edge_weight(dtype)
@@ -496,7 +475,7 @@ def _last_of(module: nn.Module) -> Any:
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
     is_last = isinstance(module, SequenceLayer | Populations)
-    return module if is_last and not isinstance(module, SynapticDelays | SparseLinear) else None
+    return module if is_last and not isinstance(module, DelayedLinear | SparseLinear) else None
 
 
 def _linear_of(connection: nn.Module) -> nn.Linear | SparseLinear | None:

@@ -27,7 +27,7 @@ from tracetorch.core.checks import (
 )
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
-from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
+from tracetorch.fuse.runtime.sparse_segments import Edges
 from tracetorch.snn.connectivity import check_signs, plain_class
 from tracetorch.snn.delay.base import PastLayer
 from tracetorch.snn.passes import weight_in_loop
@@ -274,12 +274,11 @@ class SparseLinear(PastLayer):
         plan: EdgePlan = known[1]
         return plan
 
-    def edges_by_chunk(self, layout: Layout) -> Edges:
+    def edges_by_chunk(self, chunks: tuple[int, int]) -> Edges:
         """Return the edges sorted by source and then by chunk of targets, as a loop reads them."""
-        plan, key = self.plan, (layout.sizes, layout.inner, layout.chunks)
-        known = self.__dict__.get("_known_edges")
-        if known is None or known[0] is not plan or known[1] != key:
-            known = plan, key, edges_by_chunk(plan, self.delay, layout)
+        plan, known = self.plan, self.__dict__.get("_known_edges")
+        if known is None or known[0] is not plan or known[1] != chunks:
+            known = plan, chunks, edges_by_chunk(plan, self.delay, chunks)
             self.__dict__["_known_edges"] = known
         edges: Edges = known[2]
         return edges

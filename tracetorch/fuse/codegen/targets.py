@@ -69,14 +69,15 @@ _JAVASCRIPT = {
     **{op: f"Math.{op}({{}}, {{}})" for op in ("atan2", "hypot")},
     **{op: f"Math.{op}({{}})" for op in ("abs", *_INVERSE, *_UNARY)},
     "exp2": "Math.pow(2, {})",
-    **{op: f"{op}({{}})" for op in ("erf", "erfc", "round")},
-    **{op: f"{op}({{}}, {{}})" for op in ("copysign", "nextafter", "pow")},
-    "fma": "fma({}, {}, {})",
+    "round": "round({})",
+    **{op: f"{op}({{}}, {{}})" for op in ("copysign", "pow")},
+    # rounded twice, which may move its last place
+    "fma": "{} * {} + {}",
 }
 
 # Operations of float32 whose result in float64 has too many digits.
 _ROUNDED = (
-    *("add", "sub", "mul", "div", "sigmoid", "atan2", "hypot", "pow", "erf", "erfc"),
+    *("add", "sub", "mul", "div", "fma", "sigmoid", "atan2", "hypot", "pow"),
     *(op for op in (*_INVERSE, *_UNARY) if op not in ("ceil", "floor", "trunc")),
 )
 
@@ -127,9 +128,7 @@ def javascript_target(real: str = "float64") -> Target:
     expressions = _JAVASCRIPT
     if real == "float32":
         rounded = {op: f"Math.fround({_JAVASCRIPT[op]})" for op in _ROUNDED}
-        expressions = {**_JAVASCRIPT, **rounded, "fma": "fmaf({}, {}, {})"}
-        # that of float64 is another number
-        del expressions["nextafter"]
+        expressions = {**_JAVASCRIPT, **rounded}
     integers = {**_INTEGERS, **equality, "min": "Math.min({}, {})"}
     return Target(expressions, integers, zero="0", negative_zero="(-0)", one="1", **_BRACES)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_count
-from tracetorch.snn.delay.base import DelayingLayer, hat, initial_delays, taps
+from tracetorch.snn.delay.base import DelayingLayer, hat, taps
 from tracetorch.snn.parameters import Value
 
 
@@ -65,9 +65,8 @@ class Delay(DelayingLayer):
         sigma: float = 0.0,
         learnable: bool = True,
     ) -> None:
-        max_delay = check_count("max_delay", max_delay)
-        raw = initial_delays(delay, (check_count("num_neurons", num_neurons),), max_delay)
-        super().__init__(num_neurons, dim, max_delay, sigma, raw, learnable)
+        shape = (check_count("num_neurons", num_neurons),)
+        super().__init__(num_neurons, dim, shape, max_delay, delay, sigma, learnable)
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
         delay: Tensor = self.step_kwargs(ndim, window.dtype)["delay"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tracetorch.cell import StateKind
-from tracetorch.core.checks import check_flag, check_nonnegative
+from tracetorch.core.checks import check_count, check_flag, check_nonnegative
 from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
 from tracetorch.snn.parameters import Value, Weight, clamp
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -83,11 +83,14 @@ class DelayingLayer(PastLayer):
         self,
         num_neurons: int,
         dim: int,
+        shape: tuple[int, ...],
         max_delay: int,
+        delay: Value | None,
         sigma: float,
-        raw_delay: Tensor,
         learnable: bool,
     ) -> None:
+        max_delay = check_count("max_delay", max_delay)
+        raw_delay = initial_delays(delay, shape, max_delay)
         super().__init__(num_neurons, dim)
         check_flag("learnable", learnable)
         self.option("max_delay", max_delay, fixed=True)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tracetorch.fuse.runtime.sparse_recurrence import Edges, Layout
+from tracetorch.fuse.runtime.sparse_segments import Edges
 
 
 class EdgePlan(NamedTuple):
@@ -40,25 +40,22 @@ def sorted_by_source(edges: Tensor, delays: Tensor | None, inputs: int) -> EdgeP
     return EdgePlan(order, starts, by_source, _short(delays, order), False)
 
 
-def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, layout: Layout) -> Edges:
+def edges_by_chunk(plan: EdgePlan, delay: Tensor | None, chunks: tuple[int, int]) -> Edges:
     """Return the edges of each source sorted by the chunk of the target, as a loop reads them.
 
-    Those to one target stay in their order, so that its sums do.
+    Those to one target stay in their order, so that its sums do. ``chunks`` are how many there are,
+    and their neurons.
     """
     least = most = 0
     if delay is not None and delay.numel():
         least, most = (int(found) for found in torch.aminmax(delay))
     order = None if plan.is_sorted else plan.order
     starts, targets, delays = plan.starts, plan.targets, plan.delays
-    chunks, per_chunk = layout.chunks
-    if len(layout.sizes) > 1:
-        counts = starts.new_zeros(layout.slots).index_copy_(0, layout.places, starts.diff())
-        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        targets = layout.places.int().index_select(0, targets)
-    if chunks > 1:
+    count, per_chunk = chunks
+    if count > 1:
         sources = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
-        keys = sources.mul_(chunks).add_(targets // (per_chunk // layout.inner))
-        counts = torch.bincount(keys, minlength=(len(starts) - 1) * chunks)
+        keys = sources.mul_(count).add_(targets // per_chunk)
+        counts = torch.bincount(keys, minlength=(len(starts) - 1) * count)
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         if not bool((keys[1:] >= keys[:-1]).all()):
             place = keys.argsort(stable=True)
