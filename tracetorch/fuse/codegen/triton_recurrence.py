@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracetorch.fuse.codegen.triton_loops import TritonPrinter, arguments, is_strided
+from tracetorch.fuse.codegen.triton_loops import TritonPrinter, arguments
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Role
 
@@ -55,7 +55,7 @@ class _Printer(TritonPrinter):
         moved: list[str] = []
         for buffer in self.kernel.buffers:
             if ir.Extent.LANES in buffer.shape and buffer.role is not Role.SCRATCH:
-                width = f"row_{buffer.label}" if is_strided(buffer) else "width"
+                width = f"row_{buffer.label}" if buffer.is_strided else "width"
                 moved.append(f"at_{buffer.label} += before * {width}")
         return (
             "before = tl.program_id(0).to(tl.int64) * ROWS",
