@@ -281,7 +281,6 @@ NO_STEP: dict[str, Callable[[], Any]] = {
     "BatchNormThroughTime": lambda: snn.BatchNormThroughTime(2, steps=3),
     "Delay": lambda: snn.Delay(2, max_delay=3),
     "DelayedLinear": lambda: snn.DelayedLinear(2, 2, max_delay=3),
-    "DelayedConv1d": lambda: snn.DelayedConv1d(2, 2, 3, max_delay=3),
     "SparseLinear": lambda: snn.SparseLinear(2, 2, torch.tensor([[0], [1]])),
     "LockedDropout": lambda: snn.LockedDropout(2),
     "Noise": lambda: snn.Noise(1),

@@ -11,17 +11,6 @@ from tests.cases import layer
 from tracetorch import snn
 
 
-def test_one_sequence_without_a_batch_is_explained() -> None:
-    net, x = nn.Sequential(nn.Linear(8, 4), snn.LIF(4)), torch.rand(20, 8)
-    message = r"\[20, 8\] was read as T=20 steps of a batch of B=8.*batched=False"
-    with pytest.raises(ValueError, match=message):
-        tt.unroll(net, x)
-    y = tt.unroll(net, x, batched=False, from_rest=True)
-    assert y.shape == (20, 4)
-    # by step, each step is a vector of 8, which the layers take without a batch
-    torch.testing.assert_close(tt.unroll(net, x, by="step", from_rest=True), y)
-
-
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("segment", [None, 2])
 def test_from_rest_starts_from_zero_and_leaves_no_states(by: Any, segment: Any) -> None:

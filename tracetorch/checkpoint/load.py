@@ -20,7 +20,7 @@ from tracetorch.checkpoint.descriptions import (
 )
 from tracetorch.checkpoint.read import WRONG_HEADER, Header, read
 from tracetorch.checkpoint.save import named_tensors, shared_names, unwrapped
-from tracetorch.core.checks import RefusedError, check_flag, check_module, check_unsharded
+from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.snapshot import restored_on_error
 from tracetorch.core.walk import hidden_modules, join_path
 from tracetorch.snn.states import named_neurons, set_states
@@ -83,6 +83,7 @@ def load(
             ``strict`` or ``states`` is not a bool.
         ValueError: the file is damaged; its modules, names, shapes or dtypes are not the model's;
             it holds no states; the model is on the device ``meta``, which keeps no values.
+        RuntimeError: a layer refuses a value, as one of integers what it cannot hold.
 
     Example:
         >>> import tempfile
@@ -124,10 +125,7 @@ def load(
         raise ValueError(f"{os.fspath(path)!r} holds no states. {advice}")
     matching = {name: value for name, value in values.items() if name in targets}
     with _restored(model, {name: targets[name] for name in matching}, built["modules"]):
-        try:
-            _load_tensors(model, matching, header["modules"] if header else {})
-        except RefusedError as error:
-            raise ValueError(f"{mismatch}. {error}") from error
+        _load_tensors(model, matching, header["modules"] if header else {})
         if states:  # last: what has failed has changed none
             paths = {plain(path): path for path, _ in named_neurons(model)}
             split = [(*name.rpartition("."), t) for name, t in file_states.items()]

@@ -182,11 +182,3 @@ def suggestion(name: object, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest allowed name, ``""`` where none is near."""
     near = difflib.get_close_matches(str(name), list(allowed), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
-
-
-class RefusedError(RuntimeError, ValueError):
-    """A ``state_dict`` holds what a layer cannot have: PyTorch's class of such errors, and ours."""
-
-    def __init__(self, model: nn.Module, found: list[str]) -> None:
-        reasons = "\n\t".join(found)
-        super().__init__(f"Error(s) in loading state_dict for {type(model).__name__}:\n\t{reasons}")

@@ -114,7 +114,7 @@ def _unify_clamps(program: ExportedProgram) -> None:
 
 
 def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:
-    tensors = parse_inputs(sample, 1, 0, True).tensors
+    tensors = parse_inputs(sample, 1).tensors
     if not isinstance(tensors, dict):
         # Positional inputs get the names of forward's arguments.
         args = tensors if isinstance(tensors, tuple) else (tensors,)

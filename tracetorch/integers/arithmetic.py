@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_choice, check_flag, check_integer
 from tracetorch.core.docstrings import SharedDescriptions
-from tracetorch.core.torch_private import forward_ad_active, keep_absent
+from tracetorch.core.torch_private import keep_absent
 
 Rounding: TypeAlias = Literal["floor", "trunc", "nearest", "at_least_one"]
 
@@ -29,7 +29,7 @@ describe = SharedDescriptions(
         "in_channels": "channels of the input.",
         "out_channels": "channels of the output.",
         "kernel_size": "size of the window along each of the last dimensions.",
-        "stride": "from one output to the next.",
+        "stride": "from one output to the next; of a pool ``None`` is ``kernel_size``.",
         "padding": "zeros at both ends.",
         "dilation": "from one weight to the next.",
         "groups": "of channels.",
@@ -60,23 +60,10 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
-class _ForwardModeStraightThrough(_StraightThrough):
-    """The same with a rule for forward mode, which ``torch.compile`` refuses to trace."""
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        return tangent.clone()
-
-
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
     """Straight-through estimator: ``value`` forward, the gradient of ``x`` backward.
 
-    What rounds has a derivative of zero almost everywhere, and teaches nothing; the estimator
-    passes the gradient as if it had not rounded.
-
-    Args:
-        x: what the gradient goes to.
-        value: what the result is, of the shape and dtype of ``x``. It gets no gradient.
+    ``value`` has the shape and dtype of ``x``, and gets no gradient.
 
     Example:
         >>> x = torch.tensor([0.25, 1.75], requires_grad=True)
@@ -88,8 +75,7 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
     Reference: Bengio, Léonard, Courville, "Estimating or propagating gradients through stochastic
     neurons for conditional computation", arXiv:1308.3432 (2013).
     """
-    function = _ForwardModeStraightThrough if forward_ad_active() else _StraightThrough
-    result: Tensor = function.apply(x, value.detach())  # type: ignore[no-untyped-call]
+    result: Tensor = _StraightThrough.apply(x, value.detach())  # type: ignore[no-untyped-call]
     return result
 
 
@@ -101,10 +87,6 @@ def clamped(x: Tensor, low: float, high: float) -> Tensor:
 
 def round(x: Tensor) -> Tensor:  # noqa: A001 (the name that PyTorch and NumPy have for it)
     """Round to the nearest integer, of two that are equally near to the even one; ``dy/dx = 1``.
-
-    Args:
-        x: any numbers of magnitude up to 2^24 in float32, 2^53 in float64; beyond, every number is
-            an integer already, and returned.
 
     Example:
         >>> x = torch.tensor([0.5, 1.5, -2.6], requires_grad=True)
@@ -161,12 +143,7 @@ def limits(bits: int, *, signed: bool = True) -> tuple[int, int]:
 
 
 def stored_bits(low: float, high: float, *, signed: bool = True) -> int:
-    """Return the width of the narrowest type in memory, 8 to 64 bits, that holds a range.
-
-    Example:
-        >>> stored_bits(-128, 127), stored_bits(0, 128), stored_bits(0, 128, signed=False)
-        (8, 16, 8)
-    """
+    """Return the width of the narrowest type in memory, 8 to 64 bits, that holds a range."""
     for bits in (8, 16, 32, 64):
         least = -(2 ** (bits - 1)) if signed else 0
         if least <= low and high < least + 2**bits:
@@ -224,10 +201,7 @@ def shift_right(x: Tensor, bits: int | Tensor, rounding: Rounding = "floor") -> 
         floor         towards minus infinity: the arithmetic shift of two's complement
         trunc         towards zero: the shift of the magnitude
         nearest       to the nearest, of two equally near ones the larger
-        at_least_one  as floor, but 1 where x > 0 would give 0
-
-    With ``at_least_one`` the decay ``x - shift_right(x, bits, "at_least_one")`` reaches zero: a
-    step of less than one does not get stuck.
+        at_least_one  as floor, but 1 where x > 0 would give 0: a decay by it reaches zero
 
     Args:
         x: integers.
@@ -261,9 +235,8 @@ def multiply(
 
         z = R(x y / 2^fraction_bits),   dz/dx = y / 2^fraction_bits,   dz/dy = x / 2^fraction_bits
 
-    The product itself is never held: ``x`` is split into a multiple of ``2^fraction_bits`` and the
-    rest, and so 24 bits times 12 are exact in float32: the result is where ``|z|`` and ``|y|
-    2^fraction_bits`` are at most 2^24 in float32, 2^53 in float64.
+    The product itself is never held, ``x`` being split at ``2^fraction_bits``: the result is exact
+    where ``|z|`` and ``|y| 2^fraction_bits`` are at most 2^24 in float32, 2^53 in float64.
 
     Args:
         x: integers.

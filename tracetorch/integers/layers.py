@@ -1,15 +1,13 @@
 """Layers of integers: products, shifted to the left, delays, pools, sums, and the border.
 
-Autocast does not reach them. Where products of float32 may be computed from
-rounded factors (TF32 keeps 11 bits, and PyTorch has it on for convolutions on CUDA; bfloat16 keeps
-8, by ``torch.set_float32_matmul_precision``) they are computed in float64, which is right and on
-most cards slow: switch it off for speed, ``torch.backends.cudnn.allow_tf32 = False``. What
-``torch.compile`` makes for CUDA always computes in float64.
+Autocast does not reach them. Where PyTorch may round the factors of float32 (TF32, which is on for
+convolutions on CUDA, and bfloat16) they compute in float64, on most cards slow: for speed
+``torch.backends.cudnn.allow_tf32 = False``. Compiled for CUDA they always do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, cast
 
 import torch
@@ -22,7 +20,7 @@ from tracetorch.integers import arithmetic
 from tracetorch.integers.arithmetic import check_between, describe, limits
 from tracetorch.integers.loading import CheckedLoading, Ends, KnownSettings
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.parameters import Value
 from tracetorch.snn.passes import weight_in_loop
 
@@ -33,17 +31,12 @@ def exactly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Call a function of integers outside of autocast and TF32, which round its factors."""
     check_holds_integers(x)
     device = x.device.type
-    if device == "meta":
-        return function(x)
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return exactly(function, x)
-    compiled = device == "cuda" and torch.compiler.is_dynamo_compiling()
-    # compiled code may be run after a change of the switches
-    if x.dtype is torch.float32 and (compiled or rounds_factors(device)):
-        # not by the switches, which are the whole process's: another thread may need them on
-        return function(x.double()).to(x.dtype)
-    return function(x)
+    # Not by the switches, which are the whole process's; compiled code outlives a change of them.
+    wide = (device == "cuda" and torch.compiler.is_dynamo_compiling()) or rounds_factors(device)
+    return function(x.double()).to(x.dtype) if wide else function(x)
 
 
 def check_holds_integers(x: Tensor) -> None:
@@ -65,7 +58,7 @@ class Product(KnownSettings):
 
     weight: Tensor
     bias: Tensor | None
-    required, taken = 2, "shift"
+    taken = "shift"
 
     def __init__(self, shape: tuple[int, ...], bias: bool, shift: int, weight_bits: int) -> None:
         super().__init__()
@@ -110,9 +103,8 @@ class Linear(Product):
 
         output = 2^shift W x + bias
 
-    ``W`` and ``bias`` are buffers of integers, zero until they are filled: by
-    ``tt.quantize.convert``, by ``load_state_dict`` or by hand. They do not learn:
-    ``tt.quantize.prepare`` makes a layer that does, through the same forward.
+    ``W`` and ``bias`` are buffers of integers, zero until ``tt.quantize.convert``,
+    ``load_state_dict`` or you fill them. ``tt.quantize.prepare`` makes a layer that learns.
 
     Shape:
         Input ``[..., in_features]``, output ``[..., out_features]``.
@@ -242,9 +234,8 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
 
         output[t, o] = 2^shift sum_i weight[o, i] * x[t - delay[o, i], i] + bias[o]
 
-    ``linear`` is an :class:`Linear` of integers, whose buffers hold weights and bias; ``delay`` is
-    a buffer too. All are zero until they are filled: by ``tt.quantize.convert``, by
-    ``load_state_dict`` or by hand. Else as ``snn.DelayedLinear``.
+    ``linear`` is a :class:`Linear` of integers, with the buffers of weights and bias; ``delay`` is
+    a buffer too. Else as ``snn.DelayedLinear``.
 
     Shape:
         Input ``[..., in_features]``, output ``[..., out_features]``; the state ``past`` is
@@ -270,11 +261,12 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
         shift: int = 0,
         weight_bits: int = 8,
     ) -> None:
-        made = Linear(in_features, out_features, bias, shift=shift, weight_bits=weight_bits)
-        product, sizes = cast(nn.Linear, made), (in_features, -1, max_delay)
+        made: Any = Linear(in_features, out_features, bias, shift=shift, weight_bits=weight_bits)
+        sizes = in_features, -1, (out_features, in_features)
         # of the float class the layer of weight and bias alone differs
-        SynapticDelays.__init__(self, product, *sizes, _whole(delay), 0.0, learnable=False)
-        self.in_features, self.out_features, self.linear = in_features, out_features, product
+        DelayingLayer.__init__(self, *sizes, max_delay, delay, 0.0, learnable=False)
+        self._raw_of("delay", delay)
+        self.in_features, self.out_features, self.linear = in_features, out_features, made
 
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         if isinstance(x, Tensor):
@@ -282,7 +274,11 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
         return super()._check_input(x, sequence=sequence)
 
     def _raw_of(self, name: str, value: Any) -> Tensor:
-        return super()._raw_of(name, _whole(value))
+        raw = super()._raw_of(name, value)
+        if not raw.is_meta and not torch.equal(raw, raw.round()):
+            wrong = raw[raw != raw.round()][0].item()
+            raise ValueError(f"delay must be whole steps, got {wrong:g}. Round it, delay.round().")
+        return raw
 
     def ends(self) -> Mapping[str, Ends]:
         return {"raw_delay": (0, self.max_delay)}
@@ -297,17 +293,9 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
         def product(window: Tensor) -> Tensor:
             kernel = weight_in_loop(self, self.kernel_of, window.dtype)
             # time is behind the outputs
-            return cast(Linear, self.product).shifted(self.convolve(window, kernel, None), 1)
+            return cast(Linear, self.linear).shifted(self.convolve(window, kernel, None), 1)
 
         return exactly(product, window)
-
-
-def _whole(delay: Value) -> Value:
-    values = torch.as_tensor(delay)
-    if not values.is_meta and not torch.equal(values, values.round()):
-        wrong = values[values != values.round()].flatten()[0].item()
-        raise ValueError(f"delay must be whole steps, got {wrong:g}. Round it, delay.round().")
-    return delay
 
 
 @describe
@@ -337,12 +325,6 @@ class Quantize(KnownSettings):
 
     def settings(self) -> Mapping[str, int]:
         return {"bits": self.bits, "signed": int(self.signed)}
-
-    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        scale = given.get("scale", self.scale)
-        if not scale.is_meta and not bool(((scale > 0) & scale.isfinite()).all()):
-            yield "scale", f"holds {scale.flatten()[0]:g}, and a scale is positive and finite."
-        yield from super().objections(given)
 
     def forward(self, x: Tensor) -> Tensor:
         whole = arithmetic.round(x / self.scale.to(x.dtype))
@@ -387,10 +369,8 @@ class Add(CheckedLoading):
         first, second = state.tolist()
         self.factors = first, second
 
-    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        factors = given.get("_extra_state", torch.zeros(2))
-        if factors.numel() != 2 or not torch.equal(factors, factors.round()):
-            yield "_extra_state", f"holds {factors.tolist()}, and the factors are two integers."
+    def ends(self) -> Mapping[str, Ends]:
+        return {"_extra_state": limits(53)}
 
     def extra_repr(self) -> str:
         return f"factors={self.factors}"
@@ -425,8 +405,6 @@ class SumPool(nn.Module):
 @describe
 class SumPool1d(SumPool):
     """Sum of the integers in every window: an average pool whose divisor goes into a scale.
-
-    Windows follow each other where ``stride`` is ``None``.
 
     Example:
         >>> SumPool1d(2)(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])).tolist()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,7 +15,6 @@ from tracetorch.core.walk import Opaque
 from tracetorch.integers.arithmetic import limits
 from tracetorch.integers.layers import Product
 from tracetorch.integers.leaky_integrator import LeakyIntegrator
-from tracetorch.integers.loading import CheckedLoading
 from tracetorch.integers.ranges import check_exact
 from tracetorch.quantize.reader import run_by_step
 from tracetorch.snn.module import TTModule, zero_states
@@ -53,7 +51,7 @@ class Plan(Opaque):
     differences: list[str] = field(default_factory=list)
 
 
-class Prepared(CheckedLoading, nn.Sequential, TTModule):
+class Prepared(nn.Sequential, TTModule):
     """A network that trains through integer forwards: what ``tt.quantize.prepare`` returns.
 
     An ``nn.Sequential`` of ``tt.integers`` or of a chip's neurons. Its parameters are the floats of
@@ -90,17 +88,14 @@ class Prepared(CheckedLoading, nn.Sequential, TTModule):
         )
         return torch.cat([value.detach().double().flatten().cpu() for value in values])
 
-    def objections(self, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        state, least = given.get("_extra_state"), self.get_extra_state().numel()
-        if state is not None and state.numel() < least:
-            yield (
-                "_extra_state",
-                f"holds {state.numel()} numbers that a sample decided, and this model has "
-                f"{least}. Prepare the same network in the same way.",
-            )
-
     def set_extra_state(self, state: Tensor) -> None:
         """Take what another sample decided; in earlier versions there was more behind it."""
+        least = self.get_extra_state().numel()
+        if state.numel() < least:
+            raise ValueError(
+                f"_extra_state holds {state.numel()} numbers that a sample decided, and this model "
+                f"has {least}. Prepare the same network in the same way."
+            )
         self.output_scale, place = float(state[0]), 1
         for layer in self.plan.layers:
             end = place + layer.unit.numel()

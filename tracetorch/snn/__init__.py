@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connect import connect, disconnect
-from tracetorch.snn.delay import Delay, DelayedConv1d, DelayedLinear
+from tracetorch.snn.delay import Delay, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.event_inputs import EventInput, PoissonInput
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
@@ -18,9 +18,8 @@ from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import Decay, SpikeFunction, Threshold, Weight
-from tracetorch.snn.populations import Populations
 from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
-from tracetorch.snn.recurrent import EventRun, Recurrent
+from tracetorch.snn.recurrent import EventRun, Populations, Recurrent
 from tracetorch.snn.residual import SEWBlock
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse.edges import (
@@ -47,7 +46,6 @@ __all__ = [
     "BatchNormThroughTime",
     "Decay",
     "Delay",
-    "DelayedConv1d",
     "DelayedLinear",
     "EventInput",
     "EventRun",

@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from tracetorch.cell import Constraint, StateKind
 from tracetorch.core.checks import check_count, check_integer, suggestion
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.leaked_tracer import is_leaked_tracer
+from tracetorch.core.torch_private import is_leaked_tracer
 from tracetorch.core.walk import MODULE_ATTRIBUTES
 from tracetorch.snn.declarations import (
     Check,
@@ -97,7 +97,7 @@ _SCRIPT_LEAF = (
 # attributes that no declaration is read from: their assignment leaves the cell as it is
 _NOTES = (
     *("_memory_notes", "_nan_reported", "_steps_run", "_zeroed_in_backward", "_zeroed_in_trace"),
-    *("_sigma", "_known_sigma", "step_kwargs", "_known_plan"),
+    *("_sigma", "step_kwargs", "_known_plan"),
     WRITTEN,
 )
 _UNDECLARED = frozenset({"training", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks"})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.events.passes import EventProducts
-from tracetorch.snn.module import TTModule, keeps_states, layer_label, zero_states
+from tracetorch.snn.module import TTModule, keeps_states, zero_states
 from tracetorch.snn.passes import Pass, ambient
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
@@ -31,11 +30,10 @@ from tracetorch.unrolling.inputs import (
     call,
     parse_inputs,
     place_time,
-    tensors_by_name,
+    split_static,
     with_reset,
 )
 from tracetorch.unrolling.segments import in_segments
-from tracetorch.unrolling.static_prefix import split_static
 from tracetorch.unrolling.trajectories import Recorder
 from tracetorch.unrolling.unsupported import check_supported, computes_per_sample, refuse_one_step
 
@@ -50,7 +48,6 @@ def unroll(
     steps: int | None = None,
     time_dim: int = 0,
     by: Literal["layer", "step"] = "layer",
-    batched: bool = True,
     record: None = None,
     check: bool | int = False,
     segment: int | str | None = None,
@@ -67,7 +64,6 @@ def unroll(
     steps: int | None = None,
     time_dim: int = 0,
     by: Literal["layer", "step"] = "layer",
-    batched: bool = True,
     record: Sequence[str] | str,
     check: bool | int = False,
     segment: int | str | None = None,
@@ -83,7 +79,6 @@ def unroll(
     steps: int | None = None,
     time_dim: int = 0,
     by: Literal["layer", "step"] = "layer",
-    batched: bool = True,
     record: Sequence[str] | str | None = None,
     check: bool | int = False,
     segment: int | str | None = None,
@@ -111,13 +106,13 @@ def unroll(
     Args:
         model: any ``nn.Module``.
         x: a tensor ``[T, B, ...]``, a tuple of them (``model(*x)``) or a dict (``model(**x)``).
+            Of one sequence ``[T, ...]`` give ``x.unsqueeze(1)``.
         steps: repeat ``x``, which then has no time dimension, for so many steps. Where the model
             is an ``nn.Sequential``, what stands before its first neuron is computed once; so it is
             for an ``x`` that was expanded over time, ``x.expand(T, *x.shape)``.
         time_dim: where time is in ``x``, in the outputs and in what is recorded: 1 for batch first,
             ``[B, T, ...]``.
         by: ``"layer"`` or ``"step"``.
-        batched: ``False``: ``x`` is ``[T, ...]``; the model is given a batch of one.
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
         check: compare both ways over more steps, each time: ``True``: over all; a number: over so
@@ -134,8 +129,8 @@ def unroll(
             that the model holds are not touched, so that several threads may run one model.
         reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
             ``zero_states(where=reset[t])`` does: episodes in a recurrent policy, sequences packed
-            one behind the other. ``[B, T]`` where ``time_dim`` is not 0, ``[T]`` without a batch.
-            No gradient goes back through a restart.
+            one behind the other. ``[B, T]`` where ``time_dim`` is not 0. No gradient goes back
+            through a restart.
 
     Shape:
         Every tensor of the output has time at ``time_dim``; so has every recorded trajectory.
@@ -159,9 +154,9 @@ def unroll(
         check_module(model)
     if by not in ("layer", "step"):
         check_choice("by", by, ("layer", "step"))
-    inputs = parse_inputs(x, steps, time_dim, batched)
+    inputs = parse_inputs(x, steps, time_dim)
     if reset is not None:
-        inputs = with_reset(inputs, reset, time_dim, batched)
+        inputs = with_reset(inputs, reset, time_dim)
     outer = ambient.current
     if outer is not None and outer.folded and outer.running is None:
         raise ValueError(
@@ -171,21 +166,15 @@ def unroll(
     checked = 0
     if check is not False:
         checked = inputs.steps if check is True else check_count("check", check)
-    try:
-        if segment is None:
-            y, trajectories, run = _run(model, inputs, by, record, checked, from_rest)
-        else:
-            run = Pass(from_rest=from_rest)
-            part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
-            y, trajectories = in_segments(part, model, inputs, segment, run)
-        if time_dim != 0 or not batched:
-            place = partial(place_time, time_dim=time_dim, batched=batched)
-            y, trajectories = pytree.tree_map(place, (y, trajectories))
-    except Exception as error:
-        _explain_allocation(error, model, inputs, segment)
-        explain_dtype(error, model, tensors_by_name(inputs.tensors))
-        _explain_shape(error, x, inputs, batched)
-        raise
+    if segment is None:
+        y, trajectories, run = _run(model, inputs, by, record, checked, from_rest)
+    else:
+        run = Pass(from_rest=from_rest)
+        part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
+        y, trajectories = in_segments(part, model, inputs, segment, run)
+    if time_dim != 0:
+        place = partial(place_time, time_dim=time_dim)
+        y, trajectories = pytree.tree_map(place, (y, trajectories))
     if not from_rest:
         if not torch.compiler.is_compiling():
             run.check_outlives_transforms()
@@ -394,74 +383,3 @@ def _check_restarts(model: nn.Module) -> None:
                     "own, which reset= must call between the steps. Use "
                     'unroll(..., by="step").'
                 )
-
-
-# how PyTorch's errors call a dtype
-_WORDS = {
-    torch.float64: r"(?<![a-z])double",
-    torch.float32: r"(?<![a-z])float(?!16)",
-    torch.float16: r"(?<![a-z])half",
-    torch.bfloat16: r"bfloat16",
-    torch.uint8: r"(?<![a-z])byte|unsigned char",
-    torch.int64: r"(?<![a-z])long",
-    torch.int32: r"(?<![a-z])int(?![a-z])",
-    torch.bool: r"(?<![a-z])bool",
-}
-
-
-def explain_dtype(error: BaseException, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Raise a better error where an input is of another dtype than the model's parameters."""
-    if not isinstance(error, RuntimeError):
-        return
-    message = str(error).partition("\n")[0].rstrip(".")
-    wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    for name, x in tensors.items():
-        if x.dtype != wanted and _complains_of(message, x.dtype, wanted, len(tensors) == 1):
-            bytes_ = f", or bytes of an image by {name} / 255" if x.dtype == torch.uint8 else ""
-            raise TypeError(
-                f"{name} is {x.dtype}, the model's parameters are {wanted}, and the model failed: "
-                f"{message}. Convert it: {name}.to({wanted}){bytes_}."
-            ) from error
-
-
-def _explain_allocation(
-    error: BaseException, model: nn.Module, inputs: Inputs, segment: int | str | None
-) -> None:
-    """Raise an error that names the layer and ``segment=``, where there is no memory left."""
-    if not isinstance(error, torch.OutOfMemoryError):
-        return
-    paths = {id(module): path for path, module in modules_of(model)}
-    inside, trace = "the model", error.__traceback__
-    while trace is not None:  # the innermost module whose code was running
-        module = trace.tb_frame.f_locals.get("self")
-        if paths.get(id(module)):
-            inside = layer_label(module, paths[id(module)]).rstrip(",")
-        trace = trace.tb_next
-    advice = f"A shorter segment than {segment!r} takes less memory."
-    if segment is None:
-        advice = "segment='auto' takes less memory: backward() then computes most steps again."
-    raise torch.OutOfMemoryError(
-        f"in {inside}, tt.unroll of {inputs.steps} steps of a batch of {inputs.batch}: {error} "
-        f"{advice} States are as before."
-    ) from error
-
-
-def _complains_of(message: str, dtype: torch.dtype, wanted: torch.dtype | None, only: bool) -> bool:
-    if wanted is None:
-        return False
-    if "must share same datatype" in message:  # of norms, which name none
-        return only
-    given, needed = (re.search(_WORDS.get(each, "$^"), message.lower()) for each in (dtype, wanted))
-    return given is not None and (needed is not None or "not implemented for" in message)
-
-
-def _explain_shape(error: BaseException, x: Any, inputs: Inputs, batched: bool) -> None:
-    """Raise a better error where a single sequence ``[T, F]`` seems to have been given."""
-    if not isinstance(error, (RuntimeError, ValueError, IndexError)) or not isinstance(x, Tensor):
-        return
-    if x.ndim == 2 and batched and not inputs.static:
-        raise ValueError(
-            f"x of shape {list(x.shape)} was read as T={inputs.steps} steps of a batch of "
-            f"B={inputs.batch}, one number each, and the model failed: {error} One sequence "
-            "[T, F]? tt.unroll(model, x, batched=False)."
-        ) from error

@@ -55,7 +55,7 @@ def requested_backend() -> str:
         >>> requested_backend()
         'auto'
     """
-    names = _requests.in_thread.names  # as Requests.name, which is one call more at every step
+    names = _requests.in_thread.names
     return names[-1] if names else _requests.default
 
 

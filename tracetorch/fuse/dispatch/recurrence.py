@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell
-from tracetorch.core.double_backward import saved_tensors
-from tracetorch.core.torch_private import global_modes_off, observed_by
+from tracetorch.core.torch_private import global_modes_off, observed_by, saved_tensors
 from tracetorch.fuse.dispatch.backends import backend_named, log_fallback
 from tracetorch.fuse.dispatch.operators import (
     incoming_gradients,

@@ -157,8 +157,10 @@ def constant(value: float) -> Interval:
     return Interval(value, value, float(_steps(value)))
 
 
-def interval_of(values: Tensor, finest: float = 0.0) -> Interval:
+def interval_of(values: Tensor | Interval, finest: float = 0.0) -> Interval:
     """Return the range of a tensor: integers, multiples of ``2^finest``, or any; NaN: no ends."""
+    if isinstance(values, Interval):
+        return values
     numbers = values.detach().double().numpy(force=True)
     if not np.isfinite(numbers).all():
         return Interval(-np.inf, np.inf, -np.inf)
