@@ -65,8 +65,6 @@ def program_of(
         _programs[key] = result
     if isinstance(result, str):
         raise Unfusable(result)
-    for number in result.constants.values():
-        _check_parameter(cell, "its step makes a tensor that", number, ndim, dtype)
     return result
 
 
@@ -255,7 +253,7 @@ def _constant_key(
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
     plan = plan_for(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
-    if plan is None or plan.program.constants:
+    if plan is None:
         return None
     backend_named(plan.backend).prepare(plan, torch.device(device))
     return register(plan)

@@ -48,8 +48,7 @@ def run_plan(plan: Plan, given: Operands) -> list[Tensor]:
     shape[plan.dim] = -1
     kwargs = dict(program.options)
     for name, value in zip(program.params, given.params, strict=True):
-        if name not in program.constants:  # which the step makes itself
-            kwargs[name] = value.reshape(shape if value.numel() > 1 else ())
+        kwargs[name] = value.reshape(shape if value.numel() > 1 else ())
     active = dict(zip(program.states, given.states, strict=True))
     states = [active.get(name) for name in program.definition.states]
     output, ends, records = run(program.definition, given.inputs, states, kwargs, plan.record)
