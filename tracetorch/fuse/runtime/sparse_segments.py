@@ -93,22 +93,18 @@ class SparseLoop:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the arithmetic."""
         return self.plan.program.dtype
 
     @property
     def states(self) -> tuple[str, ...]:
-        """Names of the states."""
         return self.plan.program.states
 
     @property
     def chunks(self) -> tuple[int, int]:
-        """Chunks of a row, and their neurons."""
         return chunks_of(*self.shape)
 
     @property
     def words(self) -> int:
-        """Words of the bits of a row."""
         return -(-self.shape[1] // BITS)
 
     @property
@@ -230,37 +226,33 @@ def _yield() -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def _sizes(loop: SparseLoop, steps: int, per_task: int, behind: int = 0) -> tuple[int, ...]:
-    """Return the sizes of a call over some steps, in the order of ``sparse_loop.SIZES``."""
-    (samples, neurons), delay = loop.shape, loop.edges.most
-    windows = -(-steps // loop.window)
-    total = -(-windows // per_task) * samples * loop.chunks[0]
-    first = (total, samples, *loop.chunks, windows, per_task, steps, loop.window)
-    return *first, neurons, delay + loop.window, loop.taps, delay, loop.words, _yield(), behind
-
-
 def _run(
     loop: SparseLoop,
     write: Callable[..., None],
-    sizes: tuple[int, ...],
+    steps: int,
     bits: Tensor,
     weight: Tensor,
     letters: str,
     *arguments: int | Tensor,
-    tasks: int = 0,
+    per_task: int = 1,  # windows
+    per_chunk: int = 0,  # neurons, where chunks are no tasks of the loop
+    behind: int = 0,  # steps to come
     scratch: Sequence[int] = (),
 ) -> None:
-    """Run a kernel of the loop; ``bits`` begin with the history of the first step."""
-    edges = loop.edges
-    counters = torch.zeros((loop.shape[0] + 1) * LINE, dtype=torch.int64)
+    """Run a kernel of the loop over some steps, whose history ``bits`` begin with."""
+    (samples, neurons), (chunks, size) = loop.shape, loop.chunks
+    edges, delay, windows = loop.edges, loop.edges.most, -(-steps // loop.window)
+    total = -(-windows // per_task) * samples * chunks
+    sizes = (total, samples, chunks, per_chunk or size, windows, per_task, steps, loop.window)
+    more = (neurons, delay + loop.window, loop.taps, delay, loop.words, _yield(), behind)
+    counters = torch.zeros((samples + 1) * LINE, dtype=torch.int64)
     delays = () if edges.delays is None else (edges.delays,)
     run_written(
         write,
-        "i" * len(sizes) + "lllnr" + "n" * len(delays) + letters,
+        "i" * len(sparse_loop.SIZES) + "lllnr" + "n" * len(delays) + letters,
         loop.dtype,
-        tasks or torch.get_num_threads(),
-        *sizes,
-        *(counters, bits, edges.starts, edges.targets, weight, *delays),
+        -(-neurons // per_chunk) if per_chunk else torch.get_num_threads(),
+        *(*sizes, *more, counters, bits, edges.starts, edges.targets, weight, *delays),
         *arguments,
         work=len(bits) * loop.lanes * 16,
         scratch=scratch,
@@ -330,13 +322,14 @@ def _advance(
     _run(
         loop,
         sparse_loop.loop_forward,
-        _sizes(loop, steps, -(-steps // loop.window) if loop.chunks[0] == 1 else 1),
+        steps,
         bits,
         loop.weight,
         "rir" + _OUTSIDE + "ii" + "i" * len(block.numbers),
         *(ring, marks.data_ptr(), loop.bias, *outside),
         *(0 if each is None else each.data_ptr() for each in (kept, output)),
         *block.numbers,
+        per_task=-(-steps // loop.window) if loop.chunks[0] == 1 else 1,
         scratch=(block.nbytes, tile, tile),
     )
     del flat, marks, block
@@ -433,7 +426,9 @@ def backward(
         past = x, states, g_output(begin, end)
         _back(loop, (steps, loop.steps - end), past, (cotangents, d_part, sums))
         if d_weight is not None:
-            _add_by_weight(loop, kept.bits[begin:], d_part, d_weight, steps)
+            per_task = -(-loop.words // (4 * torch.get_num_threads())) * BITS
+            write, bits = sparse_loop.loop_by_weight, kept.bits[begin:]
+            _run(loop, write, steps, bits, d_weight, "r", d_part, per_chunk=per_task)
         if d_bias is not None:
             d_bias += d_part[:steps].sum(0)
         seen(begin, d_part[:steps])
@@ -459,7 +454,7 @@ def _back(
     results: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Run a segment backward, window by window; ``time`` are its steps, and those behind it."""
-    (x, states, g_output), (cotangents, d_x, sums) = past, results
+    (x, states, g_output), (cotangents, d_x, sums), (steps, behind) = past, results, time
     item = loop.dtype.itemsize
     row = loop.window * loop.lanes * item
     memory = {"input_x": _of_step(loop, x, row), "grad_input_x": _of_step(loop, d_x, row)}
@@ -476,23 +471,15 @@ def _back(
     _run(
         loop,
         sparse_loop.loop_backward,
-        _sizes(loop, time[0], 1, time[1]),
+        steps,
         loop.edges.starts[:0],
         loop.weight,
         "r" + _OUTSIDE + "i" * len(reach.numbers + block.numbers),
         *(d_x, *outside, *reach.numbers, *block.numbers),
+        behind=behind,
         scratch=(reach.nbytes, block.nbytes, tile, tile, block.values * item),
     )
     del flat, reach, block
-
-
-def _add_by_weight(loop: SparseLoop, bits: Tensor, d_x: Tensor, total: Tensor, steps: int) -> None:
-    """Add to the gradient of the weights what a segment gives, where sources fired."""
-    words = -(-loop.words // (4 * torch.get_num_threads()))
-    sizes = list(_sizes(loop, steps, 1))
-    sizes[sparse_loop.SIZES.index("per_chunk")] = words * BITS
-    tasks = -(-loop.words // words)
-    _run(loop, sparse_loop.loop_by_weight, tuple(sizes), bits, total, "r", d_x, tasks=tasks)
 
 
 def _by_first(loop: SparseLoop, d_x: Tensor) -> Tensor:
