@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_each, check_integer, check_integers, check_number
 from tracetorch.fuse.codegen.sparse_loop import TILE
-from tracetorch.fuse.runtime.sparse_segments import Rows
+from tracetorch.fuse.runtime.sparse_segments import Rows, starts_of
 from tracetorch.fuse.runtime.threefry import compiled_uniforms
 
 _VALUES = 1 << 22  # random numbers at a time
@@ -206,6 +206,5 @@ def rows_of(sources: Sequence[Source], span: Span, dtype: torch.dtype) -> Rows:
     total = torch.zeros(len(each), dtype=dtype).index_add_(0, where, values[order])
     row, neuron = each // span.neurons, each % span.neurons
     rows, tiles = (span.end - span.begin) * span.samples, -(-span.neurons // TILE)
-    counts = torch.bincount(row * tiles + neuron // TILE, minlength=rows * tiles)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    starts = starts_of(row * tiles + neuron // TILE, rows * tiles)
     return Rows(starts, neuron.int(), total)

@@ -40,14 +40,60 @@ _PAIRS = 1 << 22  # edges and samples at a time, in the gradient of the outputs 
 
 
 class Edges(NamedTuple):
-    """Edges sorted by source and then by the chunk of the target."""
+    """Edges sorted by source and then by the chunk of the target, and else as they were given.
 
-    starts: Tensor  # ``[sources * chunks + 1]`` int64
+    All are copies, so that no kernel reads what was written to a layer since they were checked.
+    """
+
+    starts: Tensor  # where those of a source to a chunk begin, ``[sources * chunks + 1]`` int64
     targets: Tensor  # ``[E]`` int32
     delays: Tensor | None  # ``[E]`` int32; ``None``: all have ``most``
     order: Tensor | None  # place of each edge in the weights, ``[E]``; ``None``: its own
     least: int  # the smallest delay
     most: int  # the largest delay
+    chunked: dict[tuple[int, int], Edges]  # what :meth:`by_chunk` gave last
+
+    def by_chunk(self, chunks: tuple[int, int]) -> Edges:
+        """Return them for some chunks of a row, and their neurons, as the loop reads them."""
+        if chunks in self.chunked:
+            return self.chunked[chunks]
+        self.chunked.clear()
+        starts, targets, delays, order, *_ = self
+        if chunks[0] > 1:
+            sources = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+            keys = sources.mul_(chunks[0]).add_(targets // chunks[1])
+            starts = starts_of(keys, (len(starts) - 1) * chunks[0])
+            if not bool((keys[1:] >= keys[:-1]).all()):
+                place = keys.argsort(stable=True)
+                targets = targets.index_select(0, place)
+                delays = None if delays is None else delays.index_select(0, place)
+                order = place.int() if order is None else order.index_select(0, place)
+        delays = None if self.least == self.most else delays
+        found = Edges(starts, targets, delays, order, self.least, self.most, {})
+        return self.chunked.setdefault(chunks, found)
+
+
+def starts_of(keys: Tensor, size: int) -> Tensor:
+    """Return where each number below ``size`` begins in a sorted list of as many."""
+    counts = torch.bincount(keys, minlength=size)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def sorted_by_source(edges: Tensor, delay: Tensor | None, inputs: int) -> Edges:
+    """Return edges ``[2, E]`` that are in range by source, with a delay of all or of each."""
+    (sources, targets), short = edges, torch.int32
+    starts, order = starts_of(sources, inputs), None
+    delays = delay if delay is not None and delay.ndim else None
+    if not bool((sources[1:] >= sources[:-1]).all()):
+        order = sources.argsort(stable=True).to(short)
+        targets = targets.index_select(0, order)
+        delays = None if delays is None else delays.index_select(0, order)
+    least = most = 0
+    if delay is not None and delay.numel():
+        least, most = (int(found) for found in torch.aminmax(delay))
+    targets = targets.to(short, copy=order is None).contiguous()
+    delays = None if delays is None else delays.to(short, copy=order is None).contiguous()
+    return Edges(starts, targets, delays, order, least, most, {})
 
 
 class Rows(NamedTuple):
