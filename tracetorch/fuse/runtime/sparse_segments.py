@@ -40,7 +40,7 @@ _PAIRS = 1 << 22  # edges and samples at a time, in the gradient of the outputs 
 
 
 class Edges(NamedTuple):
-    """Edges sorted by source and then by the chunk of the target, and else as they were given.
+    """Edges sorted by source and then by the chunk of the target, and else in the order given.
 
     All are copies, so that no kernel reads what was written to a layer since they were checked.
     """

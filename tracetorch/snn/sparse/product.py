@@ -42,12 +42,9 @@ class EdgeWiring(NamedTuple):
 
 
 def product(wiring: EdgeWiring, window: Tensor, weight: Tensor) -> Tensor:
-    """Return the outputs ``[steps, samples, outputs]``.
+    """Return ``[steps, samples, outputs]`` of a window ``[reach + steps, samples, inputs]``.
 
-    Args:
-        wiring: the edges.
-        window: ``[reach + steps, samples, inputs]``.
-        weight: ``[E]``, in the order of the edges and of the window's dtype.
+    The weight is ``[E]``, in the order of the edges and of the window's dtype.
     """
     return _derivative(_GRADS, wiring, window, weight)
 
