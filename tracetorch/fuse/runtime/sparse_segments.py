@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.codegen import sparse_loop
-from tracetorch.fuse.codegen.llvm_kernel import Printed, print_kernel
+from tracetorch.fuse.codegen.llvm_kernel import print_kernel
 from tracetorch.fuse.codegen.llvm_tasks import HEADER
 from tracetorch.fuse.codegen.sparse_loop import BITS, LINE, TILE
 from tracetorch.fuse.ir import schedule as schedules
@@ -180,34 +179,8 @@ class SparseLoop:
 # Kernels of neurons
 
 
-class _Called(NamedTuple):
-    """A kernel of neurons that other kernels call."""
-
-    address: int
-    printed: Printed
-    literals: Tensor
-    own: tuple[tuple[int, tuple[int, ...]], ...]
-
-
-def _called(plan: Plan, name: str, build: Callable[[Any], Any]) -> _Called:
-    kernel: _Called | None = plan.kernels.get(name)
-    if kernel is None:
-        schedule = build(plan)
-        printed = print_kernel(schedule, this_machine().processor, called=True)
-        literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
-        address = compiled(printed.text, printed.name).address
-        kernel = _Called(address, printed, literals, own_buffers(schedule))
-        plan.kernels[name] = kernel
-    return kernel
-
-
-class _Strides(NamedTuple):
-    """Memory of a buffer of a kernel of neurons: an address, and bytes from one to the next."""
-
-    start: int
-    neuron: int = 0
-    sample: int = 0
-    window: int = 0
+_Strides: TypeAlias = tuple[int, int, int, int]
+"""Memory of a buffer: an address, and bytes from a neuron, a sample and a window to the next."""
 
 
 class _NeuronKernel(NamedTuple):
@@ -227,47 +200,46 @@ def _block(
     places: tuple[str, str],
 ) -> _NeuronKernel:
     """Return the kernel that is made by ``build``; ``places`` are what the loop writes."""
-    kernel = _called(loop.plan, name, build)
-    names = kernel.printed.arguments
+    plan = loop.plan
+    if name not in plan.kernels:
+        schedule = build(plan)
+        made = print_kernel(schedule, this_machine().processor, called=True)
+        literals = torch.tensor(plan.literals, dtype=loop.dtype, device="cpu")
+        address = compiled(made.text, made.name).address
+        plan.kernels[name] = address, made.arguments, made.width, literals, own_buffers(schedule)
+    address, names, width, literals, own = plan.kernels[name]
     at = {each: HEADER + place for place, each in enumerate(names)}
     template = [0] * (HEADER + len(names))
     for each in ("rows", "per_group", "inner", "segments"):
         template[at[each]] = 1
-    found = {"literals": _Strides(kernel.literals.data_ptr()), **memory}
-    for each, value in zip(loop.plan.program.params, loop.params, strict=True):
+    found = {"literals": (literals.data_ptr(), 0, 0, 0), **memory}
+    for each, value in zip(plan.program.params, loop.params, strict=True):
         size = value.itemsize if value.numel() > 1 else 0
-        found[f"parameter_{each}"] = _Strides(value.data_ptr(), size)
+        found[f"parameter_{each}"] = value.data_ptr(), size, 0, 0
         template[at[f"parameter_{each}.size"]] = value.numel()
     if "input_x" in found:
         template[at["input_x.step"]] = loop.lanes
     # those that are not here change with the thread, and the loop writes them itself
     patches = [[at[each], *place] for each, place in found.items() if each in at]
-    alive = _integers(template), _integers(patches)
+    alive = torch.tensor(template, device="cpu"), torch.tensor(patches, device="cpu")
     tables = [number for each in alive for number in (len(each), each.data_ptr())]
-    numbers = (kernel.address, *tables, *(at.get(each, 0) for each in places))
-    every = (loop.window, loop.window, 1)
-    values = scratch_values(kernel.own, every, kernel.printed.width)
+    numbers = (address, *tables, *(at.get(each, 0) for each in places))
+    values = scratch_values(own, (loop.window, loop.window, 1), width)
     return _NeuronKernel(numbers, alive[0].nbytes, values, alive)
-
-
-def _integers(values: Sequence[Any]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def _of_step(loop: SparseLoop, tensor: Tensor, window: int = 0) -> _Strides:
     """Return the memory of a value for each neuron, ``window`` bytes apart."""
     item = loop.dtype.itemsize
-    return _Strides(tensor.data_ptr(), item, loop.shape[1] * item, window)
+    return tensor.data_ptr(), item, loop.shape[1] * item, window
 
 
 @functools.cache
 def _yield() -> int:
     """Return the address of the function that lets another thread run; 0: there is none."""
-    if sys.platform == "win32":
-        return 0
     try:
         function = ctypes.CDLL(None).sched_yield
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # the last one on Windows
         return 0
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
@@ -504,7 +476,7 @@ def _back(
     item = loop.dtype.itemsize
     row = loop.window * loop.lanes * item
     memory = {"input_x": _of_step(loop, x, row), "grad_input_x": _of_step(loop, d_x, row)}
-    memory["sums"] = _Strides(sums.data_ptr(), sums[0, 0].nbytes // TILE, sums[0].nbytes)
+    memory["sums"] = sums.data_ptr(), sums[0, 0].nbytes // TILE, sums[0].nbytes, 0
     for i, name in enumerate(loop.states):
         memory[f"start_{name}"] = _of_step(loop, states[0, i], states[0].nbytes)
         cotangent = _of_step(loop, cotangents[i])
