@@ -156,19 +156,22 @@ class PoissonInput:
     @property
     def largest(self) -> tuple[int, int, int]:
         """The largest step, sample and neuron of an event."""
-        return 0, 0, max(self.neurons.tolist(), default=0)
+        return 0, 0, int(self.neurons.max()) if len(self.neurons) else 0
 
     def between(self, span: Span, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Draw the events of some steps; return places and values, as those of a list."""
         lanes = span.samples * len(self.neurons)
         every = max(1, _VALUES // max(1, lanes))
         found = [torch.zeros(0, dtype=torch.int64)]
+        # the least number of this precision that is not below, so that those drawn stay short
+        share = self.probability.float()
+        share = torch.where(share < self.probability, share.nextafter(share.new_ones(())), share)
         for begin in range(span.begin, span.end, every):
             steps = min(every, span.end - begin)
             # the higher word of the counter is the seed
             position = torch.full((lanes,), (self.seed << 32) + begin, dtype=torch.int64)
             drawn, _ = compiled_uniforms(position, steps, torch.float32)
-            there = drawn.view(steps, span.samples, -1) < self.probability
+            there = drawn.view(steps, span.samples, -1) < share
             step, sample, which = there.nonzero().unbind(1)
             step += begin - span.begin
             places = (step * span.samples + sample) * span.neurons + self.neurons[which]
