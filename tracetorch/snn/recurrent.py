@@ -275,12 +275,7 @@ class Recurrent(SequenceLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all of ``x`` ``[T, ...]``: in one loop where there is one, or else step by step.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: ``"prev_output"``, where its trajectory is wanted too.
-        """
+        """Run all of ``x`` ``[T, ...]``, in one loop or step by step; ``record`` the state."""
         stacked = in_one_commit(self._run, x)
         dtype = self._check_input(x, sequence=True)
         return stacked, {name: stacked.to(dtype) for name in record}
@@ -338,8 +333,6 @@ class Recurrent(SequenceLayer):
         ):
             return None
         first = cast(Tensor, self._states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
-        if first.shape[1:] != x.shape[1:]:  # of shape=, which a step says does not fit
-            return None
         if linear is not connection or (isinstance(linear, SparseLinear) and linear.max_delay):
             connection._check_input(x, sequence=True)
             (past,) = connection._states_for(x, dtype, sequence=True)
@@ -392,19 +385,18 @@ class Recurrent(SequenceLayer):
 
         As ``tt.unroll(layer, x)`` with ``x`` zero but for the events: states go on and are left
         behind as there, and outputs and counts are part of the graph. Only one layer of neurons
-        whose output is 0 or 1, in a loop along a :class:`SparseLinear`, on the CPU; an
-        ``nn.Linear`` behind the outputs of some neurons or their counts reads out what they say.
-        Memory: a bit for every step and neuron, and, where there is a gradient, the states of about
-        as many steps as the root of all.
+        whose output is 0 or 1, in a loop along a :class:`SparseLinear`, on the CPU. Memory: a bit
+        for every step and neuron, and, where there is a gradient, the states of about as many steps
+        as the root of all.
 
         Args:
-            inputs: what arrives: an :class:`EventInput`, a :class:`PoissonInput`, or several, as
-                they are now; writing to their tensors before the backward pass is an error there.
+            inputs: an :class:`EventInput`, a :class:`PoissonInput`, or several, as they are now;
+                writing to their tensors before the backward pass is an error there.
             steps: how many.
             batch: samples.
             neurons: whose outputs are wanted, integers ``[k]``.
             count_every: count the spikes of every neuron in bins of so many steps, of which the
-                last one may be shorter; a rate is a count over the length of its bin.
+                last one may be shorter.
             events: whether all spikes are wanted as a list.
 
         Returns:
@@ -497,11 +489,7 @@ _LINEAR_FORWARD = nn.Linear.forward
 
 
 def _last_of(module: nn.Module) -> Any:
-    """Return the neuron layer whose output is that of a chain, if it keeps the shape of its input.
-
-    Linear layers with delays, or of edges, are no such layers: they may give more or less than they
-    are given.
-    """
+    """Return the neurons whose output is that of a chain, if they keep the shape of its input."""
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
     is_last = isinstance(module, SequenceLayer | Populations)

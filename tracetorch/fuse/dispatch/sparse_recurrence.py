@@ -209,7 +209,7 @@ def _run_tensors(
 ) -> tuple[list[Tensor], list[Tensor], Kept]:
     output = large_empty((loop.steps, *loop.shape), loop.dtype)
     # in the place of the input, so that no edge is visited again
-    drive = torch.empty_like(output) if keep else None
+    drive = large_empty((loop.steps, *loop.shape), loop.dtype) if keep else None
     ends, kept = sparse_segments.forward(
         loop, _sequence(given), *start, output=output, drive=drive, keep=keep
     )
