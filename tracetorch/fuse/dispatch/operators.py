@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tracetorch.core.double_backward import saved_tensors
-from tracetorch.core.torch_private import global_modes_off, has_values
+from tracetorch.core.torch_private import global_modes_off, has_values, saved_tensors
 from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.dispatch.trial import is_believed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition, StepLayer
-from tracetorch.core.reads import Reads, global_functions
+from tracetorch.core.reads import Reads, reads_pytorch_alone
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
@@ -60,8 +60,6 @@ def program_of(
         _programs[key] = result
     if isinstance(result, str):
         raise Unfusable(result)
-    for number in result.constants.values():
-        _check_parameter(cell, "its step makes a tensor that", number, ndim, dtype)
     return result
 
 
@@ -200,14 +198,8 @@ def plan_key(
 
 def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
     """Return the numbers for which a region is compiled anew; ``None``: they cannot be seen."""
-    paths = global_functions(layer)
-    if paths is None:
+    if not reads_pytorch_alone(layer):
         return None
-    for path in paths:  # read here, so that the compiler guards on it
-        function: Any = layer.step
-        for name in path:
-            function = function.__globals__.get(name)
-        _ = function is None or callable(function)
     numbers: list[object] = []
     for value in kwargs.values():
         parts = _numbers_of(value)
@@ -253,7 +245,7 @@ def _constant_key(
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
     plan = plan_for(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
-    if plan is None or plan.program.constants:
+    if plan is None:
         return None
     backend_named(plan.backend).prepare(plan, torch.device(device))
     return register(plan)

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell
-from tracetorch.core.double_backward import saved_tensors
-from tracetorch.core.torch_private import observed_by
+from tracetorch.core.torch_private import observed_by, saved_tensors
 from tracetorch.fuse.dispatch.backends import log_fallback, select_backend
 from tracetorch.fuse.dispatch.operators import incoming_gradients, no_memory, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
