@@ -16,9 +16,8 @@ from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import Decay, SpikeFunction, Threshold, Weight
-from tracetorch.snn.populations import Populations
 from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
-from tracetorch.snn.recurrent import EventRun, Recurrent
+from tracetorch.snn.recurrent import EventRun, Populations, Recurrent
 from tracetorch.snn.residual import SEWBlock
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse.edges import (

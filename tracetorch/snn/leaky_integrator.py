@@ -74,9 +74,9 @@ class LeakyIntegrator(Neuron):
     Example:
         >>> layer = LeakyIntegrator(3, beta_setup={"value": 0.5}, pos_threshold_setup={"rank": 0})
         >>> layer(torch.tensor([[0.5, 1.5, 2.5]]))
-        tensor([[0., 1., 1.]], grad_fn=<_IdentityNodeBackward>)
+        tensor([[0., 1., 1.]], grad_fn=<_ForwardModeHeavisideBackward>)
         >>> layer.mem
-        tensor([[0.5000, 0.5000, 1.5000]], grad_fn=<_IdentityNodeBackward>)
+        tensor([[0.5000, 0.5000, 1.5000]], grad_fn=<SubBackward0>)
         >>> layer.syn is None
         True
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_choice, check_integer
-from tracetorch.fuse.dispatch.uniforms import draw_uniforms
+from tracetorch.fuse.dispatch.trial import draw_uniforms
 from tracetorch.fuse.runtime.threefry import threefry
 from tracetorch.snn.sequence_layer import SequenceLayer
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import suggestion
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.leaked_tracer import is_leaked_tracer
+from tracetorch.core.torch_private import is_leaked_tracer
 from tracetorch.snn.declarations import DeclaringLayer
 from tracetorch.snn.module import TTModule, leaked_message
 from tracetorch.snn.parameters import Value, Weight, resolve_setup
@@ -36,7 +36,7 @@ ARITHMETIC_DTYPE = {
 # what a call of a layer may change besides its states
 _NOTES = (
     *("_memory_notes", "_nan_reported", "_steps_run", "_zeroed_in_backward", "_zeroed_in_trace"),
-    *("_sigma", "_known_sigma", "step_kwargs", "_known_plan"),
+    *("_sigma", "step_kwargs", "_known_plan"),
     WRITTEN,
 )
 
