@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.torch_private import computes_as_conv2d, is_compiled, observed_by
+from tracetorch.core.torch_private import CONV_FORWARD, is_compiled, observed_by
 from tracetorch.events.conv import CONV, Window, window
 from tracetorch.events.crossover import conv_crossover, crossover
 from tracetorch.events.lists import EventLists, list_events, sampled_density
@@ -97,7 +97,7 @@ class EventProducts:
                     module is not None
                     and attributes.keys().isdisjoint(_OWN)
                     and kind.forward is _PRODUCTS[kind]
-                    and (kind is not nn.Conv2d or computes_as_conv2d(kind))
+                    and (kind is not nn.Conv2d or kind._conv_forward is CONV_FORWARD)
                 ):
                     self._changed.append(reference)  # first: it is taken back whatever happens
                     attributes["__getstate__"] = partial(_state, module)

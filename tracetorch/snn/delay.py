@@ -22,7 +22,6 @@ from torch.nn.utils import parametrize
 
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_count, check_flag, check_nonnegative, is_sharded
-from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
 from tracetorch.snn.connectivity import plain_class
@@ -72,8 +71,8 @@ class PastLayer(SequenceLayer):
         past = last.clone(memory_format=torch.contiguous_format).movedim(self._time, -1)
         if torch.compiler.is_compiling() or is_tracing():
             past = past.contiguous()  # as zeros are: a program has its states in one layout
-        output, self.past = explain_double_backward([y, past])
-        return output.to(dtype)
+        self.past = past
+        return y.to(dtype)
 
     def keep_inputs(self, x: Tensor) -> None:
         """Keep the last of some inputs ``[T, ...]``, at least ``max_delay`` of them."""

@@ -72,7 +72,6 @@ class _LoopWriter:
         return self.size[name]
 
     def pointer(self, number: Value, element: str = "") -> Array:
-        """Return the memory at an address."""
         return Array(self.k.convert("inttoptr", number, "ptr"), element or self.real)
 
     def values(self, array: Array, first: Value, left: Value) -> Value:
@@ -152,7 +151,6 @@ class _LoopWriter:
 
     @contextmanager
     def tiles(self, task: _Chunk) -> Iterator[_Tile]:
-        """Run what is written inside for each tile of a chunk."""
         with self.k.loop(task.low, task.high, step=TILE) as tile:
             yield _Tile(tile.index, self.k.least(task.high - tile.index, TILE))
 
@@ -187,14 +185,10 @@ class _CalledKernel:
         written: Mapping[tuple[int, int], Operand],
         scratch: Array | None = None,
     ) -> None:
-        """Run over some steps of a tile.
+        """Run over some steps of a tile, ``at`` a sample and a window.
 
-        Args:
-            tile: its neurons.
-            at: the sample and the window.
-            time: values from a step to the next, steps, and those to the end of the sequence.
-            written: what else is written, by which of the two places, and how far behind it.
-            scratch: memory of the kernel.
+        ``time`` are values from a step to the next, steps, and those to the end of the sequence;
+        ``written`` is what else is, by which of the two places, and how far behind it.
         """
         k, block, (stride, every, steps) = self.loop.k, self.block, time
         patches = self.loop.pointer(self.numbers[4], WORD)
@@ -229,7 +223,6 @@ class _Given:
         self.starts, self.neurons, self.values = k.array(WORD), k.array("i32"), k.array(loop.real)
 
     def line(self, task: _Chunk, time: Value, tile: _Tile) -> Array:
-        """Return the values of a tile in a step."""
         place = time * self.step + task.sample * self.row + tile.low
         return self.loop.pointer(self.memory).at(place)
 

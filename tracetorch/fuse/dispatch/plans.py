@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition, StepLayer
-from tracetorch.core.reads import Reads, global_functions
+from tracetorch.core.reads import Reads, reads_pytorch_alone
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
@@ -65,8 +65,6 @@ def program_of(
         _programs[key] = result
     if isinstance(result, str):
         raise Unfusable(result)
-    for number in result.constants.values():
-        _check_parameter(cell, "its step makes a tensor that", number, ndim, dtype)
     return result
 
 
@@ -209,14 +207,8 @@ def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...]
     surrogates = {n: value for n, value in kwargs.items() if isinstance(value, Surrogate)}
     if not all(type(value).__module__ == Surrogate.__module__ for value in surrogates.values()):
         return None
-    paths = global_functions(layer)
-    if paths is None:
+    if not reads_pytorch_alone(layer):
         return None
-    for path in paths:  # read here, so that the compiler guards on it
-        function: Any = layer.step
-        for name in path:
-            function = function.__globals__.get(name)
-        _ = function is None or callable(function)
     numbers: list[object] = []
     for name, value in kwargs.items():
         if name in surrogates:
@@ -261,7 +253,7 @@ def _constant_key(
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
     plan = plan_for(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
-    if plan is None or plan.program.constants:
+    if plan is None:
         return None
     backend_named(plan.backend).prepare(plan, torch.device(device))
     return register(plan)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition
-from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.backend import Grads, Operands
 from tracetorch.fuse.step_results import check_step_results
@@ -38,9 +37,8 @@ def run(
         outputs.append(output)
         for name, trajectory in trajectories.items():
             trajectory.append(active[name])
-    stacked = [torch.stack(outputs), *(torch.stack(t) for t in trajectories.values())]
-    output, *results = explain_double_backward([*stacked, *active.values()])
-    return output, results[len(record) :], results[: len(record)]
+    records = [torch.stack(trajectory) for trajectory in trajectories.values()]
+    return torch.stack(outputs), list(active.values()), records
 
 
 def run_plan(plan: Plan, given: Operands) -> list[Tensor]:
@@ -50,8 +48,7 @@ def run_plan(plan: Plan, given: Operands) -> list[Tensor]:
     shape[plan.dim] = -1
     kwargs = dict(program.options)
     for name, value in zip(program.params, given.params, strict=True):
-        if name not in program.constants:  # which the step makes itself
-            kwargs[name] = value.reshape(shape if value.numel() > 1 else ())
+        kwargs[name] = value.reshape(shape if value.numel() > 1 else ())
     active = dict(zip(program.states, given.states, strict=True))
     states = [active.get(name) for name in program.definition.states]
     output, ends, records = run(program.definition, given.inputs, states, kwargs, plan.record)
