@@ -21,7 +21,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.fuse.dispatch.sparse_recurrence import (
     EventRequest,
-    Recurrence,
+    RecurrentCall,
     run_sparse_events,
     run_sparse_recurrence,
 )
@@ -311,7 +311,7 @@ class Recurrent(SequenceLayer):
         self.prev_output = last
         states_of(self.neuron).update(zip(self.neuron.cell.active, ends, strict=True))
 
-    def _loop(self, x: Tensor) -> Recurrence | None:
+    def _loop(self, x: Tensor) -> RecurrentCall | None:
         """Return what a compiled loop over inputs like ``x`` reads; ``None``: there is none."""
         connection, neuron, count = self.connection, self.neuron, self.num_neurons
         linear = self._linear(x)
@@ -343,7 +343,7 @@ class Recurrent(SequenceLayer):
         neuron._check_input(x, sequence=True)
         states = neuron._states_for(x, dtype, sequence=True)
         kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
-        return Recurrence(neuron.cell, states, kwargs, first, weight, bias, linear)
+        return RecurrentCall(neuron.cell, states, kwargs, first, weight, bias, linear)
 
     def _linear(self, x: Tensor) -> nn.Linear | SparseLinear | None:
         """Return the layer of weight and bias, where each module is certain to run its class."""

@@ -43,7 +43,7 @@ class _Chunk(NamedTuple):
     high: Value
 
 
-class _Tile(NamedTuple):
+class _Lanes(NamedTuple):
     """Neurons that a kernel is called for: the first, and how many."""
 
     low: Value
@@ -150,9 +150,9 @@ class _LoopWriter:
                 yield word.index * BITS + bit
 
     @contextmanager
-    def tiles(self, task: _Chunk) -> Iterator[_Tile]:
+    def tiles(self, task: _Chunk) -> Iterator[_Lanes]:
         with self.k.loop(task.low, task.high, step=TILE) as tile:
-            yield _Tile(tile.index, self.k.least(task.high - tile.index, TILE))
+            yield _Lanes(tile.index, self.k.least(task.high - tile.index, TILE))
 
     @contextmanager
     def blocks(self, count: Value, lanes: int = BITS) -> Iterator[tuple[Value, Value]]:
@@ -179,7 +179,7 @@ class _CalledKernel:
 
     def call(
         self,
-        tile: _Tile,
+        tile: _Lanes,
         at: tuple[Value, Value],
         time: tuple[Operand, Value, Value],
         written: Mapping[tuple[int, int], Operand],
@@ -222,7 +222,7 @@ class _Given:
         self.memory, self.step, self.row, self.has_events = k.integers(4)
         self.starts, self.neurons, self.values = k.array(WORD), k.array("i32"), k.array(loop.real)
 
-    def line(self, task: _Chunk, time: Value, tile: _Tile) -> Array:
+    def line(self, task: _Chunk, time: Value, tile: _Lanes) -> Array:
         place = time * self.step + task.sample * self.row + tile.low
         return self.loop.pointer(self.memory).at(place)
 
@@ -235,7 +235,7 @@ class _Given:
         )
         return found
 
-    def add_events(self, task: _Chunk, time: Value, tile: _Tile, target: Array) -> None:
+    def add_events(self, task: _Chunk, time: Value, tile: _Lanes, target: Array) -> None:
         """Add the events of a step that reach a tile to what its neurons are given."""
         loop, k = self.loop, self.loop.k
         with k.when(self.has_events.differs(0)):
@@ -312,7 +312,7 @@ class _Ring:
 
     @contextmanager
     def taken(
-        self, sample: Value, step: Value, tile: _Tile
+        self, sample: Value, step: Value, tile: _Lanes
     ) -> Iterator[tuple[Value, Value, Value]]:
         """Yield the first of some neurons, how many are left, and what has come: it is cleared."""
         loop, k = self.loop, self.loop.k

@@ -38,7 +38,7 @@ from tracetorch.fuse.runtime.sparse_segments import (
 )
 
 
-class Recurrence(NamedTuple):
+class RecurrentCall(NamedTuple):
     """Neurons in a loop along edges, before the first step."""
 
     cell: Cell
@@ -56,7 +56,7 @@ class Recurrence(NamedTuple):
         return [state for state in self.states if state is not None]
 
 
-def _plan(loop: Recurrence, x: Tensor, *learned: Tensor) -> RecurrentPlan | None:
+def _plan(loop: RecurrentCall, x: Tensor, *learned: Tensor) -> RecurrentPlan | None:
     """Return the plan of an input like ``x``, or ``None``; ``learned`` may need gradients too."""
     weight, bias, first = loop.weight, loop.bias, loop.first
     values = [value for value in loop.kwargs.values() if isinstance(value, Tensor)]
@@ -78,7 +78,7 @@ def _plan(loop: Recurrence, x: Tensor, *learned: Tensor) -> RecurrentPlan | None
 
 
 def _run(
-    loop: Recurrence,
+    loop: RecurrentCall,
     plan: RecurrentPlan,
     x: Tensor,
     given: Tensor | None,
@@ -101,7 +101,7 @@ def _like(given: Tensor, result: Tensor) -> Tensor:
 
 
 def run_sparse_recurrence(
-    loop: Recurrence, x: Tensor
+    loop: RecurrentCall, x: Tensor
 ) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
     """Return outputs, last output and final states, or ``None``: step by step.
 
@@ -279,7 +279,7 @@ class EventRequest(NamedTuple):
 
 
 def run_sparse_events(
-    loop: Recurrence, request: EventRequest, values: Tensor | None
+    loop: RecurrentCall, request: EventRequest, values: Tensor | None
 ) -> tuple[list[Tensor], Tensor, list[Tensor]] | None:
     """Run neurons in a loop from events, with ``values`` if they learn, to what is requested.
 
