@@ -23,7 +23,7 @@ STEPS, B, N = 100, 1, 100
 
 def evidence(*layers: LayerEvidence, x: Tensor | None = None, **fields: Any) -> Evidence:
     """Return evidence without a finding, but for what ``fields`` say."""
-    inputs = parse_inputs(torch.ones(STEPS, B, N) if x is None else x, None, 0, True)
+    inputs = parse_inputs(torch.ones(STEPS, B, N) if x is None else x)
     plain: dict[str, Any] = {"outputs": [], "output_gradients": [], "parameters": {}}
     plain |= {"gradients": {}, "loss": torch.tensor(1.0), **fields}
     return Evidence(nn.Identity(), inputs, list(layers), **plain)

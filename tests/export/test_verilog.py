@@ -81,7 +81,7 @@ def test_cycles_are_those_of_the_formula(name: str, tmp_path: Path) -> None:
     model, sample = network_and_sample(name)
     alone = pytree.tree_map(lambda x: x[:, :1], sample)
     report = tt.export.verilog(model, tmp_path, alone, lanes=2)
-    recorded = record_step(model, parse_inputs(alone, None, 0, True), True)
+    recorded = record_step(model, parse_inputs(alone), True)
     layers = network(arranged(recorded.program, recorded.widths, 2), ()).layers
     each = [layer.event_cycles for layer in layers if layer.source is not None]
     given = list(recorded.inputs.each_step())

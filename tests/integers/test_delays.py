@@ -162,7 +162,7 @@ def test_errors(call: Callable[[], object], error: type[Exception], message: str
 def test_delays_that_are_assigned_or_loaded_are_whole(assign: bool) -> None:
     layer = filled("Linear")
     before = layer.raw_delay.clone()
-    for given in (1.5, before + 0.25):
+    for given in (1.5, 0.5 * before + 0.25):
         with pytest.raises(ValueError, match=r"delay must be whole steps, got .*Round it"):
             layer.delay = given
     trained = snn.DelayedLinear(5, 3, max_delay=3, delay=1.25).raw_delay.detach()

@@ -473,7 +473,7 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(LIF, X.long()), TypeError, r"got torch.int64: give torch.as_tensor"),
     (lambda: ANY.prepare(LIF, 0 * X), ValueError, "sample is zero everywhere, and the scales"),
     (lambda: ANY.prepare(LIF, X[..., :1]), ValueError, r"fails on a step .*, \[4, 2, 1\]"),
-    (lambda: ANY.prepare(LIF, X.double()), TypeError, "sample is torch.float64, .*Convert it"),
+    (lambda: ANY.prepare(LIF, X.double()), ValueError, "must have the same dtype"),
     (lambda: ANY.prepare(nn.Conv1d(2, 3, 4, padding="same"), torch.rand(4, 2, 2, 5)), ValueError,
      r"\(Conv1d\) pads one zero more at one end .*kernel of 4\).* a number as padding"),
     (lambda: ANY.prepare(nn.Conv1d(2, 3, 3, padding=1, padding_mode="reflect"),

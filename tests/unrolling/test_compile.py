@@ -106,15 +106,11 @@ def test_memories_with_inductor(make: Callable[[], nn.Module], mode: str) -> Non
 
 
 @pytest.mark.parametrize("by", BY)
-@pytest.mark.parametrize(
-    "options", [{"record": "mem", "time_dim": 1}, {"steps": 4}, {"batched": False}], ids=str
-)
+@pytest.mark.parametrize("options", [{"record": "mem", "time_dim": 1}, {"steps": 4}], ids=str)
 def test_unroll_in_one_graph(options: dict[str, Any], by: By) -> None:
     x = dyadic(4, 2, 3)
     if "steps" in options:
         x = x[0]
-    if not options.get("batched", True):
-        x = x[:, 0]
     model = made("dense")
 
     def run(x: Tensor) -> Any:

@@ -34,25 +34,25 @@ def test_functional_call_and_grad(name: str, by: str) -> None:
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", MODELS)
 def test_per_sample_gradients(name: str, by: str) -> None:
-    whole = Whole(made(name), by=by, batched=False)
+    whole = Whole(made(name), by=by)
     x = dyadic(5, 3, *MODELS[name][1][1:])
 
     def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(whole, parameters, (sample,)).square().sum()
+        return functional_call(whole, parameters, (sample[:, None],)).square().sum()
 
     found = vmap(grad(loss), in_dims=(None, 1))(detached(whole), x)
     for i in range(3):
         whole.zero_grad()
-        whole(x[:, i]).square().sum().backward()
+        whole(x[:, i : i + 1]).square().sum().backward()
         for n, p in whole.named_parameters():
             torch.testing.assert_close(found[n][i], p.grad, msg=n)
 
 
 @pytest.mark.parametrize("name", FEW_LAYERS)
 def test_every_layer(name: str) -> None:
-    whole = Whole(layer(name, 3).double(), batched=False)
+    whole = Whole(layer(name, 3).double())
     x = sequence(6, 4, 3)
-    loss = lambda p, sample: functional_call(whole, p, (sample,)).square().sum()  # noqa: E731
+    loss = lambda p, sample: functional_call(whole, p, (sample[:, None],)).square().sum()  # noqa: E731
     found = vmap(grad(loss), in_dims=(None, 1))(detached(whole), x)
     Whole(whole.model)(x).square().sum().backward()
     for n, p in whole.named_parameters():
@@ -123,16 +123,16 @@ def test_forward_mode_agrees_with_reverse_mode(name: str, by: str) -> None:
 def test_states_of_a_vmap_are_not_left_behind(by: Any) -> None:
     model, x = made("dense"), dyadic(4, 2, 3)
     with pytest.raises(ValueError, match=r"BSRLIF.* keep a state mem of all .*from_rest=T"):
-        vmap(lambda sample: tt.unroll(model, sample, by=by, batched=False), in_dims=1)(x)
+        vmap(lambda sample: tt.unroll(model, sample[:, None], by=by), in_dims=1)(x)
     assert tt.get_states(model) == {}
-    rest = lambda sample: tt.unroll(model, sample, by=by, batched=False, from_rest=True)  # noqa: E731
+    rest = lambda sample: tt.unroll(model, sample[:, None], by=by, from_rest=True)[:, 0]  # noqa: E731
     torch.testing.assert_close(vmap(rest, in_dims=1, out_dims=1)(x), tt.unroll(model, x, by=by))
 
 
 def test_backend_chosen_by_name_raises_its_reason() -> None:
-    whole = Whole(made("dense"), batched=False)
+    whole = Whole(made("dense"))
     with (
         fuse.backend("cpu"),
         pytest.raises(RuntimeError, match=r"torch\.func transforms see through plain operations"),
     ):
-        vmap(whole, in_dims=1)(dyadic(4, 2, 3))
+        vmap(whole, in_dims=1)(dyadic(4, 2, 3)[:, :, None])

@@ -209,8 +209,6 @@ def test_records_inputs_batches_and_time_dimensions() -> None:
     torch.testing.assert_close(seen, stepped, rtol=0, atol=0)
     turned = tt.unroll(model, x.transpose(0, 1), reset=reset.T, time_dim=1, from_rest=True)
     assert torch.equal(turned.transpose(0, 1), y)
-    single = tt.unroll(model, x[:, 0], reset=reset[:, 0], batched=False, from_rest=True)
-    assert torch.equal(single, y[:, 0])
     repeated = tt.unroll(model, x[0], steps=T, reset=reset, from_rest=True)
     expanded = tt.unroll(model, x[0].expand(T, B, 3), reset=reset, from_rest=True, by="step")
     assert torch.equal(repeated, expanded)

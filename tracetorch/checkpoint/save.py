@@ -14,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from tracetorch.checkpoint.descriptions import describe, plain
 from tracetorch.checkpoint.read import CHECKSUM_KEY, FORMAT, HEADER_KEY, STATE_PREFIX, checksum
 from tracetorch.core.checks import check_module, check_unsharded
-from tracetorch.core.files import atomic_replace, save_safetensors
+from tracetorch.core.files import atomic_replace
 from tracetorch.core.version import __version__
 from tracetorch.core.walk import hidden_modules, join_path
 from tracetorch.snn.states import get_states
@@ -76,8 +76,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     about = {"format": FORMAT, "version": __version__, "shared": shared, "states": names}
     header = json.dumps(about | describe(model))
     metadata = {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
+    from safetensors.torch import save as serialized
+
     with atomic_replace(path) as unfinished:
-        save_safetensors(tensors, unfinished, metadata)
+        # not save_file: the error of a full disk would be its own
+        unfinished.write_bytes(serialized(tensors, metadata))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -66,7 +66,7 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
     check_unsharded(model, "tt.convert.fold_norms")
     check_has_values(model)
     check_plain_weights(model)
-    step = next(parse_inputs(x, steps, 0, True).first(1).each_step())
+    step = next(parse_inputs(x, steps).first(1).each_step())
     folded = copy.deepcopy(model)
     modules = dict(named_modules(folded))
     for module in modules.values():  # those in a list too

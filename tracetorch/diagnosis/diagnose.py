@@ -106,7 +106,7 @@ def diagnose(
         raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
         )
-    inputs = parse_inputs(x, steps, time_dim, True)
+    inputs = parse_inputs(x, steps, time_dim)
     if not inputs.batch:
         raise ValueError("the batch has no sample: there is nothing to diagnose.")
     mask = mask_first(mask, inputs, time_dim)
@@ -114,7 +114,7 @@ def diagnose(
         check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device="meta"))
 
     def value(y: Any) -> Tensor:
-        place = partial(place_time, time_dim=time_dim, batched=True)
+        place = partial(place_time, time_dim=time_dim)
         found: Any = loss(pytree.tree_map(place, y) if time_dim else y, *rest)
         if not isinstance(found, Tensor):
             raise TypeError(f"loss must return a tensor, got {type(found).__name__}.")

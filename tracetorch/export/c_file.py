@@ -88,7 +88,7 @@ def c(
     check_module(model)
     if dtype not in ("float32", "int"):
         raise ValueError(f"dtype must be 'float32' or 'int', got {dtype!r}.")
-    inputs = parse_inputs(sample, None, 0, True)
+    inputs = parse_inputs(sample)
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
     files, report = _files(model, inputs, dtype == "int")

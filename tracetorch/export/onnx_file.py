@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tracetorch.core.checks import require
 from tracetorch.core.files import atomic_replace
-from tracetorch.core.optional import require
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.version import __version__
 from tracetorch.export.program import (
@@ -114,7 +114,7 @@ def _unify_clamps(program: ExportedProgram) -> None:
 
 
 def _input_specs(model: nn.Module, sample: Any) -> dict[str, TensorSpec]:
-    tensors = parse_inputs(sample, 1, 0, True).tensors
+    tensors = parse_inputs(sample, 1).tensors
     if not isinstance(tensors, dict):
         # Positional inputs get the names of forward's arguments.
         args = tensors if isinstance(tensors, tuple) else (tensors,)

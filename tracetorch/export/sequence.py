@@ -46,7 +46,7 @@ def sequence(model: nn.Module, sample: Any) -> ExportedProgram:
         >>> y.shape, states["1.mem"].shape
         (torch.Size([20, 8, 3]), torch.Size([8, 3]))
     """
-    tensors = parse_inputs(sample, None, 0, True).tensors
+    tensors = parse_inputs(sample).tensors
     first = pytree.tree_map(lambda x: x[0], tensors)
     program, signature = export_step(model, first)
     if not signature.states:

@@ -87,7 +87,7 @@ def export_step(
     """
     check_module(model)
     check_unsharded(model, "tt.export")
-    tensors = parse_inputs(sample, 1, 0, True).tensors
+    tensors = parse_inputs(sample, 1).tensors
     with torch.inference_mode(False), restored(model, tensors=False):
         replace_tensors(model, lru_cache(maxsize=None)(_traceable))
         with _naming_kept_tensors(model):

@@ -153,7 +153,7 @@ def verilog(
     check_module(model)
     if check_integer("lanes", lanes) not in {2**n for n in range(_MOST_LANES.bit_length())}:
         raise ValueError(f"lanes must be 1, 2, 4, 8, 16 or {_MOST_LANES}, got {lanes}.")
-    inputs = parse_inputs(sample, None, 0, True)
+    inputs = parse_inputs(sample)
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and a recorded input is needed.")
     files, report = _files(model, inputs, lanes)

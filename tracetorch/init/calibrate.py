@@ -29,7 +29,7 @@ from tracetorch.init.response import EndlessResponseError, decay_names, response
 from tracetorch.init.stages import Stage, follow_calls
 from tracetorch.ragged import check_mask, real_steps_first
 from tracetorch.snn.connectivity import connectivity, raw_weight
-from tracetorch.snn.relative_scale import default_rms
+from tracetorch.snn.param_groups import default_rms
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse_linear import SparseLinear
 from tracetorch.unrolling import unroll
@@ -123,7 +123,7 @@ def scale_for_batch(
     check_module(model)
     check_unsharded(model, "tt.init")
     check_has_values(model)
-    inputs = parse_inputs(x, steps, 0, True)
+    inputs = parse_inputs(x, steps)
     target, mean = check_positive("target", target), check_finite("mean", mean)
     trial = trial_on(model, inputs, target, mean, steps=steps, mask=mask)
     with restored_on_error(model.parameters()):
@@ -263,7 +263,7 @@ def fluctuation_(
     check_positive("target", target)
     mean = check_finite("mean", mean)
     found = find_shape(model, shape)
-    calls = follow_calls(model, parse_inputs(zeros_like_input(model, found), None, 0, True))
+    calls = follow_calls(model, parse_inputs(zeros_like_input(model, found)))
     with restored_on_error(model.parameters()):
         for stage in calls.stages:
             _draw(stage, generator, mean)

@@ -27,7 +27,7 @@ from tracetorch.init.calibrate import trial_on, warn_of_large_weights
 from tracetorch.init.membranes import Trial, holds_already, measure, root_mean_square, scale_all
 from tracetorch.init.response import to_first_spike
 from tracetorch.snn.connectivity import raw_weight
-from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.parameters import is_decay
@@ -275,7 +275,7 @@ def recipe(
     total_steps = check_count("total_steps", total_steps)
     if lr is not None:
         lr = check_positive("lr", lr)
-    inputs = parse_inputs(batch, steps, time_dim, True)
+    inputs = parse_inputs(batch, steps, time_dim)
     mask = mask_first(mask, inputs, time_dim)
     # a mask of another kind is refused by trial_on
     real = mask.sum(0) if isinstance(mask, Tensor) and mask.ndim == 2 else None

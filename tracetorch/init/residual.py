@@ -86,9 +86,7 @@ def tdbn_(
     alpha = check_positive("alpha", alpha)
     modules = dict(named_modules(model))
     norms = _norms(modules)
-    driven = driven_modules(
-        read_step(model, parse_inputs(x, steps, 0, True), norms), norms, has_weights
-    )
+    driven = driven_modules(read_step(model, parse_inputs(x, steps), norms), norms, has_weights)
     values: dict[str, Tensor] = {}
     for path, norm in norms.items():
         title = f"{path!r} ({type(modules[path]).__name__})"
@@ -195,7 +193,7 @@ def identity_(model: nn.Module) -> None:
 
 
 def _last_stage(path: str, block: SEWBlock, shape: tuple[int, ...]) -> Stage:
-    inputs = parse_inputs(zeros_like_input(block, shape), None, 0, True)
+    inputs = parse_inputs(zeros_like_input(block, shape))
     last = [each for each in follow_calls(block, inputs).stages if each.path.startswith("body")]
     neurons = [m for _, m in named_modules(block.body) if has_step(m)]
     if not last or last[-1].neuron is not neurons[-1] or not spike_functions(neurons[-1]):

@@ -173,8 +173,7 @@ class _Model:
                     given = x.new_zeros(of.shape or ())
                     self.read(getattr(layer, name), given, join_path(inner, name))
             elif has_step(layer):
-                read = _read_step(layer, len(node.shape or ()), self.dtype)
-                starts, self.steps[inner] = read
+                starts, self.steps[inner] = _read_step(layer, len(node.shape or ()), self.dtype)
                 self.starts |= {(inner, name): each for name, each in starts.items()}
 
     def step(self, x: Interval, states: States, check: bool) -> tuple[Found, States]:
@@ -231,7 +230,8 @@ class _Model:
             return with_zero(source)
         if isinstance(module, Quantize):
             # whatever comes: inputs may be larger than those of a sample, and saturate here
-            return Interval(*map(float, limits(module.bits, signed=module.signed)))
+            low, high = map(float, limits(module.bits, signed=module.signed))
+            return Interval(low, high)
         if isinstance(module, SumPool):
             ones = torch.ones(1, math.prod(module.kernel_size))
             return intervals.weighted_sums(ones, None, source)[0]

@@ -31,7 +31,7 @@ def observe(
     check_unsharded(model, "tt.metrics")
     check_has_values(model)
     check_choice("by", by, ("layer", "step"))
-    inputs = parse_inputs(x, steps, 0, True)
+    inputs = parse_inputs(x, steps)
     if not inputs.batch:
         raise ValueError("x has no sample: its batch is 0, and what is measured is per sample.")
     if mask is not None:

@@ -12,15 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module, check_unsharded
+from tracetorch.core.checks import check_module, check_unsharded, require
 from tracetorch.core.files import atomic_replace
-from tracetorch.core.optional import require
 from tracetorch.nir.model_to_graph import fold_thresholds, graph_of
 from tracetorch.nir.modules import NIRModel
 from tracetorch.nir.nodes import Clock, Discretization, Mode, Node, NodeGraph, Options
 from tracetorch.nir.read import model_of
 from tracetorch.nir.wiring import INPUT_ORDER, Wiring
-from tracetorch.unrolling.unroll import explain_dtype
 
 if TYPE_CHECKING:
     import nir
@@ -103,7 +101,6 @@ def _graph(model: nn.Module, sample: Any, options: Options) -> NodeGraph:
         with torch.no_grad():
             graph = graph_of(model, inputs, options)
     except RuntimeError as error:
-        explain_dtype(error, model, {"sample": inputs[0]} if len(inputs) == 1 else {})
         shapes = ", ".join(str(list(x.shape)) for x in inputs)
         problem = f"the model fails on one step of the sample, {shapes} with the batch"
         raise ValueError(f"{problem}: {error}") from error

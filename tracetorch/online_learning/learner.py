@@ -241,7 +241,7 @@ class OnlineLearner(ExtraStates):
             {'2.weight': 1.0, '2.bias': 1.0, '3.raw_beta': 1.0}
         """
         x, rest = split_batch(batch)
-        inputs = parse_inputs(x, steps, 0, True)
+        inputs = parse_inputs(x, steps)
         parameters = {n: p for n, p in named_parameters(self.model).items() if p.requires_grad}
 
         def gradients(y: Tensor) -> list[Tensor]:

@@ -18,9 +18,8 @@ from tracetorch.quantize.prepared import Plan, Prepared, observed
 from tracetorch.quantize.processor import Processor
 from tracetorch.quantize.reader import Call, Join, read_chain, run_by_step
 from tracetorch.quantize.stages import Parts, parts_of, stages_in
-from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.model_graph import label
-from tracetorch.unrolling.unroll import explain_dtype
 
 _ATTEMPTS = 8  # to double the range of states that saturate on the sample
 
@@ -111,7 +110,6 @@ def prepare(
     try:
         parts = parts_of(read_chain(model, sample))
     except RuntimeError as error:
-        explain_dtype(error, model, {"sample": sample})
         raise ValueError(
             f"the model fails on a step of the sample, {list(sample.shape)} as [T, B, ...]: {error}"
         ) from error

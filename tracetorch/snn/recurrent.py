@@ -27,8 +27,7 @@ from tracetorch.fuse.dispatch.sparse_recurrence import (
 )
 from tracetorch.fuse.runtime.sparse_segments import Rows
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.delay import DelayedLinear
-from tracetorch.snn.delay.base import PastLayer
+from tracetorch.snn.delay import DelayedLinear, PastLayer
 from tracetorch.snn.event_inputs import EventInput, Source, Span, check_sources, rows_of
 from tracetorch.snn.memory import checked_shape
 from tracetorch.snn.module import TTModule
@@ -140,12 +139,12 @@ class Recurrent(SequenceLayer):
 
     ``prev_output`` is a state, zero at the first step; it goes through the connection then too, so
     that a bias acts. Over time it runs step by step; with an ``nn.Linear`` or a
-    :class:`DelayedLinear` as connection, in one compiled loop that multiplies by events where
-    spikes are few, on a GPU densely and up to 256 neurons; and with a :class:`SparseLinear`, on the
-    CPU by events in both directions, where outputs are 0 or 1. Its gradients visit the edges of
-    those that fired, and of those within the ``support`` of their surrogate: all edges in every
-    step where it has none. :meth:`run_events` is for networks whose inputs and outputs would not
-    fit into memory as tensors.
+    :class:`DelayedLinear` as connection, in one loop compiled for the CPU that multiplies by events
+    where spikes are few; and with a :class:`SparseLinear`, on the CPU by events in both directions,
+    where outputs are 0 or 1. Its gradients visit the edges of those that fired, and of those within
+    the ``support`` of their surrogate: all edges in every step where it has none.
+    :meth:`run_events` is for networks whose inputs and outputs would not fit into memory as
+    tensors.
 
     ``neuron`` may be several populations, step by step: :class:`Populations`, whose neurons are
     side by side, or any module that holds neuron layers, as

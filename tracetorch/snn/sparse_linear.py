@@ -29,7 +29,7 @@ from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_segments import Edges, sorted_by_source
 from tracetorch.snn.connectivity import check_signs, connectivity, plain_class
-from tracetorch.snn.delay.base import PastLayer
+from tracetorch.snn.delay import PastLayer
 from tracetorch.snn.passes import weight_in_loop
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sparse.product import EdgeWiring, product

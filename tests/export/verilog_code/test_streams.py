@@ -197,7 +197,7 @@ def check(
 ) -> None:
     """Compare a stream ``[T, 1, N]`` in Verilog, C and PyTorch, ``rows`` steps at a time."""
     model = Beside(layers)
-    inputs = parse_inputs(x[:2], None, 0, True)
+    inputs = parse_inputs(x[:2])
     (folder / "c").mkdir()
     net = CNetwork(model, x[:2], folder / "c", dtype="int", flags=("-O1",))
     spoke = check_every_step(net, model, x, 50)

@@ -29,8 +29,7 @@ from tracetorch.integers.arithmetic import limits
 from tracetorch.integers.layers import Quantize
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.norm_folding import needs_batch
-from tracetorch.unrolling.inputs import Inputs, tensors_by_name
-from tracetorch.unrolling.unroll import explain_dtype
+from tracetorch.unrolling.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,6 @@ def record_step(model: nn.Module, inputs: Inputs, integer: bool) -> RecordedStep
     try:
         step = read_step(model, first)
     except RuntimeError as error:  # of shapes: whoever tells why raises a ValueError
-        explain_dtype(error, model, tensors_by_name(inputs.tensors))
         leaves = pytree.tree_leaves(inputs.tensors)
         shapes = ", ".join(str(list(x.shape)) for x in leaves)
         way = " One sequence [T, F]? Give sample[:, None]." * any(x.ndim == 2 for x in leaves)

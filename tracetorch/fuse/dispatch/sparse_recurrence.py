@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell
-from tracetorch.core.double_backward import noticed, saved_tensors
-from tracetorch.core.torch_private import observed_by, unsafe_view
+from tracetorch.core.torch_private import noticed, observed_by, saved_tensors, unsafe_view
 from tracetorch.fuse.codegen.sparse_loop import BITS, TILE
 from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for

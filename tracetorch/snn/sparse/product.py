@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tracetorch.core.double_backward import noticed
-from tracetorch.core.torch_private import has_values, is_tracing, observed_by
+from tracetorch.core.torch_private import has_values, is_tracing, noticed, observed_by
 from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
