@@ -199,16 +199,15 @@ class Recurrent(SequenceLayer):
         if not isinstance(connection, nn.Module):
             raise TypeError(f"connection must be an nn.Module, got {type(connection).__name__}.")
         sizes = None if shape is None else checked_shape("the output", shape)
-        if isinstance(neuron, SequenceLayer):
-            if shape is not None:
-                raise ValueError(
-                    f"the output of {type(neuron).__name__} has the shape of its input: leave "
-                    f"shape={shape!r} out."
-                )
-            super().__init__(neuron.num_neurons, neuron.dim)
-        elif sizes is not None:
+        if isinstance(neuron, SequenceLayer) and shape is not None:
+            raise ValueError(
+                f"the output of {type(neuron).__name__} has the shape of its input: leave "
+                f"shape={shape!r} out."
+            )
+        last = neuron if isinstance(neuron, SequenceLayer) else _last_of(neuron)
+        if sizes is not None:
             super().__init__(sizes[0], -len(sizes))
-        elif (last := _last_of(neuron)) is not None:
+        elif last is not None:
             super().__init__(last.num_neurons, last.dim)
         else:
             raise ValueError(
