@@ -66,7 +66,6 @@ WRITTEN: dict[tuple[str, str], tuple[Values, Values]] = {
     ("QIF", "v_critical"): ([-64.0], [-65.0, -70.0]),
     ("Delay", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
     ("DelayedLinear", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
-    ("DelayedConv1d", "delay"): ([0.0, 4.0], [-0.5, 4.5]),
     ("SparseLinear", "delay"): ([0, 4], [-1, 0.5]),
     **dict.fromkeys(
         [("in_degree_mask", "degree"), ("in_degree_edges", "degree")], ([0, 3], [-1, 4, 1.5])
@@ -82,7 +81,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "BRF": {"num_neurons": 3, "omega": 0.5},
     "Delay": {"num_neurons": 3, "max_delay": 4},
     "DelayedLinear": {"in_features": 3, "out_features": 2, "max_delay": 4},
-    "DelayedConv1d": {"in_channels": 3, "out_channels": 2, "kernel_size": 2, "max_delay": 4},
     "random_mask": {"outputs": 3, "inputs": 3},
     "in_degree_mask": {"outputs": 2, "inputs": 3},
     "distance_mask": {"outputs": torch.rand(3, 2), "inputs": torch.rand(4, 2)},

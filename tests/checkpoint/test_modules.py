@@ -135,10 +135,6 @@ def conv(**settings: object) -> Make:
     return lambda: nn.Sequential(nn.Conv2d(2, 2, 3, **settings))  # type: ignore[arg-type]
 
 
-def delayed(**settings: Any) -> Make:
-    return lambda: snn.DelayedConv1d(2, 2, 3, max_delay=2, **settings)
-
-
 def encoder(**settings: object) -> Make:
     return lambda: nn.TransformerEncoderLayer(4, dim_feedforward=4, **settings)  # type: ignore[arg-type]
 
@@ -185,8 +181,6 @@ OTHERS = refusals(
         -> activation: 0, 0, .* in the file, -0\.999, .* in the model
     partial(nn.EmbeddingBag, 3, 3) | partial(nn.EmbeddingBag, 3, 3, mode="sum")
         -> mode: 'mean' in the file, 'sum' in the model
-    delayed() | delayed(stride=2)
-        -> module 'conv', nn\.Conv1d: stride: 1 in the file, 2 in the model
     Own | OtherOwn -> the module: Own in the file, OtherOwn in the model
     lambda: graph(("input", "a"), ("a", "b"), ("b", "output"))
         | lambda: graph(("input", "a"), ("input", "b"), ("a", "output"), ("b", "output"))

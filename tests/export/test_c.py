@@ -422,8 +422,7 @@ def network(kind: str) -> tuple[nn.Module, Tensor]:
         dyadic(delayed.linear)
         dyadic(back.linear)
         axonal = snn.Delay(3, max_delay=4, delay=torch.tensor([0.25, 2.0, 4.0]))
-        line = snn.DelayedConv1d(1, 2, 2, max_delay=2, delay=torch.tensor([[[0.5, 1.0]], [[2, 0]]]))
-        dyadic(line.conv)
+        line = dyadic(nn.Conv1d(1, 2, 2))
         places = nn.Sequential(axonal, nn.Unflatten(1, (1, 3)), line, nn.Flatten())
         return nn.Sequential(delayed, snn.Recurrent(snn.BLIF(3), back), places), spikes(50, 1, 6)
     convolutional = nn.Sequential(

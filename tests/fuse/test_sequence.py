@@ -19,8 +19,8 @@ from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, agree, ends, fused, make, name_of
 from tracetorch import functional, fuse, snn
 from tracetorch.functional.surrogates import Surrogate
-from tracetorch.fuse.dispatch import backends, plans
-from tracetorch.fuse.dispatch.plans import plan_key
+from tracetorch.fuse.dispatch import plans
+from tracetorch.fuse.dispatch.plans import gradient_needs, plan_key
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt"
 
@@ -313,7 +313,8 @@ def test_custom_operators_pass_opcheck() -> None:
         n: v.detach().requires_grad_() for n, v in arguments.items() if isinstance(v, Tensor)
     }
     states = [torch.randn(3, 5, requires_grad=True) for _ in layer.active_states]
-    key = plan_key(layer, layer.cell, [x], states, {**arguments, **tensors}, ("mem",))
+    kwargs = {**arguments, **tensors}
+    key = plan_key(layer, x, ("mem",), gradient_needs(layer.cell, [x], states, kwargs), kwargs)
     operands = (key, [x], states, list(tensors.values()))
     torch.library.opcheck(torch.ops.tracetorch.forward, operands)
     *results, checkpoints = (end.detach() for end in torch.ops.tracetorch.forward(*operands))
@@ -353,43 +354,6 @@ def test_compiles_into_one_graph() -> None:
     torch.testing.assert_close(gradient(compiled, x), gradient(loss, x))
 
 
-def gradients_of_gradients(
-    layer: snn.Neuron, x: Tensor, mixing: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """Return first and second derivatives by name; the states also depend on the input's source."""
-    layer.zero_states()
-    leaves = {"x": x.detach().requires_grad_(), "mixing": mixing.detach().requires_grad_()}
-    leaves |= dict(layer.named_parameters())
-    if layer.active_states:
-        setattr(layer, layer.active_states[0], leaves["x"][0] * leaves["mixing"])
-    y, records = layer.forward_sequence(leaves["x"] * leaves["mixing"], layer.active_states[:1])
-    ends = [getattr(layer, name) for name in layer.active_states]
-    smooth = [end for end in (y, *records.values(), *ends) if end.requires_grad]
-    total = torch.stack([(end * end).sum() for end in smooth]).sum()
-    first = torch.autograd.grad(total, list(leaves.values()), create_graph=True)
-    squares = torch.stack([grad.square().sum() for grad in first]).sum()
-    second = torch.autograd.grad(squares, list(leaves.values()), allow_unused=True)
-    names = list(leaves)
-    detached = {name: grad.detach() for name, grad in zip(names, first, strict=True)}
-    return detached, dict(zip(names, second, strict=True))
-
-
-@pytest.mark.parametrize("name", cases.FEW_LAYERS)
-def test_second_derivatives_are_those_of_the_steps(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    layer, x = cases.layer(name, 3).double(), cases.sequence(4, 2, 3)
-    mixing = cases.sequence(2, 3, seed=1)
-    with fuse.backend("eager"):
-        expected = gradients_of_gradients(layer, x, mixing)
-    backends._reported.clear()
-    with caplog.at_level(logging.WARNING, "tracetorch"):
-        for _ in range(2):
-            found = gradients_of_gradients(layer, x, mixing)
-    torch.testing.assert_close(found, expected)
-    assert caplog.text.count("no second derivative, which create_graph=True needs") == 1
-
-
 def test_graph_in_a_state_does_not_keep_its_layer() -> None:
     layer = snn.LIF(3)
     layer.forward_sequence(torch.randn(4, 2, 3))
@@ -399,20 +363,24 @@ def test_graph_in_a_state_does_not_keep_its_layer() -> None:
     assert reference() is None
 
 
-def test_second_derivatives_pass_gradgradcheck() -> None:
+def test_second_derivatives_of_eager_steps_pass_gradgradcheck() -> None:
     net = nn.Sequential(nn.Linear(2, 2), snn.SRReadout(2)).double()
 
     def run(x: Tensor) -> Any:
         return tt.unroll(net, x, from_rest=True).square()
 
-    assert torch.autograd.gradgradcheck(run, (cases.sequence(3, 1, 2).requires_grad_(),))
+    with fuse.backend("eager"):
+        assert torch.autograd.gradgradcheck(run, (cases.sequence(3, 1, 2).requires_grad_(),))
 
 
-def test_second_derivative_on_a_backend_requested_by_name_is_an_error() -> None:
+@pytest.mark.parametrize("record", [(), ("mem",)])
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_second_derivative_of_a_kernel_is_an_error(name: str, record: tuple[str, ...]) -> None:
     x = torch.randn(4, 2, 3, requires_grad=True)
-    with fuse.backend("cpu"):
-        y, _ = snn.LIF(3).forward_sequence(x)
-        with pytest.raises(RuntimeError, match="have no second derivative"):
+    with fuse.backend(name):
+        y, _ = snn.LIF(3).forward_sequence(x, record)
+        says = r"has no second derivative. Run what needs one under tt.fuse.backend\('eager'\)"
+        with pytest.raises(RuntimeError, match=says):
             torch.autograd.grad(y.sum(), x, create_graph=True)
 
 

@@ -81,8 +81,8 @@ NETWORKS: dict[str, Any] = {
     ),
     "delays along places": lambda: (
         nn.Sequential(
-            snn.DelayedConv1d(3, 6, 3, padding=1, max_delay=4, sigma=1.0),
-            snn.Recurrent(snn.LIF(6, dim=-2), snn.DelayedConv1d(6, 6, 1, max_delay=2)),
+            snn.Delay(3, dim=-2, max_delay=4, sigma=1.0), nn.Conv1d(3, 6, 3, padding=1),
+            snn.Recurrent(snn.LIF(6, dim=-2), nn.Conv1d(6, 6, 1)),
             nn.Flatten(), nn.Linear(18, 3),
         ),
         batch(9).unflatten(-1, (3, 3)),

@@ -123,20 +123,19 @@ def test_convolutions_drive_channels_and_norms_take_the_part_of_weights() -> Non
         *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0, 0), (0, 3.0), (0.2, 0))),
     ],
 )
-@pytest.mark.parametrize("kind", ["linear", "conv", "axonal", "norm"])
+@pytest.mark.parametrize("kind", ["linear", "axonal", "norm"])
 def test_delays_between_steps_are_part_of_the_kernel(kind: str, mean: float, sigma: float) -> None:
     torch.manual_seed(0)
     options: Any = {"max_delay": 25, "sigma": sigma}
     parts: dict[str, Any] = {
         "linear": [snn.DelayedLinear(INPUTS, N, **options)],
-        "conv": [snn.DelayedConv1d(20, N, 3, **options)],
         "axonal": [nn.Linear(INPUTS, N), snn.Delay(N, **options)],
         "norm": [nn.Linear(INPUTS, N), nn.BatchNorm1d(N), snn.Delay(N, **options)],
     }
-    neuron = snn.LIF(N, dim=-2 if kind == "conv" else -1, beta=0.5)
+    neuron = snn.LIF(N, beta=0.5)
     net: Any = nn.Sequential(*parts[kind], neuron).double()
     fluctuation_(net, rate=RATE, mean=mean)
-    x = events(20, 8) if kind == "conv" else events(INPUTS)
+    x = events(INPUTS)
     with torch.no_grad():
         means, deviations = moments(free_membranes(neuron, tt.unroll(net[:-1], x)), 50)
     assert (means - mean).abs().max() < 0.15 * 0.5

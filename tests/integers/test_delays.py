@@ -25,7 +25,7 @@ ANY: Any = integers
 
 def filled(name: str) -> Any:
     layer, drawn = MAKE[name][0](), torch.Generator().manual_seed(0)
-    product = layer.product
+    product = layer.linear
     low, high = integers.limits(product.weight_bits)
     product.weight.copy_(torch.randint(low, high + 1, product.weight.shape, generator=drawn))
     if product.bias is not None:
@@ -42,7 +42,7 @@ def inputs(name: str, steps: int = 12) -> Tensor:
 
 def reference(layer: Any, x: Tensor) -> Any:
     """Return the sums in int64: a product for each lag, of the weights that it delays."""
-    product, given = layer.product, x.long().numpy()
+    product, given = layer.linear, x.long().numpy()
     weight, delay = product.weight.long().numpy(), layer.delay.long().numpy()
     found = []
     for t in range(len(given)):
@@ -83,7 +83,7 @@ def test_a_delayed_product_is_saved_copied_and_shown(name: str) -> None:
     for each in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(tt.unroll(each, x, from_rest=True), wanted)
     assert "max_delay=" in repr(layer)
-    assert f"shift={layer.product.shift}, weight_bits={layer.product.weight_bits}" in repr(layer)
+    assert f"shift={layer.linear.shift}, weight_bits={layer.linear.weight_bits}" in repr(layer)
     assert not list(layer.parameters())
 
 
@@ -113,7 +113,7 @@ def test_a_delayed_sum_beyond_the_exact_range_is_refused_by_name(kind: str) -> N
     # of the last step alone nothing has arrived that is larger than it holds
     with pytest.raises(ValueError, match=r"0 \(DelayedLinear\) can reach 33554432"):
         integers.check_exact(model, torch.ones(1, 1, size))
-    layer.product.weight.data.fill_(1)
+    layer.linear.weight.data.fill_(1)
     integers.check_exact(model, torch.ones(6, 1, size))
 
 
@@ -148,7 +148,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ANY.DelayedLinear(2, 3, max_delay=0), ValueError, "max_delay must be at least 1"),
     (lambda: ANY.DelayedLinear(2, 3, max_delay=1, shift=17), ValueError, "shift must be 0 to 16"),
     (lambda: ANY.DelayedLinear(2, 3, max_delay=1, weight_bits=1), ValueError, "2 to 16, got 1"),
-    (lambda: ANY.DelayedLinear(2, 3, max_delay=1)(torch.ones(1, 4)), ValueError, "takes 2 feat"),
+    (lambda: ANY.DelayedLinear(2, 3, max_delay=1)(torch.ones(1, 4)), ValueError, "has 2 neurons"),
 ]  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_errors(call: Callable[[], object], error: type[Exception], message: str
 def test_delays_that_are_assigned_or_loaded_are_whole(assign: bool) -> None:
     layer = filled("Linear")
     before = layer.raw_delay.clone()
-    for given in (1.5, before + 0.25):
+    for given in (1.5, 0.5 * before + 0.25):
         with pytest.raises(ValueError, match=r"delay must be whole steps, got .*Round it"):
             layer.delay = given
     trained = snn.DelayedLinear(5, 3, max_delay=3, delay=1.25).raw_delay.detach()

@@ -497,8 +497,6 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), tt.neurons.ALIF(2)), X), ValueError,
      r"1 \(ALIF\) has no integer form"),
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), Doubled(2)), X), ValueError, "no integer form"),
-    (lambda: ANY.prepare(chain(snn.DelayedConv1d(2, 2, 1, max_delay=2), snn.LIF(2, dim=-2)),
-     X.unsqueeze(-1)), ValueError, r"0 \(DelayedConv1d\) has no integer form"),
     (lambda: ANY.prepare(chain(nn.BatchNorm1d(2), nn.Linear(2, 2)), X), ValueError,
      r"0 \(BatchNorm1d\) is folded into the product right before it"),
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), X),

@@ -11,7 +11,7 @@ import tracetorch as tt
 from tests.cases import PLACES, module, sequence, vary
 from tests.unrolling.models import KEEPING, ROADS, Run
 from tracetorch import fuse, snn
-from tracetorch.fuse.dispatch.plans import plan_key
+from tracetorch.fuse.dispatch.plans import gradient_needs, plan_key
 
 
 class ThreeFactor(snn.Neuron):
@@ -202,7 +202,8 @@ def test_operators_pass_opcheck(learned: tuple[int, ...]) -> None:
     states = [torch.randn(2, 3) for _ in layer.states]
     with torch.enable_grad():
         kwargs = {n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments.items()}
-        key = plan_key(layer, layer.cell, inputs, states, kwargs, ())
+        needs = gradient_needs(layer.cell, inputs, states, kwargs)
+        key = plan_key(layer, inputs[0], (), needs, kwargs)
     operands = (key, inputs, states, tensors)
     torch.library.opcheck(torch.ops.tracetorch.forward, operands)
     *ends, checkpoints = (end.detach() for end in torch.ops.tracetorch.forward(*operands))
@@ -230,7 +231,8 @@ def test_second_derivatives() -> None:
         sum(g.square().sum() for g in grads).backward()  # type: ignore[union-attr]
         return [leaf.grad for leaf in leaves]
 
-    torch.testing.assert_close(penalty(lambda layer, x: tt.unroll(layer, x)), penalty(stepped))
+    with fuse.backend("eager"):
+        torch.testing.assert_close(penalty(lambda layer, x: tt.unroll(layer, x)), penalty(stepped))
 
 
 def test_half_precision() -> None:

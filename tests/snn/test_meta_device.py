@@ -37,7 +37,6 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
     "Delay, a tensor": lambda: snn.Delay(N, max_delay=3, delay=torch.arange(N).float()),
     "Delay, wide": partial(snn.Delay, N, max_delay=3, sigma=0.5),
     "DelayedLinear": partial(snn.DelayedLinear, N, N, max_delay=3),
-    "DelayedConv1d": partial(snn.DelayedConv1d, N, N, 3, max_delay=3),
     "SparseLinear": partial(snn.SparseLinear, N, N, EDGES, signs=EDGES[0].new_ones(N)),
     "SparseLinear, delayed": partial(snn.SparseLinear, N, N, EDGES, delay=EDGES[1], group=EDGES[0]),
     "SparseLinear, made there": lambda: snn.SparseLinear(N, N, torch.ones(2, 3).long(), delay=2),

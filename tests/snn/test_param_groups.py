@@ -141,7 +141,6 @@ DEFAULTS: dict[str, Callable[[], nn.Module]] = {
     "lstm cell": lambda: nn.LSTMCell(20, 60),
     "attention": lambda: nn.MultiheadAttention(64, 4),
     "delays": lambda: snn.DelayedLinear(100, 80, max_delay=5),
-    "delays in time": lambda: snn.DelayedConv1d(16, 64, 5, max_delay=5),
     "recurrent": lambda: snn.Recurrent(snn.LIF(80), nn.Linear(80, 80)),
 }
 

@@ -13,7 +13,7 @@ from tests.snn.test_sparse_linear import DELAYS, Dense, close, drawn_edges, grad
 from tracetorch import functional, snn
 from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
-from tracetorch.fuse.runtime import allocation, sparse_recurrence, written_kernels
+from tracetorch.fuse.runtime import allocation, sparse_segments, written_kernels
 
 N = 400
 SURROGATES = {
@@ -61,7 +61,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(*args: Any) -> Tensor:
         return make(*args).fill_(torch.nan)
 
-    for module in (sparse_recurrence, dispatched):
+    for module in (sparse_segments, dispatched):
         monkeypatch.setattr(module, "large_empty", poisoned)
 
 
@@ -72,11 +72,11 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     run = written_kernels.run_written
     poison(monkeypatch)
 
-    def noted(write: Any, *args: Any, form: tuple[bool, int], **kwargs: Any) -> None:
+    def noted(write: Any, *args: Any, form: tuple[bool], **kwargs: Any) -> None:
         found.append(write.__name__ + "_delayed" * form[0])
         run(write, *args, form=form, **kwargs)
 
-    monkeypatch.setattr(sparse_recurrence, "run_written", noted)
+    monkeypatch.setattr(sparse_segments, "run_written", noted)
     return found
 
 
@@ -124,7 +124,7 @@ def test_bitwise_equal_to_steps_and_cut_anywhere(
     loops: list[str], delay: str, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # several segments, whose histories overlap where delays are longer
-    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    monkeypatch.setattr(sparse_segments, "_SEGMENT", 0)
     model = recurrent(1300 if samples < 9 else 130, 9_000, delay=delay)
     x = given(31, samples, model.num_neurons).requires_grad_()
     results = {}
@@ -271,7 +271,7 @@ def test_nobody_fires_and_everybody_does(bias: float, rate: int) -> None:
 def test_edges_are_visited_where_something_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sums of other edges are not taken: their weights may be anything to a gradient."""
     edges = torch.tensor([[0, 1, 2], [3, 3, 3]])
-    run = sparse_recurrence.backward
+    run = sparse_segments.backward
     for surrogate, visited in (("triangle", 2), ("atan", 3)):
         connection = snn.SparseLinear(4, 4, edges, weight=1.0, bias=False)
         neuron = snn.LIF(4, surrogate_derivative=SURROGATES[surrogate])
@@ -293,7 +293,7 @@ def test_edges_are_visited_where_something_passes(monkeypatch: pytest.MonkeyPatc
         assert gradient is not None
         assert (gradient != 0).tolist() == [True, False, False]
         tt.zero_states(model)
-        monkeypatch.setattr(sparse_recurrence, "backward", broken)
+        monkeypatch.setattr(sparse_segments, "backward", broken)
         found = tt.unroll(model, x)[1, 0, 3]
         (again,) = torch.autograd.grad(found, x)
         assert torch.equal(again, wanted)
@@ -357,10 +357,10 @@ def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     model = recurrent(300, 3_000, delay="far")
     x = given(30, 1, 300)
     wanted = tt.unroll(model, x, by="step", from_rest=True)
-    make = snn.SparseLinear.edges_by_chunk
+    make = sparse_segments.Edges.by_chunk
     planted = FAULTS[fault]
     monkeypatch.setattr(
-        snn.SparseLinear, "edges_by_chunk", lambda layer, layout: planted(make(layer, layout))
+        sparse_segments.Edges, "by_chunk", lambda plan, chunks: planted(make(plan, chunks))
     )
     found = tt.unroll(model, x, from_rest=True)
     assert torch.equal(found, wanted) == (fault == "nothing")
@@ -414,19 +414,16 @@ ROADS: dict[str, Any] = {
 
 
 @thinned(3, delay=(*DELAYS, "far"), road=ROADS, options=({}, {"signs": None}, {"group": None}))
-def test_populations_are_one_loop_as_a_plain_loop_is(
-    loops: list[str], delay: str, road: str, options: Any, monkeypatch: pytest.MonkeyPatch
+def test_populations_run_step_by_step_as_a_plain_loop_does(
+    loops: list[str], delay: str, road: str, options: Any
 ) -> None:
-    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
     found = []
     for kind in (snn.Populations, Apart):
         model = populations(kind, delay, **options)
-        # samples side by side that fill no group
         x = 2 * given(11, 6, model.num_neurons).requires_grad_()
         way: dict[str, Any] = {"by": "layer" if kind is snn.Populations else "step"}
-        del loops[:]
         y = tt.unroll(model, x, **way, **ROADS[road])
-        assert bool(loops) == (kind is snn.Populations)
+        assert not loops
         assert 0.05 < float(y.detach().mean()) < 0.5
         ends = [end for _, end in sorted(tt.get_states(model).items())]
         loss = sum(
@@ -442,27 +439,8 @@ def test_populations_are_one_loop_as_a_plain_loop_is(
         close(one / two.abs().max(), two / two.abs().max())
 
 
-def test_a_population_that_nothing_comes_back_to(loops: list[str]) -> None:
-    model, other = populations(snn.Populations, "none"), populations(Apart, "none")
-    events = drawn_events(900, (1, 1, model.num_neurons))
-    x = as_tensor(events, torch.full((900,), 3.0).double(), (1, 1, model.num_neurons))
-    found = []
-    for each in (model, other):
-        for _ in range(2):  # the first spikes arrive in the second step
-            if each is model:
-                each.run_events(snn.EventInput(events, 3.0), 1)
-            else:
-                each(x[0])
-        layers = each.neuron.layers
-        last = layers[1] if each is model else layers["i"]
-        found.append(torch.autograd.grad(last.mem.sum(), each.connection.weight)[0])
-    assert loops
-    assert bool(found[0].any())
-    close(*found)
-
-
 def test_values_of_events_are_learned_between_runs() -> None:
-    model = populations(snn.Populations, "none")
+    model = recurrent(800, 9_000)
     values = torch.full((9_000,), 0.3, requires_grad=True)  # float32, of a network of float64
     events = drawn_events(9_000, (15, 1, model.num_neurons))
     source = snn.EventInput(events, values)
@@ -480,35 +458,14 @@ def test_values_of_events_are_learned_between_runs() -> None:
     assert losses[-1] < losses[0]
 
 
-def test_edited_populations_run_by_step(loops: list[str]) -> None:
-    model = populations(snn.Populations, "one")
-    x = given(4, 1, model.num_neurons)
-    wanted = tt.unroll(model, x, from_rest=True)
-    assert loops
-    for undo in (
-        model.neuron.register_forward_hook(lambda *_: None).remove,
-        model.neuron.i.register_forward_hook(lambda *_: None).remove,
-    ):
-        del loops[:]
-        assert torch.equal(tt.unroll(model, x, from_rest=True), wanted)
-        assert not loops
-        undo()
-    model.neuron.forward = lambda x: 0 * x
-    assert not tt.unroll(model, x, from_rest=True).any()
-    del model.neuron.forward
-    model.neuron.i = tt.neurons.ALIF(70)
-    model.neuron.r = model.neuron.e = snn.LIF(130)  # goes on from one part to the next
-    model.connection = snn.SparseLinear(330, 330, torch.tensor([[0], [1]])).double()
-    model.num_neurons = 330
+def test_a_population_that_is_there_twice_goes_on_from_one_part_to_the_next() -> None:
+    one = snn.LIF(130)
+    neurons = snn.Populations(e=one, i=tt.neurons.ALIF(70), r=one)
+    model = snn.Recurrent(neurons, snn.SparseLinear(330, 330, torch.tensor([[0], [1]]))).double()
     x = given(4, 1, 330)
-    tt.zero_states(model)
-    steps = tt.unroll(model.double(), x, by="step")
+    steps = tt.unroll(model, x, by="step")
     tt.zero_states(model)
     assert torch.equal(tt.unroll(model, x), steps)
-    model.connection = nn.Linear(330, 330).double()
-    del loops[:]
-    tt.unroll(model, x, from_rest=True)
-    assert not loops
 
 
 def test_a_shape_that_does_not_fit_is_refused_as_in_a_step() -> None:
@@ -575,15 +532,13 @@ def drawn_events(count: int, shape: tuple[int, int, int]) -> Tensor:
     )
 
 
-@pytest.mark.parametrize(
-    "shape", [(30, 1, 700), (25, 9, 100), (3, 2, 600), (1, 1, 64), (15, 2, 801)]
-)
+@pytest.mark.parametrize("shape", [(30, 1, 700), (25, 9, 100), (3, 2, 600), (1, 1, 64)])
 @pytest.mark.parametrize("delay", [*DELAYS, "far"])
 def test_events_give_what_a_tensor_does(
     delay: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
-    monkeypatch.setattr(sparse_recurrence, "_LONG", 7)
+    monkeypatch.setattr(sparse_segments, "_SEGMENT", 0)
+    monkeypatch.setattr(sparse_segments, "_LONG", 7)
     steps, samples, neurons = shape
     events, values = drawn_events(3000, shape), torch.rand(3000, generator=seeded()).double()
     values.requires_grad_()
@@ -591,10 +546,7 @@ def test_events_give_what_a_tensor_does(
     x = as_tensor(events, values, shape)
     lists = [part[:, 1:] for part in events.split(1)]
     assert len(lists) == 3000
-    if neurons == 801:  # of three kinds
-        model, other = (populations(kind, delay) for kind in (snn.Populations, Apart))
-    else:
-        model, other = (recurrent(neurons, 4_000, delay=delay) for _ in range(2))
+    model, other = (recurrent(neurons, 4_000, delay=delay) for _ in range(2))
     losses = [torch.zeros(()).double(), torch.zeros(()).double()]
     for _ in range(2):  # the second goes on from the first
         run = model.run_events(
@@ -605,7 +557,7 @@ def test_events_give_what_a_tensor_does(
             count_every=7,
             events=True,
         )
-        y = tt.unroll(other, x, by="step" if neurons == 801 else "layer")
+        y = tt.unroll(other, x)
         counts = torch.stack([part.sum(0) for part in y.split(7)])
         assert torch.equal(run.outputs, y[..., chosen])
         assert torch.equal(run.counts, counts)
@@ -682,12 +634,12 @@ def test_poisson_groups_come_from_a_counter() -> None:
 
 def test_memory_is_that_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is made that has a value for every step and neuron."""
-    monkeypatch.setattr(sparse_recurrence, "_SEGMENT", 0)
+    monkeypatch.setattr(sparse_segments, "_SEGMENT", 0)
     steps, neurons = 3000, 4096
     model = recurrent(neurons, 9_000, delay="one", surrogate_derivative=SURROGATES["triangle"])
     largest = 0
     for name in ("large_empty", "packed"):
-        make = getattr(sparse_recurrence, name)
+        make = getattr(sparse_segments, name)
 
         def noted(*args: Any, make: Any = make, **kwargs: Any) -> Tensor:
             nonlocal largest
@@ -695,7 +647,7 @@ def test_memory_is_that_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
             largest = max(largest, made.nbytes)
             return made
 
-        monkeypatch.setattr(sparse_recurrence, name, noted)
+        monkeypatch.setattr(sparse_segments, name, noted)
     run = model.run_events(
         snn.PoissonInput(torch.arange(neurons), 0.01, value=3.0), steps, count_every=steps
     )
@@ -741,7 +693,10 @@ NAMES = {
         snn.BLIF(3), snn.SparseLinear(3, 3, torch.zeros(2, 0).long())
     ).run_events,
     "graded": snn.Recurrent(
-        snn.Populations(a=snn.LIF(3), b=snn.Readout(2)),
+        snn.Readout(3), snn.SparseLinear(3, 3, torch.zeros(2, 0).long())
+    ).run_events,
+    "several": snn.Recurrent(
+        snn.Populations(a=snn.LIF(3), b=snn.LIF(2)),
         snn.SparseLinear(5, 5, torch.zeros(2, 0).long()),
     ).run_events,
 }
@@ -769,7 +724,7 @@ NAMES = {
     run(E(e), 4) -> ValueError: an event has the step 4, and the run has 4, 0 to 3
     run(E(e + torch.tensor([0, 1, 0])), 5) -> ValueError: has the sample 1, and the run has 1
     run(E(e * 15), 99) -> ValueError: an event has the neuron 30, and the run has 30, 0 to 29
-    run(P(n + 30, 0.1), 9) -> ValueError: a Poisson group has the neuron 32, and the run has 30
+    run(P(n + 30, 0.1), 9) -> ValueError: an event has the neuron 32, and the run has 30
     run(E(e), 0) -> ValueError: steps must be at least 1
     run(E(e), 5, batch=0) -> ValueError: batch must be at least 1
     run(E(e), 5, count_every=0) -> ValueError: count_every must be at least 1
@@ -781,7 +736,8 @@ NAMES = {
     run(E(e), 5, events=1) -> TypeError: events must be True or False
     linear(E(e), 5) -> ValueError: no compiled loop that runs by events.*a SparseLinear of fin
     signed(E(e), 5) -> ValueError: no compiled loop that runs by events.*here is BLIF .an output w
-    graded(E(e), 5) -> ValueError: gives 0 or 1, and here is LIF or Readout .*or a graded one, is no
+    graded(E(e), 5) -> ValueError: gives 0 or 1, and here is Readout .*or a graded one, is no
+    several(E(e), 5) -> ValueError: takes one neuron layer that gives 0 or 1, and here is Popu
     Pop() -> ValueError: Populations needs neuron layers
     Pop(a=torch.nn.Linear(2, 2)) -> TypeError: a must be a neuron layer, got Linear
     Pop(a=snn.SparseLinear(3, 3, e.t()[:2] * 0)) -> TypeError: a must be a neuron layer, got SparseL
@@ -809,20 +765,10 @@ def test_edited_layers_and_the_eager_backend_do_not_run_by_events() -> None:
     assert model.run_events(snn.EventInput(EVENTS), 5) == (None, None, None)
 
 
-def test_tiles_and_groups_divide_each_other() -> None:
+def test_tiles_and_words_divide_each_other() -> None:
     assert sparse_loop.TILE % sparse_loop.BITS == 0 == sparse_loop.BITS % sparse_loop.LANES
     for neurons in (1, 64, 512, 513, 5_000, 138_639):
         for samples in (1, 2, 7, 8, 17, 100):
-            layout = sparse_recurrence.Layout.beside((neurons, 3), samples)
-            chunks, per_chunk = layout.chunks
-            assert per_chunk % sparse_loop.TILE == 0 == layout.begins[1] * layout.inner % 512
-            assert (chunks - 1) * per_chunk < layout.lanes <= chunks * per_chunk
-            assert 0 <= layout.groups * layout.inner - samples < layout.inner
-            bits = layout.valid & 2**64 - 1
-            left = samples - (layout.groups - 1) * layout.inner
-            assert all(
-                (bits >> i & 1) == (i % layout.inner < left) for i in range(sparse_loop.BITS)
-            )
-    assert [sparse_recurrence.Layout.beside((9,), n).inner for n in (1, 4, 5, 9, 17, 32)] == [
-        *(1, 1, 8, 16, 8, 16)
-    ]
+            chunks, per_chunk = sparse_segments.chunks_of(samples, neurons)
+            assert per_chunk % sparse_loop.TILE == 0
+            assert (chunks - 1) * per_chunk < neurons <= chunks * per_chunk

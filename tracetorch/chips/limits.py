@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tracetorch.core.walk import join_path
 from tracetorch.integers.layers import Product, Quantize, SumPool1d, SumPool2d
 from tracetorch.integers.ranges import PRODUCTS, is_node
-from tracetorch.snn.delay import Delay, SynapticDelays
+from tracetorch.snn.delay import Delay, DelayedLinear
 from tracetorch.snn.model_graph import Node, compute, read_model
 from tracetorch.snn.neuron import has_step
 from tracetorch.snn.recurrent import Recurrent
@@ -183,8 +183,8 @@ class _Counter:
         if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
             kind = SumPool1d if isinstance(module, nn.MaxPool1d) else SumPool2d
             module = kind(module.kernel_size, module.stride, module.padding)
-        elif isinstance(module, (*PRODUCTS, SynapticDelays)):
-            product = module.product if isinstance(module, SynapticDelays) else module
+        elif isinstance(module, (*PRODUCTS, DelayedLinear)):
+            product = module.linear if isinstance(module, DelayedLinear) else module
             connected = (product.weight != 0).to(x)
             convolve = product.product if isinstance(product, Product) else F.linear
             return convolve(x, connected)

@@ -18,7 +18,7 @@ from tracetorch.cell import Constraint
 from tracetorch.chips.limits import Chip, exceeded
 from tracetorch.integers.arithmetic import check_between, limits, straight_through
 from tracetorch.integers.layers import Add, Quantize
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import softplus, unbounded
@@ -38,8 +38,8 @@ class Stage:
     neuron: LeakyIntegrator | None = None  # a copy; None where the model ends with the product
     connection: FloatProduct | None = None  # of a Recurrent, a copy
     # the layer that delays the product's inputs, synapse by synapse
-    delays: SynapticDelays | None = None
-    connection_delays: SynapticDelays | None = None  # that of the connection's
+    delays: DelayedLinear | None = None
+    connection_delays: DelayedLinear | None = None  # that of the connection's
     # whether each neuron has an output of the product, and of the connection, for itself: their
     # dimensions are the same
     aligned: bool = True

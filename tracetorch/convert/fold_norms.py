@@ -12,7 +12,7 @@ from tracetorch.core.checks import check_has_values, check_module, check_unshard
 from tracetorch.core.torch_private import BatchNormBase, pytree
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.model_graph import Node, check_plain_weights, read_model
 from tracetorch.snn.norm_folding import WeightedLayer, fold_into
 from tracetorch.unrolling.inputs import parse_inputs
@@ -100,8 +100,8 @@ def fold_norms(model: nn.Module, x: Any, *, steps: int | None = None) -> nn.Modu
 def _product(node: Node) -> WeightedLayer | None:
     """Return the product that a node is, whose outputs are those that a norm behind it scales."""
     module = node.module
-    if isinstance(module, SynapticDelays):
-        module = module.product
+    if isinstance(module, DelayedLinear):
+        module = module.linear
     if module is None or plain_class(module) not in _PRODUCTS:
         return None
     outputs_dim = -1 if isinstance(module, nn.Linear) else 1 - len(node.shape or ())

@@ -45,9 +45,9 @@ def page(
     class. No server, no network, no WebAssembly: the step is printed in JavaScript, by the printer
     of :func:`tt.export.c`.
 
-    All is computed in float32. Neurons are bit for bit those of PyTorch, and functions such as
-    ``exp`` in the last place; products begin with their bias and add in ascending order of the
-    input: the sums of PyTorch to rounding, and bit for bit where sums are exact.
+    All is computed in float32. Neurons are bit for bit those of PyTorch, functions such as ``exp``
+    and ``torch.lerp`` but for the last place; products begin with their bias and add in ascending
+    order of the input: the sums of PyTorch to rounding, and bit for bit where sums are exact.
 
     Args:
         model: any module whose call is one time step that takes images and returns a number for

@@ -13,12 +13,11 @@ releases with AVX-512, as do those of float64 under Triton's interpreter. Number
 step or a surrogate holds are arguments of its kernel or part of its key: an annealed slope can
 never run a stale one. What cannot be fused runs eagerly, and says why once; so does what a kernel
 for a GPU computes otherwise on a sample of its first call
-(``tracetorch/fuse/runtime/first_run.py``). A kernel's gradient has no derivative of its own: where
-backward needs a graph, the sequence is run again by eager steps, on
-views of its inputs, and that is differentiated.
+(``tracetorch/fuse/dispatch/trial.py``). A kernel's gradient has no derivative of its own:
+what needs one runs under ``backend("eager")``.
 """
 
 from tracetorch.fuse.dispatch.backends import NAMES, backend, requested_backend, unavailable_reason
-from tracetorch.fuse.dispatch.sequence import unsupported_reason
+from tracetorch.fuse.dispatch.prepared import unsupported_reason
 
 __all__ = ["NAMES", "backend", "requested_backend", "unavailable_reason", "unsupported_reason"]

@@ -17,7 +17,7 @@ from tracetorch.core.torch_private import BatchNormBase, is_alias
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connectivity import connectivity, raw_weight
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, read_model
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.recurrent import Recurrent
@@ -124,8 +124,8 @@ def sources(model: nn.Module) -> dict[str, nn.Module]:
 def unwrapped(path: str, module: nn.Module) -> tuple[str, nn.Module]:
     """Return the affine layer whose output is that of a module which holds it, and its path."""
     inner: nn.Module = module
-    if isinstance(module, SynapticDelays):
-        inner = module.product
+    if isinstance(module, DelayedLinear):
+        inner = module.linear
     elif isinstance(module, BatchNormThroughTime):
         inner = module.norm
     elif isinstance(module, nn.MultiheadAttention):
@@ -200,7 +200,7 @@ def _stage(
         neuron=cast(Neuron, node.module),
         source_path=source_path,
         source=source,
-        connection=connection.product if isinstance(connection, SynapticDelays) else connection,
+        connection=connection.linear if isinstance(connection, DelayedLinear) else connection,
         loop=loop_path,
         drivers=[unwrapped("", cast(nn.Module, each.module))[1] for each in own],
         between=[each.place for each in between],

@@ -1,10 +1,8 @@
 """Integer arithmetic in floats, exact, with straight-through gradients; products, a neuron of it.
 
-float32 holds every integer up to 2^24, float64 up to 2^53, and ``floor``, ``trunc`` and ``clamp``
-are exact; so what traces, compiles and exports a step serves integers unchanged. ``exp2`` and
-``pow``, which may be off in the last place, have no place in a step, and a product of many bits is
-split before it is held. Every state passes through a saturation at its width at the end of a step,
-also where nothing can saturate: it tells whoever reads the graph how wide the state is.
+float32 holds every integer up to 2^24, float64 up to 2^53; ``floor``, ``trunc`` and ``clamp`` are
+exact, ``exp2`` and ``pow`` are not and have no place in a step. Every state passes through a
+saturation at its width, which tells whoever reads the graph how wide it is.
 """
 
 from tracetorch.fuse.ir.intervals import Bounds, Interval

@@ -29,7 +29,7 @@ describe = SharedDescriptions(
         "in_channels": "channels of the input.",
         "out_channels": "channels of the output.",
         "kernel_size": "size of the window along each of the last dimensions.",
-        "stride": "from one output to the next.",
+        "stride": "from one output to the next; of a pool ``None`` is ``kernel_size``.",
         "padding": "zeros at both ends.",
         "dilation": "from one weight to the next.",
         "groups": "of channels.",
@@ -63,11 +63,7 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
     """Straight-through estimator: ``value`` forward, the gradient of ``x`` backward.
 
-    What rounds has a derivative of zero almost everywhere; the estimator passes the gradient on.
-
-    Args:
-        x: what the gradient goes to.
-        value: what the result is, of the shape and dtype of ``x``. It gets no gradient.
+    ``value`` has the shape and dtype of ``x``, and gets no gradient.
 
     Example:
         >>> x = torch.tensor([0.25, 1.75], requires_grad=True)
@@ -91,10 +87,6 @@ def clamped(x: Tensor, low: float, high: float) -> Tensor:
 
 def round(x: Tensor) -> Tensor:  # noqa: A001 (the name that PyTorch and NumPy have for it)
     """Round to the nearest integer, of two that are equally near to the even one; ``dy/dx = 1``.
-
-    Args:
-        x: any numbers of magnitude up to 2^24 in float32, 2^53 in float64; beyond, every number is
-            an integer already, and returned.
 
     Example:
         >>> x = torch.tensor([0.5, 1.5, -2.6], requires_grad=True)
@@ -243,9 +235,8 @@ def multiply(
 
         z = R(x y / 2^fraction_bits),   dz/dx = y / 2^fraction_bits,   dz/dy = x / 2^fraction_bits
 
-    The product itself is never held: ``x`` is split into a multiple of ``2^fraction_bits`` and the
-    rest, and so 24 bits times 12 are exact in float32: the result is where ``|z|`` and ``|y|
-    2^fraction_bits`` are at most 2^24 in float32, 2^53 in float64.
+    The product itself is never held, ``x`` being split at ``2^fraction_bits``: the result is exact
+    where ``|z|`` and ``|y| 2^fraction_bits`` are at most 2^24 in float32, 2^53 in float64.
 
     Args:
         x: integers.

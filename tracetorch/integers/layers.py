@@ -20,7 +20,7 @@ from tracetorch.integers import arithmetic
 from tracetorch.integers.arithmetic import check_between, describe, limits
 from tracetorch.integers.loading import CheckedLoading, Ends, KnownSettings
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.parameters import Value
 from tracetorch.snn.passes import weight_in_loop
 
@@ -261,11 +261,12 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
         shift: int = 0,
         weight_bits: int = 8,
     ) -> None:
-        made = Linear(in_features, out_features, bias, shift=shift, weight_bits=weight_bits)
-        product, sizes = cast(nn.Linear, made), (in_features, -1, max_delay)
+        made: Any = Linear(in_features, out_features, bias, shift=shift, weight_bits=weight_bits)
+        sizes = in_features, -1, (out_features, in_features)
         # of the float class the layer of weight and bias alone differs
-        SynapticDelays.__init__(self, product, *sizes, _whole(delay), 0.0, learnable=False)
-        self.in_features, self.out_features, self.linear = in_features, out_features, product
+        DelayingLayer.__init__(self, *sizes, max_delay, delay, 0.0, learnable=False)
+        self._raw_of("delay", delay)
+        self.in_features, self.out_features, self.linear = in_features, out_features, made
 
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         if isinstance(x, Tensor):
@@ -273,7 +274,11 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
         return super()._check_input(x, sequence=sequence)
 
     def _raw_of(self, name: str, value: Any) -> Tensor:
-        return super()._raw_of(name, _whole(value))
+        raw = super()._raw_of(name, value)
+        if not raw.is_meta and not torch.equal(raw, raw.round()):
+            wrong = raw[raw != raw.round()][0].item()
+            raise ValueError(f"delay must be whole steps, got {wrong:g}. Round it, delay.round().")
+        return raw
 
     def ends(self) -> Mapping[str, Ends]:
         return {"raw_delay": (0, self.max_delay)}
@@ -288,17 +293,9 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
         def product(window: Tensor) -> Tensor:
             kernel = weight_in_loop(self, self.kernel_of, window.dtype)
             # time is behind the outputs
-            return cast(Linear, self.product).shifted(self.convolve(window, kernel, None), 1)
+            return cast(Linear, self.linear).shifted(self.convolve(window, kernel, None), 1)
 
         return exactly(product, window)
-
-
-def _whole(delay: Value) -> Value:
-    values = torch.as_tensor(delay)
-    if not values.is_meta and not torch.equal(values, values.round()):
-        wrong = values[values != values.round()].flatten()[0].item()
-        raise ValueError(f"delay must be whole steps, got {wrong:g}. Round it, delay.round().")
-    return delay
 
 
 @describe
@@ -408,8 +405,6 @@ class SumPool(nn.Module):
 @describe
 class SumPool1d(SumPool):
     """Sum of the integers in every window: an average pool whose divisor goes into a scale.
-
-    Windows follow each other where ``stride`` is ``None``.
 
     Example:
         >>> SumPool1d(2)(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])).tolist()

@@ -47,17 +47,15 @@ class LeakyIntegrator(KnownSettings, Neuron):
                          output = [pos_scale *] p + [neg_scale *] n;  mem without any threshold
         [gamma]          prev_output = output
 
-    With ``alpha_ema`` and the like a trace takes in ``inflow(x, alpha)`` instead of ``x``. Numbers
-    and inputs are integers, held in floats: float32 where states have up to 24 bits, else float64.
-    ``tt.integers.check_exact`` proves that nothing is rounded. A layer of ``tt.snn`` here::
+    Numbers and inputs are integers, held in floats: float32 where states have up to 24 bits, else
+    float64. ``tt.integers.check_exact`` proves that nothing is rounded. Layers of ``tt.snn``::
 
         LIF        beta, pos_threshold          Readout     beta
         S...       and alpha                    R...        and gamma, rec_weight, bias
         B...       and neg_threshold, pos_scale, neg_scale
 
-    Parameters are numbers, tensors of rank 0 or 1 or setups; the step rounds them, straight
-    through, so that one that learns is an integer in use. The surrogate sees ``(mem -
-    pos_threshold) / unit``.
+    Parameters are numbers, tensors of rank 0 or 1 or setups, which the step rounds, straight
+    through. The surrogate sees ``(mem - pos_threshold) / unit``.
 
     Args:
         num_neurons: size of the neuron dimension.
@@ -71,7 +69,7 @@ class LeakyIntegrator(KnownSettings, Neuron):
         decay: how traces decay.
         state_bits: width of the states, 4 to 32.
         overflow: what becomes of a state that does not fit: ``"saturate"`` or ``"wrap"``.
-        alpha_ema, beta_ema, gamma_ema: scale the inflow of the trace.
+        alpha_ema, beta_ema, gamma_ema: the trace takes in ``inflow(x, alpha)`` instead of ``x``.
         rec_weight_fraction: bits behind the binary point of ``rec_weight``, 0 to 16.
         reset: what a spike does to the membrane: ``"subtract"``, ``"zero"`` or ``"none"``.
         detach_reset: no gradient through the spike in the reset.
@@ -82,8 +80,8 @@ class LeakyIntegrator(KnownSettings, Neuron):
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Raises:
-        TypeError, ValueError: an argument is of another kind or out of range; a part is given
-            without the one it needs; states of more than 24 bits meet an input in float32.
+        TypeError, ValueError: an argument is of another kind or out of range; a part lacks the one
+            it needs; states of more than 24 bits meet float32.
 
     Example:
         >>> layer = LeakyIntegrator(2, beta=230, pos_threshold=100, state_bits=16)
@@ -138,12 +136,11 @@ class LeakyIntegrator(KnownSettings, Neuron):
             )
         self.option("decay_by", decay, fixed=True)
         self.option("state_bits", state_bits, check=partial(check_between, low=4, high=32))
-        largest = limits(self.state_bits)[1]
         learns = isinstance(decay, Multiplier)
         for name, setup in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
             integer_weight(self, name, setup, 0, decay.largest, learns=learns)
         for name, setup in (("pos_threshold", pos_threshold), ("neg_threshold", neg_threshold)):
-            integer_weight(self, name, setup, 0, largest)
+            integer_weight(self, name, setup, 0, limits(self.state_bits)[1])
         scales = {"pos_scale": pos_scale, "neg_scale": neg_scale}
         for name, weight in {**scales, "rec_weight": rec_weight, "bias": bias}.items():
             integer_weight(self, name, weight, -_LARGEST, _LARGEST)

@@ -26,7 +26,7 @@ from tracetorch.fuse.ir.lower import lower
 from tracetorch.fuse.ir.trace import input_names
 from tracetorch.integers.arithmetic import limits
 from tracetorch.integers.layers import Product, Quantize, SumPool
-from tracetorch.snn.delay import Delay, SynapticDelays
+from tracetorch.snn.delay import Delay, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.model_graph import ModelGraph, Node, is_layer, label, read_model
 from tracetorch.snn.neuron import Neuron, beside_step, has_step
@@ -41,8 +41,8 @@ _PASSING = (
 )
 _SHAPES = {
     *("flatten", "unflatten", "reshape", "view", "unsqueeze", "squeeze", "permute", "transpose"),
-    *("movedim", "contiguous", "clone", "detach", "expand", "getitem", "item", "unbind", "chunk"),
-    *("split", "cat", "stack", "t", "swapaxes", "flip", "roll", "max_pool1d", "max_pool2d"),
+    *("movedim", "contiguous", "clone", "detach", "expand", "getitem", "chunk", "split", "unbind"),
+    *("cat", "stack", "max_pool1d", "max_pool2d"),
 }
 _COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
 _NAMES = {"min": "low", "max": "high"}  # of arguments that a rule calls otherwise
@@ -173,8 +173,7 @@ class _Model:
                     given = x.new_zeros(of.shape or ())
                     self.read(getattr(layer, name), given, join_path(inner, name))
             elif has_step(layer):
-                read = _read_step(layer, len(node.shape or ()), self.dtype)
-                starts, self.steps[inner] = read
+                starts, self.steps[inner] = _read_step(layer, len(node.shape or ()), self.dtype)
                 self.starts |= {(inner, name): each for name, each in starts.items()}
 
     def step(self, x: Interval, states: States, check: bool) -> tuple[Found, States]:
@@ -194,11 +193,11 @@ class _Model:
                 raise ValueError(f"{place} has a forward of its own: no rule.")
             names = getattr(node.module, "inputs", ("x",))
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-            given = {name: _interval(each) for name, each in given.items()}
+            given = {name: interval_of(each) for name, each in given.items()}
             return self.reached(place, self.module(here, place, node.module, given))
 
         output = self.graphs[path].run(x, call=call)
-        return reduce(hull, map(_interval, pytree.tree_leaves(output)))
+        return reduce(hull, map(interval_of, pytree.tree_leaves(output)))
 
     def reached(self, place: str, value: Interval) -> Interval:
         if self.check:
@@ -223,7 +222,7 @@ class _Model:
             drive = self.function(place, "add", (source, fed), {})
             self.states[key] = self.run(join_path(path, "neuron"), drive)
             return self.states[key]
-        if isinstance(module, (*PRODUCTS, SynapticDelays)):
+        if isinstance(module, (*PRODUCTS, DelayedLinear)):
             return self.sums(place, module, source)
         if isinstance(module, Delay):
             whole = interval_of(module.delay).step == 0 and module.sigma == 0
@@ -243,8 +242,8 @@ class _Model:
         if isinstance(module, _PASSING):
             return source
         raise ValueError(
-            f"{place} has no rule of ranges: nothing is proved of what it returns. Prove neuron "
-            "layers one by one, tt.integers.prove; sum where it averages, tt.integers.SumPool2d."
+            f"{place} has no rule of ranges. Prove neuron layers one by one, tt.integers.prove; "
+            "sum where it averages, tt.integers.SumPool2d."
         )
 
     def neuron(self, path: str, place: str, layer: Neuron, inputs: Given) -> Interval:
@@ -273,9 +272,9 @@ class _Model:
     def sums(self, place: str, module: Any, source: Interval) -> Interval:
         self.check_whole(place, source)
         product, weight = module, module.weight
-        if isinstance(module, SynapticDelays):
+        if isinstance(module, DelayedLinear):
             # a delay between two steps spreads a weight over both
-            product, weight = module.product, module.kernel_of(torch.float64)
+            product, weight = module.linear, module.kernel_of(torch.float64)
             source = with_zero(source)
         for each in (weight, product.bias):
             if each is not None:
@@ -288,14 +287,14 @@ class _Model:
     def function(self, place: str, name: str, args: Any, kwargs: Any) -> Interval:
         if name in _SHAPES:
             given = pytree.tree_leaves((args, kwargs))
-            ranges = [_interval(each) for each in given if isinstance(each, Interval | Tensor)]
+            ranges = [interval_of(each) for each in given if isinstance(each, Interval | Tensor)]
             return self.reached(place, reduce(hull, ranges))
         builder, reads = Builder(), dict[str, Interval]()
 
         def operand(given: Any) -> Any:
             if not isinstance(given, Interval | Tensor):
                 return given
-            reads[f"r{len(reads)}"] = _interval(given)
+            reads[f"r{len(reads)}"] = interval_of(given)
             return f"r{len(reads) - 1}"
 
         args, kwargs = pytree.tree_map(operand, (args, kwargs))
@@ -305,15 +304,8 @@ class _Model:
             graph = Graph(tuple(builder.lines), {"output": value})
             proved = intervals.bounds(graph, reads, self.dtype)
         except (Unfusable, ValueError) as reason:
-            raise ValueError(
-                f"{place} has no rule of ranges, so that nothing is proved of what it returns: "
-                f"{reason}."
-            ) from None
+            raise ValueError(f"{place} has no rule of ranges: {reason}.") from None
         found = self.reached(place, overall(proved.outputs["output"]))
         if self.check and not proved.exact:
             raise ValueError(f"{place} is not exact in {self.dtype}: {proved.fault}.")
         return found
-
-
-def _interval(given: Any) -> Interval:
-    return given if isinstance(given, Interval) else interval_of(given)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -22,11 +22,11 @@ from tracetorch.core.torch_private import COMPOSITE, StorageWeakRef, TorchDispat
 from tracetorch.core.walk import walk
 from tracetorch.metrics.activity import count_spikes
 from tracetorch.metrics.operations import WEIGHTED, ModuleStats, SynapticOperations
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse_linear import SparseLinear
 
-_BY_CALL = (SparseLinear, SynapticDelays)
+_BY_CALL = (SparseLinear, DelayedLinear)
 MULTIPLYING = (*WEIGHTED, *_BY_CALL)  # of whose products a mask can follow the samples
 # the matrices of an operation by the places of its arguments
 _MATRICES = dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot"), (0, 1)) | dict.fromkeys(
@@ -179,13 +179,10 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     w.new_zeros(layer.in_features).index_add(0, layer.edges[0], w)
                     for w in (present, torch.ones_like(present))
                 )
-            elif isinstance(layer, SynapticDelays):
-                kernel, product = layer.kernel(layer.delay), cast("Any", layer.product)
+            elif isinstance(layer, DelayedLinear):
+                kernel = layer.kernel_of(layer.delay.dtype)
                 counts = (kernel != 0).sum(-1, dtype=torch.float64)
                 every, function = torch.full_like(counts, kernel.shape[-1]), F.linear
-                if counts.ndim > 2:
-                    options = product.stride, product.padding, product.dilation, product.groups
-                    function = lambda x, w: F.conv1d(x, w, None, *options)  # noqa: E731
             else:
                 return
             self._count(stats, x, None, lambda x, _: _linear_products(x, counts, every, function))

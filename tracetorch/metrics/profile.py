@@ -28,7 +28,7 @@ from tracetorch.metrics.operations import (
 )
 from tracetorch.metrics.table import LayerProfile, Profile
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.delay import SynapticDelays
+from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.unrolling import unroll
@@ -129,9 +129,9 @@ def _has_row(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
     """Whether a module has a row: a neuron layer, or without submodules, or with parameters."""
     # A parametrization belongs to the layer whose weight it computes, and the layer of weight and
     # bias to the one that delays it.
-    delayed = (each.module for each in modules if isinstance(each.module, SynapticDelays))
+    delayed = (each.module for each in modules if isinstance(each.module, DelayedLinear))
     if "parametrizations" in stats.path.split(".") or any(
-        each.product is stats.module for each in delayed
+        each.linear is stats.module for each in delayed
     ):
         return False
     if _own_tensors(stats.module)[0] or stats.multiplies or stats.uncounted:
@@ -149,8 +149,8 @@ def _submodules(stats: ModuleStats, modules: list[ModuleStats]) -> bool:
 def _own_tensors(module: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
     """Return parameters and buffers of a module and of its parametrizations."""
     parts = [module]
-    if isinstance(module, SynapticDelays):
-        parts.append(module.product)
+    if isinstance(module, DelayedLinear):
+        parts.append(module.linear)
     for part in tuple(parts):
         if nn.utils.parametrize.is_parametrized(part):
             # Their tensors take the place of the layer's own weight.

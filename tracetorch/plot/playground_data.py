@@ -24,14 +24,14 @@ from tracetorch.cell import Cell
 from tracetorch.core.checks import check_has_values, check_unsharded
 from tracetorch.functional.surrogates import SURROGATES, Surrogate
 from tracetorch.fuse.codegen.javascript import (
+    FUNCTIONS,
     SLOPES,
     backward_source,
     forward_source,
-    functions_source,
     unknown,
 )
 from tracetorch.fuse.dispatch.plans import program_of
-from tracetorch.fuse.ir.graph import Graph, Unfusable
+from tracetorch.fuse.ir.graph import Unfusable
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.plot.firing_lines import firing_lines, smallest_shape, spike_alone
 from tracetorch.plot.playground_story import FAMILY, described_story
@@ -61,20 +61,16 @@ VALUES: dict[str, tuple[Any, ...]] = {
 
 @dataclass
 class Sources:
-    """Printed loops of a page, each once, by their place, and the graphs that were printed."""
+    """Printed loops of a page, each once, by their place."""
 
     loops: dict[str, int] = field(default_factory=dict)
-    graphs: list[Graph] = field(default_factory=list)
 
     def add(self, plan: Plan, slope: str | None = None) -> list[int]:
         """Return the places of both passes of a plan; ``slope`` stands for a spike's derivative."""
-        lines = tuple([line for line in plan.backward.lines if line.op != slope])
-        self.graphs.append(replace(plan.backward, lines=lines))
         return [self.add_forward(plan), self._place(backward_source(plan, slope))]
 
     def add_forward(self, plan: Plan) -> int:
         """Return the place of the forward pass of a plan."""
-        self.graphs.append(plan.program.forward)
         return self._place(forward_source(plan))
 
     def _place(self, source: str) -> int:
@@ -84,8 +80,8 @@ class Sources:
 
     def script(self) -> str:
         """Return the script that defines ``loops``, the list of all sources."""
-        functions, sources = functions_source(self.graphs), ",\n".join(self.loops)
-        return f'const loops = (() => {{\n"use strict";{functions}return [\n{sources}\n];\n}})();'
+        sources = ",\n".join(self.loops)
+        return f'const loops = (() => {{\n"use strict";{FUNCTIONS}return [\n{sources}\n];\n}})();'
 
 
 @dataclass(frozen=True)
@@ -117,8 +113,6 @@ def page_plan(where: str, cell: Cell, ndim: int, kwargs: dict[str, Any]) -> Plan
         operation = unknown(program.graph)
         if operation is not None:
             raise Unfusable(f"its step uses {operation}, which JavaScript lacks")
-        if program.constants:
-            raise Unfusable("its step makes several numbers; declare them with self.weight(...)")
         if len(program.inputs) > 1:
             raise Unfusable("its step takes several inputs, and the page has one stimulus")
     except Unfusable as reason:

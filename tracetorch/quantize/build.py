@@ -20,8 +20,8 @@ from tracetorch.quantize.prepared import Layer, Plan, Prepared
 from tracetorch.quantize.reader import Call, Join, flat
 from tracetorch.quantize.stages import Parts, padding_of, stages_in
 from tracetorch.snn.connectivity import Connectivity, connectivity, raw_weight
-from tracetorch.snn.delay import SynapticDelays
-from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.parameters import unbounded
 from tracetorch.snn.recurrent import Recurrent
 
@@ -93,7 +93,7 @@ def product_of(module: nn.Module, path: str = "") -> tuple[Product, str]:
     """Return the product of integers that a module is, or delays the inputs of, and its path."""
     if not isinstance(module, DelayedLinear):
         return module, path  # type: ignore[return-value]
-    return module.product, f"{path}.{next(iter(module._modules))}"  # type: ignore[return-value]
+    return module.linear, f"{path}.linear"  # type: ignore[return-value]
 
 
 class _Builder:
@@ -154,7 +154,7 @@ class _Builder:
         return divisor, growth
 
     def product(
-        self, feed: Feed, delays: SynapticDelays | None, unit: Tensor, shift: int
+        self, feed: Feed, delays: FloatDelayedLinear | None, unit: Tensor, shift: int
     ) -> nn.Module:
         target, product = self.plan.target, feed.product
         kind = _integer_kind(product, delays)
@@ -288,7 +288,7 @@ def integer_form(module: nn.Module) -> tuple[nn.Module, float, int]:
     return pool, float(getattr(module, "divisor_override", None) or size), size
 
 
-def _integer_kind(product: nn.Module, delays: SynapticDelays | None) -> Any:
+def _integer_kind(product: nn.Module, delays: FloatDelayedLinear | None) -> Any:
     if isinstance(product, nn.Linear):
         sizes = product.in_features, product.out_features
         if delays is not None:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from tracetorch.chips.target import FloatProduct, Stage
-from tracetorch.core.convolution import front_padding
+from tracetorch.core.hooks import front_padding
 from tracetorch.core.walk import join_path
 from tracetorch.quantize.reader import Call, Chain, Join, flat
 from tracetorch.snn.connectivity import connectivity, plain_class
-from tracetorch.snn.delay import Delay, DelayedLinear, SynapticDelays
+from tracetorch.snn.delay import Delay, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.model_graph import label
@@ -142,7 +142,7 @@ def _check_untied(calls: Iterable[Call]) -> None:
 
 def _parametrized(module: Any) -> str | None:
     """Say where parameters follow from others by more than the mask and signs of a product."""
-    inner = module.product if isinstance(module, SynapticDelays) else module
+    inner = module.linear if isinstance(module, DelayedLinear) else module
     plain = "parametrizations" not in inner._modules
     if plain or (connectivity(inner) is not None and plain_class(inner) in _PRODUCTS):
         return None
@@ -154,7 +154,7 @@ def _parametrized(module: Any) -> str | None:
 
 def _refuse(module: Any) -> str | None:
     """Return why a product, a delay or a pool has no integer form; ``None`` if it has one."""
-    if isinstance(module, SynapticDelays | Delay) and module.sigma != 0:
+    if isinstance(module, DelayedLinear | Delay) and module.sigma != 0:
         return (
             f"spreads its delays over several steps, sigma={module.sigma:g}, which no rounding "
             "makes whole. Finish the schedule first: sigma = 0, or round_()."
@@ -214,12 +214,12 @@ def refuse_neurons(module: nn.Module) -> str | None:
     return None
 
 
-def _copied_product(module: nn.Module) -> tuple[FloatProduct, SynapticDelays | None]:
+def _copied_product(module: nn.Module) -> tuple[FloatProduct, DelayedLinear | None]:
     copied: Any = copy.deepcopy(module)
-    if not isinstance(copied, SynapticDelays):
+    if not isinstance(copied, DelayedLinear):
         return copied, None
     copied.zero_states()
-    return copied.product, copied
+    return copied.linear, copied
 
 
 def _set_neurons(

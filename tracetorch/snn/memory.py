@@ -31,9 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_finite, check_flag
-from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.core.leaked_tracer import is_leaked_tracer
-from tracetorch.core.torch_private import dispatch_modes, is_jit_tracing
+from tracetorch.core.torch_private import dispatch_modes, is_jit_tracing, is_leaked_tracer
 from tracetorch.core.walk import Opaque
 from tracetorch.snn.passes import current_pass, states_of
 
@@ -304,8 +302,7 @@ def remember(module: Any, name: str, value: object) -> None:
         module._check_states_current()
         # a copy, which a later in-place operation on the value does not reach
         call = notes.call if notes.is_called else None
-        copied = check_value(module, name, value, call=call).clone()
-        (value,) = explain_double_backward([copied])
+        value = check_value(module, name, value, call=call).clone()
     states[_PREFIX + name] = value
 
 

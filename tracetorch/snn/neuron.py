@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import METHODS, Cell, StepDefinition
-from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
     constant_in_compile,
@@ -17,13 +16,12 @@ from tracetorch.core.torch_private import (
     functorch,
     observed_by,
 )
-from tracetorch.fuse.dispatch.sequence import run_sequence
-from tracetorch.fuse.dispatch.specialised import CompiledStep, PreparedSequence, Specialised
+from tracetorch.fuse.dispatch.prepared import PreparedCalls, run_sequence
 from tracetorch.fuse.step_results import check_step_results, shares_memory
 from tracetorch.snn.passes import ambient, in_one_commit, states_of
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE, SequenceLayer
-from tracetorch.snn.step_signature import check_named, check_signature
+from tracetorch.snn.signatures import check_step
 
 _MOST_CELLS = 4  # that a layer keeps, for options that come and go
 # of the dtypes in which an output is narrower than the arithmetic
@@ -101,9 +99,8 @@ class Neuron(SequenceLayer):
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
-        self._single_steps = Specialised(CompiledStep)
-        self._sequences = Specialised(PreparedSequence)
-        check_signature(self)
+        self._prepared = PreparedCalls()
+        check_step(self)
 
     # Reading
 
@@ -131,7 +128,6 @@ class Neuron(SequenceLayer):
         if known:
             cell = known[0]
         else:
-            check_named(self, self.step, [*declared.constraints, *declared.options])
             cell = Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
         others = [each for each in declared.cells if each is not cell]
         declared.cells = [cell, *others][:_MOST_CELLS]
@@ -160,8 +156,7 @@ class Neuron(SequenceLayer):
         # compiled steps belong to this process and this layer
         return {
             **super().__getstate__(),
-            "_single_steps": Specialised(CompiledStep),
-            "_sequences": Specialised(PreparedSequence),
+            "_prepared": PreparedCalls(),
         }
 
     # Calling
@@ -192,10 +187,9 @@ class Neuron(SequenceLayer):
             )
         ):
             return self._step_checked(cell, x, further)
-        with_graph = torch.is_grad_enabled()
         current = self.__dict__ if run is None else run.states_of(self)
-        if not with_graph:
-            found = self._single_steps.run(self, cell, x, current)
+        if not torch.is_grad_enabled():
+            found = self._prepared.run_step(self, cell, x, current)
             if found is not None:
                 current.update(found[1])
                 return found[0]
@@ -224,8 +218,6 @@ class Neuron(SequenceLayer):
             return self._step_checked(cell, x, further)
         results = self.step(x, *states, **self.step_kwargs(x.ndim, dtype))
         output, *ends = self._checked_results(cell, (x,), states, results)
-        if with_graph:
-            output, *ends = explain_double_backward([output, *ends], observed=False)
         # assigned last and all together, so that a failed call changes nothing
         current.update(zip(cell.active, ends, strict=True))
         return output
@@ -238,8 +230,7 @@ class Neuron(SequenceLayer):
         states = self._states_for(x, dtype)
         inputs = _working(self, x, further, dtype)
         results = self.step(*inputs, *states, **self._kwargs_for(x, x.ndim, dtype))
-        values = self._checked_results(cell, inputs, states, results)
-        output, *ends = explain_double_backward(values)
+        output, *ends = self._checked_results(cell, inputs, states, results)
         current = states_of(self)
         for name, value in zip(cell.active, ends, strict=True):
             current[name] = value
@@ -329,7 +320,7 @@ class Neuron(SequenceLayer):
             else:  # by layer it is what runs
                 own = run.entries.get(id(self)) if run.running is self else None
                 current = run.states_of(self) if own is None else own.states
-            prepared = self._sequences.run(self, cell, x, current)
+            prepared = self._prepared.run_sequence(self, cell, x, current)
             if prepared is not None:
                 current.update(prepared[1])
                 return prepared[0], {}

@@ -32,7 +32,8 @@ def streamed(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def is_compiled(made: snn.Neuron) -> bool:
-    return bool(made._single_steps.kept) and made._single_steps.kept[0].kernel is not None
+    kept = made._prepared.kept
+    return bool(kept) and all(each.runs for key, each in kept.items() if not key[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -160,7 +161,7 @@ def test_copy_streams_independently(copied: Any) -> None:
     with torch.no_grad():
         stepped(made, x[:4])
         twin = copied(made)
-        assert twin._single_steps.kept == []
+        assert twin._prepared.kept == {}
         assert torch.equal(stepped(twin, x[4:]), stepped(made, x[4:]))
         made.zero_states()
         assert twin.mem is not None
@@ -195,7 +196,7 @@ class Scaled(snn.Neuron):
 )
 def test_cases_that_run_eagerly(made: snn.Neuron, x: Tensor) -> None:
     with torch.no_grad():
-        assert made._single_steps.run(made, made.cell, x, vars(made)) is None
+        assert made._prepared.run_step(made, made.cell, x, vars(made)) is None
         assert made(x).shape == x.shape
 
 
@@ -203,29 +204,27 @@ def test_backend_choice_applies_to_single_steps() -> None:
     made = snn.LIF(2)
     with torch.no_grad(), fuse.backend("eager"):
         made(torch.ones(1, 2))
-        assert made._single_steps.run(made, made.cell, torch.ones(1, 2), vars(made)) is None
-        assert not made._single_steps.kept, "nothing is compiled that will not run"
+        assert made._prepared.run_step(made, made.cell, torch.ones(1, 2), vars(made)) is None
+        assert not made._prepared.kept, "nothing is compiled that will not run"
     with torch.no_grad(), fuse.backend("cpu"):
-        assert made._single_steps.run(made, made.cell, torch.ones(1, 2), vars(made)) is not None
+        assert made._prepared.run_step(made, made.cell, torch.ones(1, 2), vars(made)) is not None
     with torch.no_grad():
         assert torch.vmap(made, randomness="error")(torch.ones(2, 1, 2)).shape == (2, 1, 2)
 
 
 def test_alternating_shapes_reuse_their_compiled_step() -> None:
     made = layer("BSLIF", 5)
-    inputs = [sequence(1, batch, 5, dtype=torch.float32)[0] for batch in (1, 2, 3, 4, 5, 6)]
+    inputs = [sequence(1, batch, 5, dtype=torch.float32)[0] for batch in range(1, 11)]
     steps_by_batch: dict[int, Any] = {}
     for x in (*inputs[:4], *inputs[:4]):
         expected, _ = reference(made, x[None])
         out, _ = streamed(made, x[None])
         assert torch.equal(out, expected)
-        assert (
-            steps_by_batch.setdefault(len(x), made._single_steps.kept[0])
-            is made._single_steps.kept[0]
-        )
+        (step,) = [each for key, each in made._prepared.kept.items() if key[1][0] == len(x)]
+        assert steps_by_batch.setdefault(len(x), step) is step
     for x in inputs[4:]:
         streamed(made, x[None])
-    assert len(made._single_steps.kept) == 4
+    assert len(made._prepared.kept) == 8
 
 
 def test_overridden_step_kwargs_may_read_unwatched_attributes() -> None:

@@ -1,7 +1,8 @@
 """Spell one time step in JavaScript: a function for each stage, on the arrays of one object.
 
 Loops, sums and their order are those of C: the printer of stages is the same, with other words. All
-arithmetic is rounded to float32, so the numbers are those of C, too.
+arithmetic is rounded to float32, so the numbers are those of C, too; but a product and a sum that C
+rounds together, which ``lerp`` and ``addcmul`` make, may differ in the last place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tracetorch.export.c_code.printer import Names, Words, pool_name
 from tracetorch.export.c_code.source import stage_printer
 from tracetorch.export.c_code.stages import Array, Pointwise, StepProgram
 from tracetorch.fuse.codegen.c_kernel import contains_word
-from tracetorch.fuse.codegen.javascript import functions_source
+from tracetorch.fuse.codegen.javascript import FUNCTIONS
 from tracetorch.fuse.codegen.targets import javascript_target
 
 # The typed array of each kind of value.
@@ -50,13 +51,12 @@ def javascript_step(
     Of those the kind and size of each by its name, in base64 the values of tables and of states
     that do not start from zero, and the names of all states.
     """
-    bodies, graphs = [], []
+    bodies = []
     for stage in program.stages:
         if isinstance(stage, Pointwise):
-            graphs.append(stage.graph)
             operation = names.words.target.unknown_operation(stage.graph)
             if operation is not None:
-                raise ValueError(f"{stage.path}: JavaScript has no {operation} of float32.")
+                raise ValueError(f"{stage.path}: JavaScript has no {operation}.")
         text = stage_printer(stage, names, events).text()
         # without indentation: nobody reads it
         bodies.append("\n".join(line.strip() for line in text.splitlines()))
@@ -72,7 +72,7 @@ def javascript_step(
         used = [name for name in arrays if contains_word(body, name)]
         functions.append(f"({{ {', '.join(used)} }}) => {{\n{body}\n}}")
     listed = ",\n".join(functions)
-    source = f"(() => {{\n{functions_source(graphs)}return [\n{listed}\n];\n}})()"
+    source = f"(() => {{\n{FUNCTIONS}return [\n{listed}\n];\n}})()"
     return source, {"arrays": arrays, "values": values, "states": [*states.values()]}
 
 

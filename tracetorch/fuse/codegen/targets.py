@@ -69,14 +69,15 @@ _JAVASCRIPT = {
     **{op: f"Math.{op}({{}}, {{}})" for op in ("atan2", "hypot")},
     **{op: f"Math.{op}({{}})" for op in ("abs", *_INVERSE, *_UNARY)},
     "exp2": "Math.pow(2, {})",
-    **{op: f"{op}({{}})" for op in ("erf", "erfc", "round")},
-    **{op: f"{op}({{}}, {{}})" for op in ("copysign", "nextafter", "pow")},
-    "fma": "fma({}, {}, {})",
+    "round": "round({})",
+    **{op: f"{op}({{}}, {{}})" for op in ("copysign", "pow")},
+    # rounded twice, which may move its last place
+    "fma": "{} * {} + {}",
 }
 
 # Operations of float32 whose result in float64 has too many digits.
 _ROUNDED = (
-    *("add", "sub", "mul", "div", "sigmoid", "atan2", "hypot", "pow", "erf", "erfc"),
+    *("add", "sub", "mul", "div", "fma", "sigmoid", "atan2", "hypot", "pow"),
     *(op for op in (*_INVERSE, *_UNARY) if op not in ("ceil", "floor", "trunc")),
 )
 
@@ -107,7 +108,6 @@ _INTEGERS["rem"] = "{} % {}"  # of numbers that are not negative, on which all l
 
 
 def triton_target(dtype: torch.dtype) -> Target:
-    """Return the description of Triton, with arithmetic in ``dtype``."""
     return Target(
         expressions=_TRITON_FLOAT32 if dtype == torch.float32 else _TRITON,
         integers={**_INTEGERS, "min": "tl.minimum({}, {})"},
@@ -127,9 +127,7 @@ def javascript_target(real: str = "float64") -> Target:
     expressions = _JAVASCRIPT
     if real == "float32":
         rounded = {op: f"Math.fround({_JAVASCRIPT[op]})" for op in _ROUNDED}
-        expressions = {**_JAVASCRIPT, **rounded, "fma": "fmaf({}, {}, {})"}
-        # that of float64 is another number
-        del expressions["nextafter"]
+        expressions = {**_JAVASCRIPT, **rounded}
     integers = {**_INTEGERS, **equality, "min": "Math.min({}, {})"}
     return Target(expressions, integers, zero="0", negative_zero="(-0)", one="1", **_BRACES)
 
@@ -154,7 +152,6 @@ def c_integer_target() -> Target:
 
 
 def c_target(real: str) -> Target:
-    """Return the description of C99, with arithmetic in ``"float32"`` or ``"float64"``."""
     suffix = "f" if real == "float32" else ""
     zero, one = f"0.0{suffix}", f"1.0{suffix}"
     expressions = {

@@ -1,9 +1,4 @@
-"""Plan a call: trace the layer's step once, select a backend, and remember both by key.
-
-Three of the caches around a kernel are here, each for what the next inner one cannot know: programs
-by what a step does, plans by what a call needs of a program, and plans by the key under which the
-operators find them.
-"""
+"""Plan a call: programs by what a step does, plans by what a call needs of a program."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition, StepLayer
-from tracetorch.core.reads import Reads, global_functions
+from tracetorch.core.reads import Reads, reads_pytorch_alone
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
@@ -70,8 +65,6 @@ def program_of(
         _programs[key] = result
     if isinstance(result, str):
         raise Unfusable(result)
-    for number in result.constants.values():
-        _check_parameter(cell, "its step makes a tensor that", number, ndim, dtype)
     return result
 
 
@@ -96,42 +89,13 @@ class Needs(NamedTuple):
     trained: tuple[str, ...]
 
 
-def plan_for(
-    cell: Cell,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    kwargs: dict[str, Any],
-    record: tuple[str, ...],
-) -> Plan | None:
-    """Return the plan that runs a cell over sequences, or ``None``: it runs eagerly."""
-    needs, x = _gradient_needs(cell, inputs, states, kwargs), inputs[0]
-    return _plan(cell, x.ndim - 1, x.dtype, x.device, record, needs, kwargs)
-
-
-def plan_key(
-    layer: StepLayer,
-    cell: Cell | StepDefinition,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor],
-    kwargs: dict[str, Any],
-    record: tuple[str, ...],
-) -> str | None:
-    """Return the key of :func:`plan_for` inside ``torch.compile``, where it is a constant."""
-    if requested_backend() == "eager":
-        return None
-    numbers = _compiled_in(layer, kwargs)
-    if numbers is None:
-        return None
-    needs, x = _gradient_needs(cell, inputs, states, kwargs), inputs[0]
-    return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), record, *needs, numbers)
-
-
-def _gradient_needs(
+def gradient_needs(
     cell: Cell | StepDefinition,
     inputs: Sequence[Tensor],
     states: Sequence[Tensor | None],
     kwargs: dict[str, Any],
 ) -> Needs:
+    """Return what has a gradient, of tensors that may be part of a graph."""
     if not torch.is_grad_enabled():
         return Needs(False, (), ())
     trained: list[str] = []
@@ -146,19 +110,105 @@ def _gradient_needs(
     return Needs(has_backward, differentiated, tuple(trained))
 
 
+def supported_program(
+    backend: Backend,
+    cell: Cell,
+    ndim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kwargs: dict[str, Any],
+) -> tuple[Program | None, str | None]:
+    """Return the program that a backend runs on a device, and why it does not, or ``None``."""
+    reason = backend.unavailable_reason(device)
+    if reason is not None:
+        return None, reason
+    try:
+        program = program_of(cell, ndim, dtype, kwargs, device)
+    except Unfusable as unfusable:
+        return None, str(unfusable)
+    return program, backend.unsupported_reason(program, device)
+
+
+def plan_for(
+    cell: Cell,
+    ndim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    record: tuple[str, ...],
+    needs: Needs,
+    kwargs: dict[str, Any],
+    kind: Callable[..., Plan] = Plan,
+) -> Plan | None:
+    """Return the plan that runs a cell over sequences, or ``None``: it runs eagerly."""
+    backend = select_backend(device)
+    if backend is None:
+        return None
+    program, reason = supported_program(backend, cell, ndim, dtype, device, kwargs)
+    if program is not None and reason is None:
+        return plan_for_needs(program, backend, cell.dim_from_end(ndim), record, needs, kind)
+    # all layers of a program whose kernel was refused are reported once
+    refused = program is not None and device in program.refused
+    report_fallback(cell.name if refused else str(cell.call), backend.name, str(reason))
+    return None
+
+
+def recurrent_plan_for(
+    cell: Cell,
+    x: Tensor,
+    states: Sequence[Tensor],
+    kwargs: dict[str, Any],
+    first: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    along_edges: Tensor | None = None,
+) -> RecurrentPlan | None:
+    """Return the plan for an output fed back through matrices, or ``None``: step by step."""
+    if len(cell.inputs) > 1:
+        return None  # the kernels feed the output back to the only input
+    needs = gradient_needs(cell, (x,), (*states, first, weight, bias, along_edges), kwargs)
+    # what goes back to the outputs goes through the gradient of the input, whoever wants that
+    needs = needs._replace(differentiated=("x",) if needs.has_backward else ())
+    kind = LearningPlan if needs.has_backward and weight.requires_grad else RecurrentPlan
+    plan = plan_for(cell, x.ndim - 1, x.dtype, x.device, (), needs, kwargs, kind)
+    if not isinstance(plan, RecurrentPlan):
+        return None
+    return plan if bool(plan.differentiated) == needs.has_backward else None
+
+
+@lru_cache(maxsize=512)
+def plan_for_needs(
+    program: Program,
+    backend: Backend,
+    dim: int,
+    record: tuple[str, ...],
+    needs: Needs,
+    kind: Callable[..., Plan] = Plan,
+) -> Plan:
+    """Return the plan of a program, the same object each time; a backward pass holds its own."""
+    # a parameter that no output depends on has no gradient to compute
+    trained = tuple([name for name in needs.trained if f"p_{name}" in program.reached])
+    differentiated = tuple([name for name in needs.differentiated if name in program.reached])
+    wanted = (needs.has_backward, differentiated, trained, backend.tile)
+    return kind(program, backend.name, dim, record, *wanted)
+
+
+def plan_key(
+    layer: StepLayer, x: Tensor, record: tuple[str, ...], needs: Needs, kwargs: dict[str, Any]
+) -> str | None:
+    """Return the key of :func:`plan_for` inside ``torch.compile``, where it is a constant."""
+    numbers = None if requested_backend() == "eager" else _compiled_in(layer, kwargs)
+    if numbers is None:
+        return None
+    return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), record, *needs, numbers)
+
+
 def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
     """Return the numbers for which a region is compiled anew; ``None``: they cannot be seen."""
     surrogates = {n: value for n, value in kwargs.items() if isinstance(value, Surrogate)}
     if not all(type(value).__module__ == Surrogate.__module__ for value in surrogates.values()):
         return None
-    paths = global_functions(layer)
-    if paths is None:
+    if not reads_pytorch_alone(layer):
         return None
-    for path in paths:  # read here, so that the compiler guards on it
-        function: Any = layer.step
-        for name in path:
-            function = function.__globals__.get(name)
-        _ = function is None or callable(function)
     numbers: list[object] = []
     for name, value in kwargs.items():
         if name in surrogates:
@@ -186,74 +236,6 @@ def _numbers_of(surrogate: Surrogate) -> list[object]:
     return parts
 
 
-def _plan(
-    cell: Cell,
-    ndim: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    record: tuple[str, ...],
-    needs: Needs,
-    kwargs: dict[str, Any],
-    kind: Callable[..., Plan] = Plan,
-) -> Plan | None:
-    backend = select_backend(device)
-    if backend is None:
-        return None
-    reason, label = backend.unavailable_reason(device), None
-    if reason is None:
-        try:
-            program = program_of(cell, ndim, dtype, kwargs, device)
-            reason = backend.unsupported_reason(program, device)
-            if device in program.refused:  # all layers of the program, reported once
-                label = program.layer
-        except Unfusable as unfusable:
-            reason = str(unfusable)
-    if reason is not None:
-        report_fallback(label or str(cell.call), backend.name, reason)
-        return None
-    return plan_for_needs(program, backend, cell.dim_from_end(ndim), record, needs, kind)
-
-
-def recurrent_plan_for(
-    cell: Cell,
-    x: Tensor,
-    states: Sequence[Tensor],
-    kwargs: dict[str, Any],
-    first: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    along_edges: Tensor | None = None,
-) -> RecurrentPlan | None:
-    """Return the plan for an output fed back through matrices, or ``None``: step by step."""
-    if len(cell.inputs) > 1:
-        return None  # the kernels feed the output back to the only input
-    needs = _gradient_needs(cell, (x,), (*states, first, weight, bias, along_edges), kwargs)
-    # what goes back to the outputs goes through the gradient of the input, whoever wants that
-    needs = needs._replace(differentiated=("x",) if needs.has_backward else ())
-    kind = LearningPlan if needs.has_backward and weight.requires_grad else RecurrentPlan
-    plan = _plan(cell, x.ndim - 1, x.dtype, x.device, (), needs, kwargs, kind)
-    if not isinstance(plan, RecurrentPlan):
-        return None
-    return plan if bool(plan.differentiated) == needs.has_backward else None
-
-
-@lru_cache(maxsize=512)
-def plan_for_needs(
-    program: Program,
-    backend: Backend,
-    dim: int,
-    record: tuple[str, ...],
-    needs: Needs,
-    kind: Callable[..., Plan] = Plan,
-) -> Plan:
-    """Return the plan of a program, the same object each time; a backward pass holds its own."""
-    # a parameter that no output depends on has no gradient to compute
-    trained = tuple([name for name in needs.trained if f"p_{name}" in program.reached])
-    differentiated = tuple([name for name in needs.differentiated if name in program.reached])
-    wanted = (needs.has_backward, differentiated, trained, backend.tile)
-    return kind(program, backend.name, dim, record, *wanted)
-
-
 @constant_in_compile
 def _constant_key(
     layer: StepLayer,
@@ -270,8 +252,8 @@ def _constant_key(
     needs = Needs(has_backward, differentiated, trained)
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
-    plan = _plan(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
-    if plan is None or plan.program.constants:
+    plan = plan_for(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
+    if plan is None:
         return None
     backend_named(plan.backend).prepare(plan, torch.device(device))
     return register(plan)

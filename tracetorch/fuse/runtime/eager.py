@@ -2,7 +2,7 @@
 
 Faster than calling the layer ``T`` times, because parameters are constrained and states checked
 once for the whole sequence. A program runs from the operands of its kernels too, and so needs no
-layer: where a kernel has failed, and for a gradient of the gradient.
+layer, where a kernel has failed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition
-from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.backend import Grads, Operands
 from tracetorch.fuse.step_results import check_step_results
@@ -38,9 +37,8 @@ def run(
         outputs.append(output)
         for name, trajectory in trajectories.items():
             trajectory.append(active[name])
-    stacked = [torch.stack(outputs), *(torch.stack(t) for t in trajectories.values())]
-    output, *results = explain_double_backward([*stacked, *active.values()])
-    return output, results[len(record) :], results[: len(record)]
+    records = [torch.stack(trajectory) for trajectory in trajectories.values()]
+    return torch.stack(outputs), list(active.values()), records
 
 
 def run_plan(plan: Plan, given: Operands) -> list[Tensor]:
@@ -50,8 +48,7 @@ def run_plan(plan: Plan, given: Operands) -> list[Tensor]:
     shape[plan.dim] = -1
     kwargs = dict(program.options)
     for name, value in zip(program.params, given.params, strict=True):
-        if name not in program.constants:  # which the step makes itself
-            kwargs[name] = value.reshape(shape if value.numel() > 1 else ())
+        kwargs[name] = value.reshape(shape if value.numel() > 1 else ())
     active = dict(zip(program.states, given.states, strict=True))
     states = [active.get(name) for name in program.definition.states]
     output, ends, records = run(program.definition, given.inputs, states, kwargs, plan.record)
@@ -69,35 +66,16 @@ def plan_gradients(plan: Plan, given: Operands, grads: Grads) -> list[Tensor]:
         for of in zip((program.inputs, program.states, program.params), given, strict=True)
     ]
     tensors = [each for group in leaves for each in group]
-    found = gradients(plan, Operands(*leaves), grads)
+    with torch.enable_grad():
+        found = pull_back(run_plan(plan, Operands(*leaves)), grads, tensors)
     return [
         x.new_zeros(x.shape if name in wanted else 0) if grad is None else grad
         for name, grad, x in zip(names, found, tensors, strict=True)
     ]
 
 
-def gradients(
-    plan: Plan, given: Operands, grads: Grads, *, create_graph: bool = False
-) -> list[Tensor | None]:
-    """Return the gradients of those inputs, states and parameters that require one.
-
-    Args:
-        plan: of the step.
-        given: inputs, states and parameters.
-        grads: those of the results; ``None`` for one that is absent.
-        create_graph: whether they are part of a graph of their own.
-    """
-    with torch.enable_grad():
-        # Views: where one of the inputs is computed from another, the path between them is not
-        # this sequence's to differentiate.
-        tensors = [each.view_as(each) for group in given for each in group]
-        parts = iter(tensors)
-        again = Operands(*[[next(parts) for _ in group] for group in given])
-        return pull_back(run_plan(plan, again), grads, tensors, create_graph=create_graph)
-
-
 def pull_back(
-    results: Sequence[Tensor], grads: Grads, leaves: Sequence[Tensor], *, create_graph: bool = False
+    results: Sequence[Tensor], grads: Grads, leaves: Sequence[Tensor]
 ) -> list[Tensor | None]:
     """Return the gradients of leaves, ``None`` for one that requires none, or that none reaches."""
     given = zip(results, grads, strict=True)
@@ -106,8 +84,6 @@ def pull_back(
     found: Sequence[Tensor | None] = [None] * len(wanted)
     if pairs and wanted:
         ends, cotangents = zip(*pairs, strict=True)
-        found = torch.autograd.grad(
-            ends, wanted, cotangents, create_graph=create_graph, allow_unused=True
-        )
+        found = torch.autograd.grad(ends, wanted, cotangents, allow_unused=True)
     each = iter(found)
     return [next(each) if leaf.requires_grad else None for leaf in leaves]
