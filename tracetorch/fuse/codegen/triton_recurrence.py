@@ -16,24 +16,24 @@ from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Role
 
 
-def recurrence_source(kernel: ir.Kernel, *, one_matrix: bool) -> str:
+def recurrence_source(kernel: ir.Schedule, *, one_matrix: bool) -> str:
     """Return the module of a kernel with products, with ``one_matrix`` a faster one for one."""
-    return _Printer(kernel, one_matrix).print()
+    return _RecurrencePrinter(kernel, one_matrix).print()
 
 
-def loop_arguments(kernel: ir.Kernel) -> list[str]:
+def loop_arguments(kernel: ir.Schedule) -> list[str]:
     """Return the names of a kernel's arguments, in order: no scratch, which is in registers."""
     return [name for name in arguments(kernel) if not name.startswith("at_scratch")]
 
 
-class _Printer(TritonPrinter):
+class _RecurrencePrinter(TritonPrinter):
     block = ("ROWS", "COLUMNS", "DEPTH")
 
-    def __init__(self, kernel: ir.Kernel, one_matrix: bool) -> None:
+    def __init__(self, kernel: ir.Schedule, one_matrix: bool) -> None:
         super().__init__(kernel)
         found = list(ir.statements(self.kernel.body))
         read = {each.buffer for each in found if isinstance(each, ir.Load)}
-        targets = {each.target: None for each in found if isinstance(each, ir.Product)}
+        targets = {each.target: None for each in found if isinstance(each, ir.Multiply)}
         self.one_matrix = one_matrix
         self.factors: object = None  # of the product that was printed last
         self.in_registers = [each for each in targets if one_matrix and each in read]
@@ -99,7 +99,7 @@ class _Printer(TritonPrinter):
         if buffer in self.in_registers:
             self.line(f"latest_{buffer.label} = {value}")
 
-    def product(self, each: ir.Product) -> None:
+    def product(self, each: ir.Multiply) -> None:
         """Append the products of one step with its matrices, behind a barrier.
 
         Other threads read what one has written, also where there is no matrix left.
@@ -123,7 +123,7 @@ class _Printer(TritonPrinter):
             return
         self.barrier()
         with self.indent(f"for tap in range(first, {count}):"):
-            place = ir.Value("place", ir.Dtype.INT64)
+            place = ir.Var("place", ir.Dtype.INT64)
             number = f"({first} + tap)"
             self.declare(place, f"{begin} {'-' if each.reverse else '+'} tap")
             # the product with the last matrix is the first that its target is given
@@ -138,7 +138,7 @@ class _Printer(TritonPrinter):
         (step,) = [each for each in index if not isinstance(each, Axis)]
         return self.spell(step)
 
-    def _multiply(self, each: ir.Product, number: str, begin: str) -> None:
+    def _multiply(self, each: ir.Multiply, number: str, begin: str) -> None:
         """Append the lines of ``total``, the product of one step with one matrix."""
         source, step = each.source.label, self._step(each.source_index)
         self.line(f"total = {begin}")

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, Printed, print_kernel
 from tracetorch.fuse.ir import schedule as schedules
-from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size
-from tracetorch.fuse.ir.kernel import Kernel as Schedule
+from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Schedule, Size
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.runtime.allocation import cache_size, wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands

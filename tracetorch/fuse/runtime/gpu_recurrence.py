@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tracetorch.fuse.codegen.triton_loops import exact_options
 from tracetorch.fuse.codegen.triton_recurrence import recurrence_source
-from tracetorch.fuse.ir.kernel import STRIDED, Kernel, Role
+from tracetorch.fuse.ir.kernel import STRIDED, Role, Schedule
 from tracetorch.fuse.ir.plan import RecurrentPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
 from tracetorch.fuse.runtime.allocation import wrong_memory
@@ -121,7 +121,7 @@ class TritonLoop(Loop):
         arguments |= tile._asdict()
         launch_programs(kernel, count, device, arguments, recurrence_options)
 
-    def _kernel(self, backward: bool, one_matrix: bool) -> tuple[Kernel, Any]:
+    def _kernel(self, backward: bool, one_matrix: bool) -> tuple[Schedule, Any]:
         key = ("recurrence", backward, one_matrix)
         if key not in self.plan.kernels:
             build = recurrent_backward_kernel if backward else recurrent_forward_kernel
@@ -129,11 +129,11 @@ class TritonLoop(Loop):
             source = recurrence_source(schedule, one_matrix=one_matrix)
             name = f"triton_recurrent_{schedule.name}"
             self.plan.kernels[key] = schedule, getattr(module_of(source, name), schedule.name)
-        found: tuple[Kernel, Any] = self.plan.kernels[key]
+        found: tuple[Schedule, Any] = self.plan.kernels[key]
         return found
 
 
-def _arguments(kernel: Kernel, shape: Shape, buffers: Buffers) -> dict[str, Any]:
+def _arguments(kernel: Schedule, shape: Shape, buffers: Buffers) -> dict[str, Any]:
     """Return the arguments by name; refuse tensors of another dtype than the kernel reads."""
     sizes = zip([size.name for size in kernel.sizes], shape.sizes, strict=True)
     found: dict[str, Any] = {
