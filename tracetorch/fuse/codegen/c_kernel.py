@@ -22,7 +22,7 @@ C_TYPES = {
 }  # fmt: skip
 
 
-def c_source(kernel: ir.Kernel) -> str:
+def c_source(kernel: ir.Schedule) -> str:
     return CPrinter(kernel, c_target(kernel.dtype.value)).print()
 
 
@@ -56,10 +56,10 @@ class CPrinter(BraceEmitter):
     def spell(self, operand: ir.Operand) -> str:
         return _ascii(super().spell(operand))
 
-    def declare(self, value: ir.Value, spelled: str) -> None:
+    def declare(self, value: ir.Var, spelled: str) -> None:
         self.line(f"const {C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
-    def declare_variable(self, value: ir.Value, spelled: str) -> None:
+    def declare_variable(self, value: ir.Var, spelled: str) -> None:
         self.line(f"{C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
     def place(self, buffer: ir.Buffer, index: Sequence[ir.Index], lane: str = "lane") -> str:

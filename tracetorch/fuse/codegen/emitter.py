@@ -43,7 +43,7 @@ class Target:
 class Emitter(ABC):
     """Print a kernel: a child says how its language declares, loads, stores, and loops."""
 
-    def __init__(self, kernel: ir.Kernel, target: Target) -> None:
+    def __init__(self, kernel: ir.Schedule, target: Target) -> None:
         self.kernel = without_dead_lines(kernel)
         self.read = values_read(self.kernel.body)
         self.target = target
@@ -79,21 +79,21 @@ class Emitter(ABC):
     # The language
 
     @abstractmethod
-    def declare(self, value: ir.Value, spelled: str) -> None:
+    def declare(self, value: ir.Var, spelled: str) -> None:
         """Append the line that gives a new name a value."""
 
-    def declare_variable(self, value: ir.Value, spelled: str) -> None:
+    def declare_variable(self, value: ir.Var, spelled: str) -> None:
         """Append the line that gives a new name a value which will change."""
         self.declare(value, spelled)
 
-    def assign(self, values: Mapping[ir.Value, str]) -> None:
+    def assign(self, values: Mapping[ir.Var, str]) -> None:
         """Assign to variables all at once: a value may be the name of another of them."""
         changed = {name: value for name, value in values.items() if value != self.spell(name)}
         if len(changed) == 1:
             ((name, value),) = changed.items()
             self.line(self.target.assignment.format(self.spell(name), value))
             return
-        moved = {name: ir.Value(f"moved_{name}", name.dtype, name.lanes) for name in changed}
+        moved = {name: ir.Var(f"moved_{name}", name.dtype, name.lanes) for name in changed}
         for name, value in changed.items():
             self.declare(moved[name], value)
         for name in changed:
@@ -110,7 +110,7 @@ class Emitter(ABC):
 
     @abstractmethod
     @contextmanager
-    def loop(self, each: ir.Loop) -> Iterator[None]:
+    def loop(self, each: ir.For) -> Iterator[None]:
         """Open a loop over an index."""
 
     @abstractmethod
@@ -126,7 +126,7 @@ class Emitter(ABC):
     def barrier(self) -> None:  # noqa: B027 (one lane, or a block of them, needs none)
         """Append a barrier, where lanes run apart."""
 
-    def product(self, each: ir.Product) -> None:
+    def product(self, each: ir.Multiply) -> None:
         """Append a product; by default the language has none."""
         raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
 
@@ -144,7 +144,7 @@ class Emitter(ABC):
                     total = self.load(each.buffer, each.index)
                     value = self.target.expressions["add"].format(total, value)
                 self.store(each.buffer, each.index, value)
-            elif isinstance(each, ir.Loop):
+            elif isinstance(each, ir.For):
                 self.walk(each)
             elif isinstance(each, ir.If):
                 with self.condition(self.spell(each.condition)):
@@ -157,7 +157,7 @@ class Emitter(ABC):
             else:
                 self.product(each)
 
-    def walk(self, each: ir.Loop) -> None:
+    def walk(self, each: ir.For) -> None:
         """Append a loop: its variables before it, their next values at its end."""
         carried: tuple[ir.Carried, ...] = each.carried
         for c in carried:
@@ -170,14 +170,14 @@ class Emitter(ABC):
                 self.declare(c.result, self.spell(c.inside))
 
     def expression(self, each: ir.Operation) -> str:
-        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Var)]
         whole = any(dtype.is_integer for dtype in dtypes)
         templates = self.target.integers if whole else self.target.expressions
         return templates[each.op].format(*map(self.spell, each.args))
 
     def spell(self, operand: ir.Operand) -> str:
         """Return the spelling of a value, a number or a truth value in the target language."""
-        if isinstance(operand, ir.Value):
+        if isinstance(operand, ir.Var):
             return operand.name if operand in self.kernel.sizes else f"v_{operand.name}"
         # Before the numbers: True == 1.0.
         if isinstance(operand, bool):
@@ -205,7 +205,7 @@ class BraceEmitter(Emitter):
         self.line(f"{self.place(buffer, index)} = {value};")
 
     @contextmanager
-    def loop(self, each: ir.Loop) -> Iterator[None]:
+    def loop(self, each: ir.For) -> Iterator[None]:
         index = self.spell(each.index)
         start, stop = self.spell(each.start), self.spell(each.stop)
         header = f"{self.counter} {index} = {start}; {index} < {stop}; {index}++"

@@ -67,7 +67,7 @@ class Processor:
     bits: int = 512
     registers: int = 32
 
-    def widths(self, kernel: ir.Kernel) -> tuple[int, int]:
+    def widths(self, kernel: ir.Schedule) -> tuple[int, int]:
         """Return how many lanes the wide and the narrow blocks of a kernel have."""
         narrow = self.bits // 8 // _BYTES[kernel.dtype]
         live = max(1, most_alive(kernel.body))
@@ -83,12 +83,12 @@ def most_alive(body: Sequence[ir.Statement]) -> int:
     """
     most = 0
     for each in body:
-        if isinstance(each, (ir.Loop, ir.If, ir.Lanes)):
+        if isinstance(each, (ir.For, ir.If, ir.Lanes)):
             most = max(most, most_alive(each.body))
-    flat = [each for each in body if not isinstance(each, (ir.Loop, ir.If, ir.Lanes))]
-    last: dict[ir.Value, int] = {}
+    flat = [each for each in body if not isinstance(each, (ir.For, ir.If, ir.Lanes))]
+    last: dict[ir.Var, int] = {}
     for place, each in enumerate(flat):
-        last |= {v: place for v in operands(each) if isinstance(v, ir.Value) and v.lanes}
+        last |= {v: place for v in operands(each) if isinstance(v, ir.Var) and v.lanes}
     alive = {v for v in last if not any(_result(each) == v for each in flat)}
     most = max(most, len(alive))
     for place, each in enumerate(flat):
@@ -100,7 +100,7 @@ def most_alive(body: Sequence[ir.Statement]) -> int:
     return most
 
 
-def _result(each: ir.Statement) -> ir.Value | None:
+def _result(each: ir.Statement) -> ir.Var | None:
     return each.result if isinstance(each, (ir.Operation, ir.Load)) else None
 
 
@@ -122,7 +122,7 @@ class Printed:
 
 
 def print_kernel(
-    kernel: ir.Kernel,
+    kernel: ir.Schedule,
     processor: Processor,
     *,
     serial: bool = False,
@@ -140,12 +140,12 @@ def print_kernel(
             memory first nor lose what they hold. Memory and rows must be multiples of
             :data:`ALIGNMENT` then. The next atomic operation of a thread orders these stores.
     """
-    return _Printer(kernel, processor, serial, called, bypass).run()
+    return _Module(kernel, processor, serial, called, bypass).run()
 
 
 @dataclass
-class _Printer:
-    kernel: ir.Kernel
+class _Module:
+    kernel: ir.Schedule
     processor: Processor
     serial: bool
     called: bool
@@ -195,11 +195,11 @@ class _Printer:
 class _Function(Writer):
     """Write a function for blocks of some lanes: addresses, loops and operations."""
 
-    def __init__(self, printer: _Printer, width: int) -> None:
+    def __init__(self, printer: _Module, width: int) -> None:
         super().__init__(printer.declared)
         self.printer, self.width, self.kernel = printer, width, printer.kernel
         self.known: dict[str, Value] = {}  # of the arguments, and what the docstring above names
-        self.values: dict[ir.Value, Value] = {}
+        self.values: dict[ir.Var, Value] = {}
 
     def argument(self, name: str) -> Value:
         return Array(Value(self, "%a", "ptr"), WORD)[self.printer.places[name]]
@@ -213,7 +213,7 @@ class _Function(Writer):
 
     def spell(self, operand: ir.Operand, dtype: Dtype) -> Value:
         """Return an operand; a number that is no integer is in all lanes."""
-        if isinstance(operand, ir.Value):
+        if isinstance(operand, ir.Var):
             return self.values[operand]
         is_integer = isinstance(operand, int) and not isinstance(operand, bool)
         kind = "i1" if isinstance(operand, bool) else _TYPES[dtype]
@@ -277,7 +277,7 @@ class _Function(Writer):
 
     def body(self, body: Sequence[ir.Statement]) -> None:
         for each in body:
-            if isinstance(each, ir.Loop):
+            if isinstance(each, ir.For):
                 self.walk(each)
             elif isinstance(each, ir.If):
                 with self.when(self.values[each.condition]):
@@ -291,7 +291,7 @@ class _Function(Writer):
         """Write a statement that only one kind of function has."""
         raise TypeError(f"{type(each).__name__} is not for {type(self).__name__}")
 
-    def walk(self, each: ir.Loop) -> None:
+    def walk(self, each: ir.For) -> None:
         start, stop = self.integer(each.start), self.integer(each.stop)
         first = stop - 1 if each.reverse else start
         initial = [self.spell(c.initial, c.inside.dtype) for c in each.carried]
@@ -310,7 +310,7 @@ class _Function(Writer):
 
     def operation(self, each: ir.Operation) -> None:
         """Write an operation, in every lane if its operands have lanes."""
-        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Var)]
         dtype = next((d for d in dtypes if d is not Dtype.BOOL), self.kernel.dtype)
         args = [self.spell(arg, dtype) for arg in each.args]
         found = self.computed(each.op, args, dtype)
@@ -370,7 +370,7 @@ class _Task(_Function):
         self.row = known["group"] * per_group
         self.last_row = self.least_of(self.row + per_group, known["rows"])
         known["block.lanes"] = per_group * tile
-        products = [s for s in statements(self.kernel.body) if isinstance(s, ir.Product)]
+        products = [s for s in statements(self.kernel.body) if isinstance(s, ir.Multiply)]
         if products:
             # the first lane of the task, for what is not done block by block
             zero = self.literal(0, WORD)
@@ -382,7 +382,7 @@ class _Task(_Function):
     def statement(self, each: ir.Statement) -> None:
         if isinstance(each, ir.Lanes):
             self.lanes(each)
-        elif isinstance(each, ir.Product):
+        elif isinstance(each, ir.Multiply):
             self.product(each)
         else:
             super().statement(each)
@@ -390,7 +390,7 @@ class _Task(_Function):
     def lanes(self, each: ir.Lanes) -> None:
         """Write the loops over rows and blocks, and the function of a block."""
         printer, known = self.printer, self.known
-        read = [v for s in statements(each.body) for v in operands(s) if isinstance(v, ir.Value)]
+        read = [v for s in statements(each.body) for v in operands(s) if isinstance(v, ir.Var)]
         sizes = self.kernel.sizes
         captured = [v for v in dict.fromkeys(read) if v in self.values and v not in sizes]
         name = f"lanes{sum(key.startswith('lanes') for key in printer.functions) // 2}"
@@ -420,7 +420,7 @@ class _Task(_Function):
                 count = self.least_of(end - block.index, narrow)
                 call(f"{name}.narrow", block.index, count, row, origin)
 
-    def product(self, each: ir.Product) -> None:
+    def product(self, each: ir.Multiply) -> None:
         printer, real = self.printer, _TYPES[self.kernel.dtype]
         if "multiply" not in printer.functions:
             printer.define("multiply", product_source(real, printer.panel, printer.narrow))
@@ -439,11 +439,11 @@ class _Task(_Function):
 class _Block(_Function):
     """Write the function of a block of lanes, of which there may be fewer if it is masked."""
 
-    def __init__(self, printer: _Printer, width: int, *, is_masked: bool) -> None:
+    def __init__(self, printer: _Module, width: int, *, is_masked: bool) -> None:
         super().__init__(printer, width)
         self.is_masked, self.mask = is_masked, Value(self, "", "")
 
-    def of_lanes(self, label: str, each: ir.Lanes, captured: Sequence[ir.Value]) -> list[str]:
+    def of_lanes(self, label: str, each: ir.Lanes, captured: Sequence[ir.Var]) -> list[str]:
         """Return the lines of the function; it is given values of the one around it."""
         names = ("row", "low", "count", "local", "block.lanes", "group")
         self.known |= {name: Value(self, f"%{name}", WORD) for name in names}

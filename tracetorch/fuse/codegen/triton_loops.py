@@ -20,14 +20,14 @@ from tracetorch.fuse.ir.kernel import (
     Axis,
     Barrier,
     Buffer,
+    For,
     Index,
-    Kernel,
     Load,
-    Loop,
-    Product,
+    Multiply,
     Role,
+    Schedule,
     Store,
-    Value,
+    Var,
     statements,
 )
 
@@ -71,12 +71,12 @@ def unknown(graph: Graph) -> str | None:
     return triton_target(torch.float32).unknown_operation(graph)
 
 
-def triton_source(kernel: Kernel) -> str:
+def triton_source(kernel: Schedule) -> str:
     """Return the module of a kernel, whose arguments are those of :func:`arguments`."""
     return TritonPrinter(kernel).print()
 
 
-def arguments(kernel: Kernel) -> list[str]:
+def arguments(kernel: Schedule) -> list[str]:
     """Return the names of a kernel's arguments, in order.
 
     They are the lanes of a step and of a row and of a neuron in it; the sizes; and ``at_<buffer>``
@@ -93,10 +93,10 @@ def arguments(kernel: Kernel) -> list[str]:
     return names
 
 
-def loads_ahead(loop: Loop) -> bool:
+def loads_ahead(loop: For) -> bool:
     """Whether what a loop loads may be loaded turns before: nothing in it writes there."""
     inner = list(statements(loop.body))
-    if any(isinstance(each, (Loop, Barrier, Product)) for each in inner):
+    if any(isinstance(each, (For, Barrier, Multiply)) for each in inner):
         return False
     stored = {each.buffer for each in inner if isinstance(each, Store)}
     loaded = {each.buffer for each in inner if isinstance(each, Load) and Axis.LANE in each.index}
@@ -109,7 +109,7 @@ class TritonPrinter(Emitter):
     block: tuple[str, ...] = ("BLOCK",)
     """Names of the sizes of a block of lanes, arguments behind all others."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Schedule) -> None:
         real = kernel.dtype.value
         super().__init__(kernel, triton_target(getattr(torch, real)))
         self.real = f"tl.{real}"
@@ -129,7 +129,7 @@ class TritonPrinter(Emitter):
             # Blocks of literals: an operation on blocks alone keeps the dtype of the arithmetic.
             self.lines(f"zero = {self.full('0.0')}", f"one = {self.full('1.0')}")
             self.line("true = one > zero")
-            # Loop variables take the dtype of the first bound; an int64 one keeps offsets from
+            # For variables take the dtype of the first bound; an int64 one keeps offsets from
             # overflowing.
             self.line("first = tl.full((), 0, tl.int64)")
             for buffer in kernel.buffers:
@@ -167,7 +167,7 @@ class TritonPrinter(Emitter):
         """Return the expression of a mask that holds no lane where a condition does not hold."""
         return f"lane < tl.where({condition}, lanes, 0)"
 
-    def declare(self, value: Value, spelled: str) -> None:
+    def declare(self, value: Var, spelled: str) -> None:
         self.line(f"{self.spell(value)} = {spelled}")
 
     def place(self, buffer: Buffer, index: Sequence[Index]) -> str:
@@ -195,7 +195,7 @@ class TritonPrinter(Emitter):
         self.line(f"tl.store({self.place(buffer, index)}, {value}, mask={self.mask})")
 
     @contextmanager
-    def loop(self, each: Loop) -> Iterator[None]:
+    def loop(self, each: For) -> Iterator[None]:
         index, stop = self.spell(each.index), self.spell(each.stop)
         start = "first" if each.start == 0 else self.spell(each.start)
         bounds = f"first, {stop} - {start}" if each.reverse else f"{start}, {stop}"

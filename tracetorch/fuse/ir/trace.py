@@ -15,7 +15,7 @@ from torch import Tensor
 from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.torch_private import global_modes_off
 from tracetorch.fuse.ir.graph import Graph, Unfusable
-from tracetorch.fuse.ir.record import READS_SIZES, Recorder
+from tracetorch.fuse.ir.record import READS_SIZES, StepRecorder
 from tracetorch.fuse.step_results import check_step_results
 
 
@@ -169,7 +169,7 @@ def _trace(
         with contextlib.ExitStack() as modes:
             # the program serves every later call, in whatever mode this first one runs
             modes.enter_context(global_modes_off())
-            recorder = Recorder(ndim, dtype, device, side)
+            recorder = StepRecorder(ndim, dtype, device, side)
             like = {f"p_{name}": arguments[name] for name in params}
             inputs = {n: recorder.input(n, like.get(n)).requires_grad_() for n in names}
             modes.enter_context(recorder)
@@ -197,7 +197,7 @@ def _trace(
     except Unfusable:
         raise
     except Exception as failure:
-        if "leaf Variable that requires grad" in str(failure):
+        if "leaf Var that requires grad" in str(failure):
             raise Unfusable("its step changes an argument in place") from failure
         first_line = str(failure).strip().split("\n")[0].removesuffix(".")
         raise Unfusable(f"its step cannot be traced: {first_line}") from failure
