@@ -6,8 +6,6 @@ cannot be freed any more, and FSDP frees it; and a layer's output by layer is no
 hangs its hook on it.
 """
 
-from typing import TYPE_CHECKING, NoReturn
-
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connect import connect, disconnect
 from tracetorch.snn.delay import Delay, DelayedLinear
@@ -77,10 +75,3 @@ __all__ = [
     "random_edges",
     "random_mask",
 ]
-
-
-if not TYPE_CHECKING:  # a type checker would take every name for one of these
-
-    def __getattr__(name: str) -> NoReturn:
-        where = " Neurons of the literature are in tracetorch.neurons." * name[:1].isupper()
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{where}")

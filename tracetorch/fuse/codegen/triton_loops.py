@@ -38,18 +38,14 @@ BLOCK = 128  # lanes of a program: one for each of its threads
 _WARPS = 4
 
 
-def exact_options(backend: str) -> dict[str, Any]:
-    """Return the options with which a kernel rounds as the step does, of "cuda", "hip" or "cpu".
+def compile_options(backend: str) -> dict[str, Any]:
+    """Return the options of a launch on "cuda", "hip" or "cpu", rounding as the step does.
 
     Contraction is off, for the spikes that backward computes again are to be those of the forward
     pass; and divisions and functions keep numbers too small to be normal, as PyTorch does.
     """
     normal = {"enable_reflect_ftz": False} if backend == "cuda" else {}
-    return {"enable_fp_fusion": False, **normal}
-
-
-def compile_options(backend: str) -> dict[str, Any]:
-    return {"BLOCK": BLOCK, "num_warps": _WARPS, **exact_options(backend)}
+    return {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False, **normal}
 
 
 def unknown(graph: Graph) -> str | None:
@@ -81,7 +77,7 @@ def arguments(kernel: ir.Schedule) -> list[str]:
 def loads_ahead(loop: ir.For) -> bool:
     """Whether what a loop loads may be loaded turns before: nothing in it writes there."""
     inner = list(ir.statements(loop.body))
-    if any(isinstance(each, (ir.For, ir.Barrier, ir.Multiply)) for each in inner):
+    if any(isinstance(each, (ir.For, ir.Barrier)) for each in inner):
         return False
     stored = {each.buffer for each in inner if isinstance(each, ir.Store)}
     loaded = {
@@ -91,10 +87,7 @@ def loads_ahead(loop: ir.For) -> bool:
 
 
 class TritonPrinter(Emitter):
-    """Print a kernel whose lanes are a block in registers; a child may give it another shape."""
-
-    block: tuple[str, ...] = ("BLOCK",)
-    """Names of the sizes of a block of lanes, arguments behind all others."""
+    """Print a kernel whose lanes are a block in registers."""
 
     def __init__(self, kernel: ir.Schedule) -> None:
         real = kernel.dtype.value
@@ -103,16 +96,19 @@ class TritonPrinter(Emitter):
         self.mask = "inside"
 
     def print(self) -> str:
-        kernel = self.kernel
+        kernel, names = self.kernel, arguments(self.kernel)
         self.lines(*_MODULE.format(title=kernel.title.capitalize()).splitlines())
-        sizes = ", ".join(f'"{name}"' for name in self.unspecialised())
+        # nothing is compiled again for a multiple of 16, say: so the kernel that was tried on a
+        # sample is the one that runs, and it is not slower
+        sizes = ", ".join(f'"{name}"' for name in names)
         self.line(f"@triton.jit(do_not_specialize=[{sizes}])")
         with self.indent(f"def {kernel.name}("):
-            self.lines(*(f"{name}," for name in self.arguments()))
-            self.lines(*(f"{size}: tl.constexpr," for size in self.block))
+            self.lines(*(f"{name}," for name in names), "BLOCK: tl.constexpr,")
         with self.indent("):"):
             # int64, as offsets into a sequence may need it. A lane is row * width + column.
-            self.lines(*self.places())
+            self.line("lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)")
+            self.lines("inside = lane < lanes", "row = lane // width", "column = lane % width")
+            self.line("neuron = column // inner")
             # Blocks of literals: an operation on blocks alone keeps the dtype of the arithmetic.
             self.lines(f"zero = {self.full('0.0')}", f"one = {self.full('1.0')}")
             self.line("true = one > zero")
@@ -126,31 +122,8 @@ class TritonPrinter(Emitter):
             self.body(kernel.body)
         return self.source()
 
-    def arguments(self) -> list[str]:
-        return arguments(self.kernel)
-
-    def unspecialised(self) -> list[str]:
-        """Return the arguments for which nothing is compiled again, a multiple of 16 say.
-
-        All: so the kernel that was tried on a sample is the one that runs. It is not slower.
-        """
-        return arguments(self.kernel)
-
-    def places(self) -> tuple[str, ...]:
-        return (
-            "lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)",
-            "inside = lane < lanes",
-            "row = lane // width",
-            "column = lane % width",
-            "neuron = column // inner",
-        )
-
     def full(self, value: str) -> str:
-        return f"tl.full(({', '.join(self.block)},), {value}, {self.real})"
-
-    def masked(self, condition: str) -> str:
-        """Return the expression of a mask that holds no lane where a condition does not hold."""
-        return f"lane < tl.where({condition}, lanes, 0)"
+        return f"tl.full((BLOCK,), {value}, {self.real})"
 
     def declare(self, value: ir.Var, spelled: str) -> None:
         self.line(f"{self.spell(value)} = {spelled}")
@@ -196,7 +169,7 @@ class TritonPrinter(Emitter):
     def condition(self, condition: str) -> Iterator[None]:
         """Open no block: a mask that holds no lane instead of a branch."""
         outer, self.mask = self.mask, f"inside_{condition}"
-        self.line(f"{self.mask} = {self.masked(condition)}")
+        self.line(f"{self.mask} = lane < tl.where({condition}, lanes, 0)")
         yield
         self.mask = outer
 
