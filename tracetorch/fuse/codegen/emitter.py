@@ -123,10 +123,6 @@ class Emitter(ABC):
     def barrier(self) -> None:  # noqa: B027 (one lane, or a block of them, needs none)
         """Append a barrier, where lanes run apart."""
 
-    def product(self, each: ir.Multiply) -> None:
-        """Append a product; by default the language has none."""
-        raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
-
     # Statements
 
     def body(self, body: Sequence[ir.Statement]) -> None:
@@ -151,18 +147,17 @@ class Emitter(ABC):
                     self.body(each.body)
             elif isinstance(each, ir.Barrier):
                 self.barrier()
-            else:
-                self.product(each)
+            else:  # a product, which the CPU alone has
+                raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
 
     def walk(self, each: ir.For) -> None:
         """Append a loop: its variables before it, their next values at its end."""
-        carried: tuple[ir.Carried, ...] = each.carried
-        for c in carried:
+        for c in each.carried:
             self.declare_variable(c.inside, self.spell(c.initial))
         with self.loop(each):
             self.body(each.body)
-            self.assign({c.inside: self.spell(c.next) for c in carried})
-        for c in carried:
+            self.assign({c.inside: self.spell(c.next) for c in each.carried})
+        for c in each.carried:
             if c.result in self.read:
                 self.declare(c.result, self.spell(c.inside))
 
