@@ -37,6 +37,7 @@ from tracetorch.fuse.ir.kernel import Role as BufferRole
 # bytes of a value of each type
 SIZES = {"float": 4, "bool": 1}
 SIZES |= {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
+EMPTY = Schedule("", "", Dtype.FLOAT32, (), (), ())
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,9 @@ class StagePrinter(CPrinter):
     """Print one stage; of a pointwise one the ``kernel``, in operations of ``target``."""
 
     def __init__(
-        self,
-        names: Names,
-        stage: Stage,
-        kernel: Schedule | None = None,
-        target: Target | None = None,
+        self, names: Names, stage: Stage, kernel: Schedule = EMPTY, target: Target | None = None
     ) -> None:
-        empty = Schedule("", "", Dtype.FLOAT32, (), (), ())
-        super().__init__(kernel or empty, target or names.words.target)
+        super().__init__(kernel, target or names.words.target)
         self.names, self.stage, self.words = names, stage, names.words
         # where the buffers of the kernel are, by their labels
         self.views: dict[str, View] = {}

@@ -8,8 +8,8 @@ scratch too. Lane ``l`` is of neuron ``l % neurons``; step ``t`` of a sequence b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import c_target
@@ -79,10 +79,8 @@ class CPrinter(BraceEmitter):
     def load(self, buffer: ir.Buffer, index: Sequence[ir.Index]) -> str:
         return self.place(buffer, index)
 
-    @contextmanager
-    def over_lanes(self) -> Iterator[None]:
-        with self.indent("for (int64_t lane = 0; lane < lanes; lane++) {"):
-            yield
+    def over_lanes(self) -> AbstractContextManager[None]:
+        return self.indent("for (int64_t lane = 0; lane < lanes; lane++) {")
 
 
 def contains_word(text: str, name: str) -> bool:

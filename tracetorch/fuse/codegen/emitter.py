@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -109,26 +109,19 @@ class Emitter(ABC):
         """Append the line that writes to memory."""
 
     @abstractmethod
-    @contextmanager
-    def loop(self, each: ir.For) -> Iterator[None]:
+    def loop(self, each: ir.For) -> AbstractContextManager[None]:
         """Open a loop over an index."""
 
     @abstractmethod
-    @contextmanager
-    def condition(self, condition: str) -> Iterator[None]:
+    def condition(self, condition: str) -> AbstractContextManager[None]:
         """Open a block that is run where a condition holds."""
 
-    @contextmanager
-    def over_lanes(self) -> Iterator[None]:
+    def over_lanes(self) -> AbstractContextManager[None]:
         """Open the loop over lanes; by default there is one lane, or a block of them."""
-        yield
+        return nullcontext()
 
     def barrier(self) -> None:  # noqa: B027 (one lane, or a block of them, needs none)
         """Append a barrier, where lanes run apart."""
-
-    def product(self, each: ir.Multiply) -> None:
-        """Append a product; by default the language has none."""
-        raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
 
     # Statements
 
@@ -154,18 +147,17 @@ class Emitter(ABC):
                     self.body(each.body)
             elif isinstance(each, ir.Barrier):
                 self.barrier()
-            else:
-                self.product(each)
+            else:  # a product, which the CPU alone has
+                raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
 
     def walk(self, each: ir.For) -> None:
         """Append a loop: its variables before it, their next values at its end."""
-        carried: tuple[ir.Carried, ...] = each.carried
-        for c in carried:
+        for c in each.carried:
             self.declare_variable(c.inside, self.spell(c.initial))
         with self.loop(each):
             self.body(each.body)
-            self.assign({c.inside: self.spell(c.next) for c in carried})
-        for c in carried:
+            self.assign({c.inside: self.spell(c.next) for c in each.carried})
+        for c in each.carried:
             if c.result in self.read:
                 self.declare(c.result, self.spell(c.inside))
 
@@ -204,17 +196,13 @@ class BraceEmitter(Emitter):
     def store(self, buffer: ir.Buffer, index: Sequence[ir.Index], value: str) -> None:
         self.line(f"{self.place(buffer, index)} = {value};")
 
-    @contextmanager
-    def loop(self, each: ir.For) -> Iterator[None]:
+    def loop(self, each: ir.For) -> AbstractContextManager[None]:
         index = self.spell(each.index)
         start, stop = self.spell(each.start), self.spell(each.stop)
         header = f"{self.counter} {index} = {start}; {index} < {stop}; {index}++"
         if each.reverse:
             header = f"{self.counter} {index} = {stop} - 1; {index} >= {start}; {index}--"
-        with self.indent(f"for ({header}) {{"):
-            yield
+        return self.indent(f"for ({header}) {{")
 
-    @contextmanager
-    def condition(self, condition: str) -> Iterator[None]:
-        with self.indent(f"if ({condition}) {{"):
-            yield
+    def condition(self, condition: str) -> AbstractContextManager[None]:
+        return self.indent(f"if ({condition}) {{")

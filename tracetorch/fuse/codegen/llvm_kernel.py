@@ -13,8 +13,9 @@ task is a ``tile`` of columns in a group of ``per_group`` rows. What its functio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tracetorch.fuse.codegen.llvm_functions import spread_source, vector_function
 from tracetorch.fuse.codegen.llvm_product import product_source
@@ -82,10 +83,12 @@ def most_alive(body: Sequence[ir.Statement]) -> int:
     statement that reads it; what comes from outside of a loop is alive in all of it.
     """
     most = 0
+    flat: list[ir.Statement] = []
     for each in body:
         if isinstance(each, (ir.For, ir.If, ir.Lanes)):
             most = max(most, most_alive(each.body))
-    flat = [each for each in body if not isinstance(each, (ir.For, ir.If, ir.Lanes))]
+        else:
+            flat.append(each)
     last: dict[ir.Var, int] = {}
     for place, each in enumerate(flat):
         last |= {v: place for v in operands(each) if isinstance(v, ir.Var) and v.lanes}
@@ -129,16 +132,13 @@ def print_kernel(
     called: bool = False,
     bypass: bool = False,
 ) -> Printed:
-    """Print a kernel as a module.
+    """Print a kernel as a module for a processor that is not larger than the one that compiles.
 
-    Args:
-        kernel: a verified kernel.
-        processor: for which vectors are sized; it must not be smaller than the one that compiles.
-        serial: make a function that runs all lanes as one task, instead of one that threads share.
-        called: make one of a block, scratch and the number of a task, for another kernel to call.
-        bypass: write the sequences of :data:`UNREAD` past the caches, which so neither read the
-            memory first nor lose what they hold. Memory and rows must be multiples of
-            :data:`ALIGNMENT` then. The next atomic operation of a thread orders these stores.
+    Its function is one that threads share; ``serial``: one that runs all lanes as one task;
+    ``called``: one of a block, scratch and a task's number, for another kernel. ``bypass``: it
+    writes the sequences of :data:`UNREAD` past the caches, which so neither read the memory first
+    nor lose what they hold; memory and rows must be multiples of :data:`ALIGNMENT` then. The next
+    atomic operation of a thread orders these stores.
     """
     return _Module(kernel, processor, serial, called, bypass).run()
 
@@ -173,9 +173,10 @@ class _Module:
         has_scratch = any(buffer.role in PRIVATE for buffer in kernel.buffers)
         if self.called:
             entry = called_entry(kernel.name)
+        elif self.serial:
+            entry = serial_entry(kernel.name, has_scratch)
         else:
-            write = serial_entry if self.serial else task_entry
-            entry = write(kernel.name, len(names), has_scratch)
+            entry = task_entry(kernel.name, len(names), has_scratch)
         lines = [f"; {kernel.title}", *entry]
         lines += ["define internal void @task(ptr %a, ptr %scratch, i64 %task) {", "begin:"]
         lines += [*task.lines, "  ret void", "}"]
@@ -185,11 +186,11 @@ class _Module:
         found = (tuple(names), self.block_scratch, self.panel)
         return Printed(text, kernel.name, self.wide, *found)
 
-    def define(self, name: str, made: tuple[list[str], set[str]]) -> str:
-        """Define a function in the module, given its lines and what they need; return its name."""
-        self.functions[name] = made[0]
-        self.declared |= made[1]
-        return name
+    def define(self, name: str, made: Callable[..., tuple[list[str], set[str]]], *how: Any) -> None:
+        """Define a function once, from what makes its lines and says what they need."""
+        if name not in self.functions:
+            self.functions[name], declared = made(*how)
+            self.declared |= declared
 
 
 class _Function(Writer):
@@ -284,12 +285,11 @@ class _Function(Writer):
                     self.body(each.body)
             elif isinstance(each, ir.Operation):
                 self.operation(each)
-            elif not isinstance(each, ir.Barrier):
+            else:
                 self.statement(each)
 
     def statement(self, each: ir.Statement) -> None:
-        """Write a statement that only one kind of function has."""
-        raise TypeError(f"{type(each).__name__} is not for {type(self).__name__}")
+        """Write a statement that only one kind of function has; a barrier is none."""
 
     def walk(self, each: ir.For) -> None:
         start, stop = self.integer(each.start), self.integer(each.stop)
@@ -348,8 +348,7 @@ class _Function(Writer):
             name = f"llvm.{_INTRINSICS[op]}.v{self.width}f{8 * _BYTES[dtype]}"
             return self.intrinsic(name, kind, *args)
         name = f"{op}_{real}_{self.width}"
-        if name not in self.printer.functions:
-            self.printer.define(name, vector_function(op, real, self.width, name))
+        self.printer.define(name, vector_function, op, real, self.width, name)
         return self.value(f"call {kind} @{name}({', '.join(map(str, args))})", kind)
 
 
@@ -384,8 +383,6 @@ class _Task(_Function):
             self.lanes(each)
         elif isinstance(each, ir.Multiply):
             self.product(each)
-        else:
-            super().statement(each)
 
     def lanes(self, each: ir.Lanes) -> None:
         """Write the loops over rows and blocks, and the function of a block."""
@@ -422,8 +419,7 @@ class _Task(_Function):
 
     def product(self, each: ir.Multiply) -> None:
         printer, real = self.printer, _TYPES[self.kernel.dtype]
-        if "multiply" not in printer.functions:
-            printer.define("multiply", product_source(real, printer.panel, printer.narrow))
+        printer.define("multiply", product_source, real, printer.panel, printer.narrow)
         matrix = self.memory(each.matrix).pointer
         source = self.place(each.source, each.source_index).pointer
         target = self.place(each.target, each.target_index).pointer
@@ -467,8 +463,6 @@ class _Block(_Function):
             self.values[each.result] = self.named(self.load(each), each.result.name)
         elif isinstance(each, ir.Store):
             self.store(each)
-        else:
-            super().statement(each)
 
     def load(self, each: ir.Load) -> Value:
         buffer, known = each.buffer, self.known
@@ -477,8 +471,7 @@ class _Block(_Function):
             if buffer.role is Role.PARAMETER:
                 size = self.argument(f"{buffer.label}.size")
             real, name = kind_of(buffer), f"spread_{self.width}{'_masked' * self.is_masked}"
-            if name not in self.printer.functions:
-                self.printer.define(name, spread_source(name, real, self.width, self.is_masked))
+            self.printer.define(name, spread_source, name, real, self.width, self.is_masked)
             given = (address, size, *(known[n] for n in ("low", "count", "neurons", "inner")))
             kind = f"<{self.width} x {real}>"
             return self.value(f"call {kind} @{name}({', '.join(map(str, given))})", kind)

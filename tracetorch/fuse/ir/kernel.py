@@ -452,28 +452,31 @@ def without_dead_lines(kernel: Schedule) -> Schedule:
     """Return a kernel without operations, loads and carried values that nothing reads."""
     while True:
         read = values_read(kernel.body)
-        body = _living(kernel.body, read)
+
+        def is_read(each: Statement, read: frozenset[Var] = read) -> bool:
+            return not isinstance(each, (Operation, Load)) or each.result in read
+
+        body = _filtered(kernel.body, is_read, read)
         if body == kernel.body:
             return kernel
         kernel = replace(kernel, body=body)
 
 
-def _living(body: Sequence[Statement], read: frozenset[Var]) -> tuple[Statement, ...]:
-    kept: list[Statement] = []
-    for each in body:
-        if isinstance(each, (Operation, Load)):
-            if each.result in read:
-                kept.append(each)
-        elif isinstance(each, For):
+def _filtered(
+    body: Sequence[Statement], keeps: Callable[[Statement], bool], read: frozenset[Var]
+) -> tuple[Statement, ...]:
+    """Return the statements that are kept, without empty blocks and what no loop need carry."""
+    found: list[Statement] = []
+    for each in filter(keeps, body):
+        if isinstance(each, For):
             carried = tuple(c for c in each.carried if c.inside in read or c.result in read)
-            kept.append(replace(each, carried=carried, body=_living(each.body, read)))
+            each = replace(each, carried=carried, body=_filtered(each.body, keeps, read))
         elif isinstance(each, (If, Lanes)):
-            inner = replace(each, body=_living(each.body, read))
-            if inner.body:
-                kept.append(inner)
-        else:
-            kept.append(each)
-    return tuple(kept)
+            each = replace(each, body=_filtered(each.body, keeps, read))
+            if not each.body:
+                continue
+        found.append(each)
+    return tuple(found)
 
 
 def without_memory(kernel: Schedule, roles: Sequence[Role]) -> Schedule:
@@ -485,14 +488,9 @@ def without_memory(kernel: Schedule, roles: Sequence[Role]) -> Schedule:
         if isinstance(each, Load) and each.buffer.role in roles
     }
 
-    def kept(body: Sequence[Statement]) -> tuple[Statement, ...]:
-        found: list[Statement] = []
-        for each in body:
-            if isinstance(each, Store) and (each.buffer.role in roles or each.value in loaded):
-                continue
-            if isinstance(each, (For, If, Lanes)):
-                each = replace(each, body=kept(each.body))
-            found.append(each)
-        return tuple(found)
+    def keeps(each: Statement) -> bool:
+        stored = isinstance(each, Store) and (each.buffer.role in roles or each.value in loaded)
+        return not stored
 
-    return without_dead_lines(replace(kernel, buffers=buffers, body=kept(kernel.body)))
+    body = _filtered(kernel.body, keeps, values_read(kernel.body))
+    return without_dead_lines(replace(kernel, buffers=buffers, body=body))
