@@ -37,7 +37,7 @@ from tracetorch.fuse.ir.schedule import (
     recurrent_forward_kernel,
     step_kernel,
 )
-from tracetorch.fuse.runtime.layout import LARGEST
+from tracetorch.fuse.runtime.allocation import LARGEST
 
 LANE = Axis.LANE
 Write = Callable[[KernelBuilder, Buffer, Buffer, Var], object]

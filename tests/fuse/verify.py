@@ -13,7 +13,7 @@ from typing import NoReturn, TypeAlias
 
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import BINARY, COMPARISONS, LOGIC, UNARY
-from tracetorch.fuse.runtime.layout import LARGEST
+from tracetorch.fuse.runtime.allocation import LARGEST
 
 INTEGER = frozenset({"add", "sub", "mul", "min", "rem"})
 

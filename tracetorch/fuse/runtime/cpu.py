@@ -17,9 +17,8 @@ from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, Printed, print_kernel
 from tracetorch.fuse.ir import schedule as schedules
 from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Schedule, Size
 from tracetorch.fuse.ir.plan import TILE, Plan
-from tracetorch.fuse.runtime.allocation import cache_size, wrong_memory
+from tracetorch.fuse.runtime.allocation import Layout, cache_size, strided, wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
-from tracetorch.fuse.runtime.layout import Layout, strided
 from tracetorch.fuse.runtime.machine_code import (
     TaskKernel,
     compiled,
