@@ -211,7 +211,7 @@ def test_defaults_follow_from_milliseconds(name: str) -> None:
     GLIF(3, leak_gate=1.5) -> ValueError: leak_gate must lie strictly between 0 and 1
     EIF(3, surrogate_derivative=2.0) -> TypeError: the peak: surrogate must be callable
     Izhikevich(3, b=[0.2]) -> TypeError: b must be a number or a tensor
-    snn.SEAdLIF -> AttributeError: 'SEAdLIF'\. Neurons of the lit.*tracetorch\.neurons\.
+    snn.SEAdLIF -> AttributeError: no attribute 'SEAdLIF'
     neurons.LIF -> AttributeError: 'LIF'\. It is in tracetorch\.snn: tt\.snn\.LIF\.
     neurons.lif -> AttributeError: has no attribute 'lif'\.$
     """
@@ -359,13 +359,9 @@ def test_rho_below_the_bound_may_be_given_and_is_the_bound_then(kind: Any) -> No
     made.raw_rho.data.sub_(9.0)
     assert made.rho.tolist() == pytest.approx([0.9, 0.9])
     made.rho = 0.9
-    way_out = rf"Build the layer with {kind.__name__}\(\.\.\., rho=0\.8\) for"
-    refused = rf"rho must be at least 0\.9 and below 1, got 0\.8\. .*{way_out}"
-    with pytest.raises(ValueError, match=refused):
-        made.rho = 0.8
-    with pytest.raises(ValueError, match="rho must lie strictly between 0 and 1") as caught:
-        made.rho = 1.5
-    assert "Build" not in str(caught.value)
+    for value in (0.8, 1.5):
+        with pytest.raises(ValueError, match=rf"at least 0\.9 and below 1 \(build .*, got {value}"):
+            made.rho = value
     assert kind(2, q=0.5).constraints["rho"] == sigmoid  # nothing that it could amplify
     assert kind(2, q=60.0).constraints["rho"].name == f"sigmoid from {59 / 61}"
 
@@ -463,7 +459,7 @@ def test_a_dict_says_that_a_decay_has_no_bound() -> None:
     assert torch.equal(torch.as_tensor(bounded.rho), torch.as_tensor(free_one.rho))
     for name in ("sigmoid from hello", "sigmoid from 2.0", "sigmoid from ", "clamp"):
         values._metadata[""]["constraints"]["rho"] = name
-        with pytest.raises(ValueError, match=rf"'{name}' is no constraint of a decay.* Load what"):
+        with pytest.raises(ValueError, match=rf"'{name}' is no constraint of a decay. Load what"):
             neurons.AdLIF(3).load_state_dict(values)
 
 

@@ -12,7 +12,7 @@ _MOST_REQUESTS = 64  # more than there are threads between a call and the ``with
 
 
 class _InThread(threading.local):
-    """What a thread is in. No ``ContextVar``: ``torch.compile`` cannot trace one."""
+    """Names of a thread. Not a ``ContextVar``, which ``torch.compile`` cannot trace."""
 
     names: tuple[str, ...] = ()  # of the ``with`` blocks, the innermost last
 

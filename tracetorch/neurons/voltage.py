@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count
 from tracetorch.functional import atan_surrogate
-from tracetorch.snn.declarations import completed
 from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
@@ -20,6 +19,7 @@ from tracetorch.snn.parameters import (
     SpikeFunction,
     Value,
     WeightSetup,
+    completed,
     resolve_setup,
 )
 

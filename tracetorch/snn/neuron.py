@@ -21,7 +21,7 @@ from tracetorch.fuse.step_results import check_step_results, shares_memory
 from tracetorch.snn.passes import ambient, in_one_commit, states_of
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE, SequenceLayer
-from tracetorch.snn.step_signature import check_named, check_signature
+from tracetorch.snn.signatures import check_step
 
 _MOST_CELLS = 4  # that a layer keeps, for options that come and go
 # of the dtypes in which an output is narrower than the arithmetic
@@ -100,7 +100,7 @@ class Neuron(SequenceLayer):
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
         self._prepared = PreparedCalls()
-        check_signature(self)
+        check_step(self)
 
     # Reading
 
@@ -124,7 +124,6 @@ class Neuron(SequenceLayer):
         """Return the cell of what the layer is now: an earlier one, where it is that again."""
         declared = self._declared
         definition = declared.constraints, declared.options
-        check_named(self, self.step, [*declared.constraints, *declared.options])
         cell = Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
         cell = next((known for known in declared.cells if known.equals(cell)), cell)
         others = [each for each in declared.cells if each is not cell]

@@ -1,32 +1,27 @@
 """Set up parameters of neurons: decays, thresholds and weights, each with its constraint.
 
-A parameter is given by its value, stored unbounded under the name ``raw_<name>``, and used through
-its constraint, so that every step of an optimizer lands on a legal value.
-
-Constraints. Decays are kept as logits, thresholds as inverse softplus, under ``raw_<name>``:
-gradients flow everywhere, and ``state_dict``s of 0.9.2 load. Assigning to the constrained name
-writes the raw tensor in place, as PyTorch's parametrizations do: rank, what learns, and an
-optimizer's state stay. It is checked as in the constructor, and it must read as assigned. What is
-written in place into the value that a read has computed is lost.
+A parameter is given by its value, stored unbounded under the name ``raw_<name>`` (a decay as its
+logit, a threshold as inverse softplus, as in 0.9.2), and used through its constraint, so that every
+step of an optimizer lands on a legal value.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracetorch.cell import Constraint, ConstraintGradient
-from tracetorch.core.checks import check_flag, check_number, suggestion
-from tracetorch.core.snapshot import restored
+from tracetorch.core.checks import check_each, check_flag, check_number
 from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, softplus_inverse
 
 Value: TypeAlias = float | Tensor
@@ -142,11 +137,14 @@ class Clamp:
 def clamp(low: float | None, high: float | None, above: str | None = None) -> Constraint:
     """Return the constraint that clamps a parameter; what lies in the range is its own raw value.
 
-    Every value lies above that of its neuron of another parameter, ``above``, or above the largest,
-    for one value in the layer.
+    Every value lies above that of its neuron of ``above``, one for the layer above the largest.
     """
+    ends = [f"at least {low:g}"] if low is not None else []
+    ends += [f"at most {high:g}"] if high is not None else []
+    ends += [f"above {above}"] if above is not None else []
     gradient = None if above else unbounded.gradient
-    return Constraint("clamp", Clamp(low, high), gradient=gradient, above=above)
+    text = f"be {' and '.join(ends)}"
+    return Constraint("clamp", Clamp(low, high), gradient=gradient, range=text, above=above)
 
 
 @dataclass(frozen=True)
@@ -167,28 +165,8 @@ def bounded_sigmoid(low: float) -> Constraint:
         name=f"sigmoid from {low!r}",  # all digits: files hold it
         value=BoundedSigmoid(low),
         low=low * (1 - 1e-6),  # the least value itself is legal, rounded too
-        range=f"be at least {low:.6g} and below 1",
+        range=f"be at least {low:.6g} and below 1 (build the layer with less for a lower bound)",
     )
-
-
-def least(constraint: Constraint) -> float | None:
-    """Return the bound of a decay; ``None`` for a parameter that has none."""
-    return constraint.value.low if isinstance(constraint.value, BoundedSigmoid) else None
-
-
-def named_bound(name: str) -> float | None:
-    """Return the bound of a decay whose constraint has this name; ``None`` for one without."""
-    kind, bounded, text = name.partition(" from ")
-    try:
-        low = float(text) if bounded else None
-    except ValueError:
-        low = math.nan
-    if kind != sigmoid.name or (low is not None and not 0 < low < 1):
-        raise ValueError(
-            f"{name!r} is no constraint of a decay, which is 'sigmoid', or 'sigmoid from ' and a "
-            "bound in (0, 1). Load what state_dict() or tt.save gave, as it is."
-        )
-    return low
 
 
 def is_decay(constraint: Constraint) -> bool:
@@ -200,8 +178,7 @@ def is_decay(constraint: Constraint) -> bool:
 class Weight:
     """A parameter without bounds: a scale, a recurrent weight, a bias.
 
-    An unset field takes the default of the parameter: that of the constructor, where it has an
-    argument of the parameter's name.
+    An unset field takes the default of the parameter, that of the constructor if it has one.
 
     Args:
         value: a number, or a tensor of rank 0 or 1, which sets its own rank.
@@ -217,41 +194,26 @@ class Weight:
     rank: Rank | Unset = UNSET
     learnable: bool | Unset = UNSET
 
-    def check(self, name: str) -> None:
-        """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
+    def _check(self, name: str) -> None:
         if type(self.rank) is not int or self.rank not in (0, 1):
             raise ValueError(
-                f"{name}: rank must be 0 (one value for the layer) or 1 (one per neuron), "
-                f"got {self.rank!r}."
+                f"{name}: rank must be 0 (for the layer) or 1 (per neuron), got {self.rank!r}."
             )
         check_flag(f"{name}: learnable", self.learnable)
 
     def raw(self, name: str, num_neurons: int, constraint: Constraint = unbounded) -> Tensor:
-        """Return the raw tensor to store, in the default dtype and of rank 0 or 1.
+        """Return the raw tensor to store, in the default dtype and of rank 0 or 1; check its value.
 
         Args:
             name: of the parameter, for messages.
             num_neurons: as many values as one of rank 1 has.
             constraint: of which the value is a value.
-
-        Raises:
-            TypeError: the value is neither a number nor a floating-point tensor.
-            ValueError: the value is out of range, of another length or of a higher rank.
         """
         value = self.value
         if isinstance(value, Tensor):
             if not value.is_floating_point():
                 raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}.")
-            if value.ndim > 1:
-                raise ValueError(
-                    f"{name} must be a number or a tensor of rank 0 or 1, got rank {value.ndim} "
-                    f"and shape {list(value.shape)}."
-                )
-            if value.ndim == 1 and len(value) != num_neurons:
-                raise ValueError(
-                    f"{name} has {len(value)} values, the layer has {num_neurons} neurons. "
-                    "Give one value per neuron, or one number for all."
-                )
+            check_each(name, value, num_neurons, "neuron")
             if value.is_meta:  # made under torch.device("meta"): a shape, and no values
                 return torch.empty(value.shape, dtype=torch.get_default_dtype(), device="meta")
             constrained = value.detach().to("cpu", torch.float64)
@@ -259,10 +221,7 @@ class Weight:
             number = check_number(name, value)
             constrained = torch.tensor(number, dtype=torch.float64, device="cpu")
         else:
-            raise TypeError(
-                f"{name} must be a number or a tensor, got {type(value).__name__}. "
-                "Wrap a list or an array in torch.tensor(...)."
-            )
+            raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}.")
         low, high, nearest = constraint.low, constraint.high, constraint.nearest
         if nearest is not None and isinstance(value, Tensor):
             constrained = torch.where(constrained == low, low + nearest, constrained)
@@ -279,8 +238,7 @@ class Weight:
         if self.rank == 1 and not isinstance(value, Tensor):
             raw = raw.expand(num_neurons)
         here = torch.empty(0).device  # where `with torch.device(...)` says
-        # a copy, so that the user's tensor is not shared;
-        # .contiguous() would leave an expanded [1] its stride of 0, which no one can view as bytes
+        # a copy, shared with no one; .contiguous() would leave an expanded [1] its stride of 0
         return raw.to(here, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -292,8 +250,8 @@ class Decay(Weight):
         value: as for :class:`Weight`. In a tensor an exact 0 or 1 becomes 1e-7 or 1 - 1e-7.
         rank: 0 for one value in the layer, 1 for one per neuron.
         learnable: an ``nn.Parameter`` if true, a buffer if not.
-        use_averaging: the inflow of the trace is scaled by ``1 - decay``, so that the trace is an
-            exponential moving average. Read by :class:`LeakyIntegrator` alone.
+        use_averaging: the inflow of the trace is scaled by ``1 - decay``, an exponential moving
+            average. Read by :class:`LeakyIntegrator` alone.
 
     Example:
         >>> Decay(0.9, learnable=False)
@@ -302,9 +260,8 @@ class Decay(Weight):
 
     use_averaging: bool | Unset = UNSET
 
-    def check(self, name: str) -> None:
-        """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
-        super().check(name)
+    def _check(self, name: str) -> None:
+        super()._check(name)
         check_flag(f"{name}: use_averaging", self.use_averaging)
 
 
@@ -325,49 +282,32 @@ class Threshold(Weight):
 
     surrogate: SpikeFunction | Unset = UNSET
 
-    def check(self, name: str) -> None:
-        """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
-        super().check(name)
+    def _check(self, name: str) -> None:
+        super()._check(name)
         if not callable(self.surrogate):
-            raise TypeError(
-                f"{name}: surrogate must be callable, u -> spikes, got "
-                f"{type(self.surrogate).__name__}. Try tt.functional.atan_surrogate(2.0)."
-            )
-        if not isinstance(self.surrogate, Surrogate) and _is_derivative(self.surrogate):
+            got = type(self.surrogate).__name__
+            raise TypeError(f"{name}: surrogate must be callable, u -> spikes, got {got}.")
+        if _is_derivative(self.surrogate):
             raise ValueError(
                 f"{name}: surrogate_derivative takes the spike function u -> spikes, with its "
-                f"derivative built in, not the derivative itself. {self.surrogate!r} is one: its "
-                "values are no spikes, and the same for u and -u. Try "
-                "tt.functional.atan_surrogate(2.0), or see tt.functional.Surrogate, which makes a "
-                "spike function of a derivative."
+                f"derivative built in, not the derivative itself, as {self.surrogate!r} is. Try "
+                "tt.functional.atan_surrogate(2.0), or see tt.functional.Surrogate."
             )
 
 
 def _is_derivative(spike: SpikeFunction) -> bool:
-    """Whether a callable is the derivative of a step: symmetric in ``u``, its values no integers.
-
-    A smooth step and spikes of several levels are neither. The callable is evaluated once; where
-    it cannot be, nothing is known, and the answer is no.
-    """
-    if torch.compiler.is_compiling():
+    """Whether a function is the derivative of a step: symmetric in ``u``, its values no spikes."""
+    if isinstance(spike, Surrogate) or torch.compiler.is_compiling():
         return False
-    device = torch.device("cpu")
-    if isinstance(spike, nn.Module):
-        device = next((t.device for t in (*spike.parameters(), *spike.buffers())), device)
-        if device.type == "meta":
-            return False
-        kept: AbstractContextManager[Any] = restored(spike)
-    else:
-        kept = torch.random.fork_rng([])  # spikes may be drawn at random
     half = [0.003, 0.01, 0.04, 0.13, 0.37, 0.71, 1.3, 2.9]
     try:
-        with kept, torch.no_grad():
-            u = torch.tensor([-v for v in half[::-1]] + half, dtype=torch.float32, device=device)
-            values = spike(u).to("cpu", torch.float64)
-            # differences of float32, such as s * (1 - s) of a sigmoid, are not quite symmetric
-            tolerance = 1e-6 * float(values.abs().max())
-            symmetric = torch.allclose(values, values.flip(0), rtol=1e-5, atol=tolerance)
-            return symmetric and not torch.equal(values, values.round())
+        # a copy of a module, for it may count its calls; spikes may be drawn at random
+        with torch.random.fork_rng([]), torch.no_grad():
+            u = torch.tensor([-v for v in half[::-1]] + half, device="cpu")
+            values = copy.deepcopy(spike)(u)
+        # differences of float32, such as s * (1 - s) of a sigmoid, are not quite symmetric
+        symmetric = torch.allclose(values, values.flip(0), 1e-5, 1e-6 * float(values.abs().max()))
+        return symmetric and not torch.equal(values, values.round())
     except Exception:
         return False  # what is wrong with the callable shows where it is called
 
@@ -381,14 +321,19 @@ ThresholdSetup: TypeAlias = Value | Mapping[str, Any] | Threshold
 DEFAULT_SURROGATE = atan_surrogate(2.0)
 
 WEIGHT = Weight(0.0, 1, True)
-DECAY = Decay(0.9, 1, True, False)
 THRESHOLD = Threshold(1.0, 1, True, DEFAULT_SURROGATE)
 
 
-def is_setup(given: object) -> bool:
-    """Whether something is a value or a setup of a parameter."""
-    number = isinstance(given, numbers.Real) and not isinstance(given, bool)
-    return number or isinstance(given, Tensor | Mapping | Weight)
+def completed(layer: Any, name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
+    """Complete a setup by the constructor's own default, that of the nearest class, before ours."""
+    for kind in reversed(type(layer).__mro__) if isinstance(given, Mapping | Weight) else ():
+        own = vars(kind).get("__init__")
+        argument = inspect.signature(own).parameters.get(name) if own else None
+        value: Any = None if argument is None else argument.default
+        is_setup = isinstance(value, float | Tensor | Mapping | Weight) or type(value) is int
+        if is_setup:
+            default = resolve_setup(name, value, default)
+    return resolve_setup(name, given, default)
 
 
 def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
@@ -400,19 +345,13 @@ def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, defaul
     elif type(given) is kind:
         values = {field.name: getattr(given, field.name) for field in fields(given)}
     elif isinstance(given, Weight):
-        raise TypeError(
-            f"the setup of {name} must be a dict, a {kind.__name__} or None, got a "
-            f"{type(given).__name__}."
-        )
+        wanted, got = kind.__name__, type(given).__name__
+        raise TypeError(f"the setup of {name} must be a dict, a {wanted} or None, got {got}.")
     else:
         values = {"value": given}
-    allowed = [field.name for field in fields(kind)]
-    for key in values:
-        if key not in allowed:
-            raise ValueError(
-                f"the setup of {name} has no key {key!r}.{suggestion(key, allowed)} Its keys are "
-                f"{', '.join(allowed)}."
-            )
+    keys = [field.name for field in fields(kind)]
+    for key in values.keys() - set(keys):
+        raise ValueError(f"the setup of {name} has no key {key!r}. Its keys are {', '.join(keys)}.")
     setup = replace(default, **{key: value for key, value in values.items() if value is not UNSET})
-    setup.check(name)
+    setup._check(name)
     return setup

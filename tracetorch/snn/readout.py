@@ -10,9 +10,7 @@ from tracetorch.snn.spiking import setups
 
 @describe_wrapper
 class Readout(LeakyIntegrator):
-    """Leaky average without spikes: the output is the membrane.
-
-    The usual last layer: smooth values to read classes or actions from.
+    """Leaky average without spikes, the usual last layer: the output is the membrane.
 
     ::
 
@@ -69,9 +67,7 @@ class SReadout(LeakyIntegrator):
 
 @describe_wrapper
 class RReadout(LeakyIntegrator):
-    """Readout with recurrence: its output returns to its input.
-
-    A readout with a second, slower or faster, memory of itself.
+    """Readout with recurrence: its output returns to its input by a second memory.
 
     ::
 
@@ -109,9 +105,7 @@ class RReadout(LeakyIntegrator):
 
 @describe_wrapper
 class SRReadout(LeakyIntegrator):
-    """Readout with a synaptic trace and recurrence.
-
-    SReadout and RReadout in one.
+    """Readout with a synaptic trace and recurrence, SReadout and RReadout in one.
 
     ::
 

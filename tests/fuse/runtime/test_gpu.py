@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +18,8 @@ from tests import cases
 from tests.fuse.fake_gpu import Launch
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.triton_loops import BLOCK, LEAST
-from tracetorch.fuse.dispatch import backends, plans
-from tracetorch.fuse.runtime import first_run, gpu
+from tracetorch.fuse.dispatch import backends, plans, trial
+from tracetorch.fuse.runtime import gpu
 from tracetorch.fuse.runtime.gpu import TritonBackend
 
 SECOND = torch.device("cuda", 1)
@@ -42,9 +41,7 @@ def test_kernels_are_launched_without_contraction(
 
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.version, "hip", hip)
-    plan: Any = SimpleNamespace(kernels={"forward": Kernel()})
-    lanes: Any = SimpleNamespace(lanes=2 * BLOCK + 1)
-    gpu._launch(plan, "forward", lanes, torch.device(device), {"steps": 7})
+    gpu.launch(Kernel(), 2 * BLOCK + 1, torch.device(device), {"steps": 7})
     ((grid, options),) = launches
     assert grid == (3,)
     assert options["steps"] == 7
@@ -84,15 +81,15 @@ def test_a_kernel_runs_on_the_device_of_its_tensors(guards: list[torch.device]) 
     assert (seen, guards) == ([SECOND], [torch.device("cuda", 0)])
 
 
-def test_a_first_run_asks_and_waits_for_its_own_device(
+def test_a_trial_asks_and_waits_for_its_own_device(
     guards: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: guards[-1] == SECOND)
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    assert first_run.is_capturing(SECOND)
-    assert not first_run.is_capturing(torch.device("cuda", 0))
-    first_run._wait_for(SECOND)
+    assert trial.is_capturing(SECOND)
+    assert not trial.is_capturing(torch.device("cuda", 0))
+    trial._wait_for(SECOND)
     assert waited == [SECOND]
 
 

@@ -1,13 +1,9 @@
 """Multiply inputs by the weights of edges: ``product``, and its derivatives of any order.
 
 Let ``sum w[e] x[t, source] g[t + d, target]`` be over all edges. The output is its derivative by
-``g``, and the gradients of inputs and weights are those by ``x`` and ``w``. So the backward pass of
-each of the three has the other two, one node of the graph is all of them, and no derivative ends
-anywhere.
-
-Kernels compute them where tensors are plain memory on the CPU, PyTorch's operations elsewhere.
-Whoever must see every operation (``torch.func``, forward mode, ``torch.compile``, an export) gets
-those, and no node. What is 0 adds nothing, whatever the weight is, by either road.
+``g``, the gradients of inputs and weights are those by ``x`` and ``w``: so the backward pass of
+each of the three has the other two. Whoever must see every operation (``torch.func``, forward mode,
+``torch.compile``, an export) gets PyTorch's. What is 0 adds nothing, by either road.
 """
 
 from __future__ import annotations
@@ -22,10 +18,10 @@ from tracetorch.core.torch_private import has_values, is_tracing, noticed, obser
 from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
+from tracetorch.fuse.runtime.sparse_segments import Edges
 from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
-from tracetorch.snn.sparse import kernels
-from tracetorch.snn.sparse.edge_plan import EdgePlan
-from tracetorch.snn.sparse.kernels import LANES
+from tracetorch.snn.sparse import product_kernels
+from tracetorch.snn.sparse.product_kernels import LANES
 
 _VALUES = 1 << 23  # of a chunk, where PyTorch's operations hold one for every edge and row
 _LEAST_STEPS = 8  # of a task with delays, which reads ``reach`` more
@@ -33,7 +29,7 @@ _TASKS_PER_THREAD = 4
 _PLAIN = (torch.float32, torch.float64)
 
 
-class Wiring(NamedTuple):
+class EdgeWiring(NamedTuple):
     """Edges of a product, their delays, and how many inputs and outputs there are."""
 
     edges: Tensor  # ``[2, E]``, sources and targets
@@ -41,16 +37,13 @@ class Wiring(NamedTuple):
     reach: int  # the largest delay
     inputs: int
     outputs: int
-    plan: EdgePlan | None  # the edges by source; ``None`` where no kernel may run
+    plan: Edges | None  # the edges by source; ``None`` where no kernel may run
 
 
-def product(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
-    """Return the outputs ``[steps, samples, outputs]``.
+def product(wiring: EdgeWiring, window: Tensor, weight: Tensor) -> Tensor:
+    """Return ``[steps, samples, outputs]`` of a window ``[reach + steps, samples, inputs]``.
 
-    Args:
-        wiring: the edges.
-        window: ``[reach + steps, samples, inputs]``.
-        weight: ``[E]``, in the order of the edges and of the window's dtype.
+    The weight is ``[E]``, in the order of the edges and of the window's dtype.
     """
     return _derivative(_GRADS, wiring, window, weight)
 
@@ -59,7 +52,7 @@ def product(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
 _WINDOW, _WEIGHT, _GRADS = range(3)
 
 
-def _derivative(by: int, wiring: Wiring, *others: Tensor) -> Tensor:
+def _derivative(by: int, wiring: EdgeWiring, *others: Tensor) -> Tensor:
     """Return the derivative of the sum by one of the three, from the others in their order."""
     observed = torch.compiler.is_compiling() or observed_by(others) is not None
     if observed or not all(map(has_values, others)):  # those of is_grads_batched have none
@@ -69,7 +62,7 @@ def _derivative(by: int, wiring: Wiring, *others: Tensor) -> Tensor:
 
 class _Derivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, by: int, wiring: Wiring, *others: Tensor) -> Tensor:
+    def forward(ctx: Any, by: int, wiring: EdgeWiring, *others: Tensor) -> Tensor:
         ctx.save_for_backward(*others, *noticed(wiring.edges, wiring.delays))
         ctx.by, ctx.wiring = by, wiring
         plan = _kernel_plan(wiring, *others)
@@ -92,7 +85,7 @@ class _Derivative(torch.autograd.Function):
 # By kernels
 
 
-def _kernel_plan(wiring: Wiring, *tensors: Tensor) -> EdgePlan | None:
+def _kernel_plan(wiring: EdgeWiring, *tensors: Tensor) -> Edges | None:
     """Return what a kernel reads; ``None`` where there is none for these tensors."""
     dtype = tensors[0].dtype
     has_kernel = (
@@ -108,7 +101,7 @@ def _kernel_plan(wiring: Wiring, *tensors: Tensor) -> EdgePlan | None:
 
 def _run(
     write: Callable[..., None],
-    plan: EdgePlan,
+    plan: Edges,
     tasks: int,
     sizes: tuple[int, ...],
     *arrays: Tensor,
@@ -116,15 +109,14 @@ def _run(
     scratch: tuple[int, ...] = (),
 ) -> None:
     """Run a kernel; the lists of edges come behind its sizes and arrays."""
-    delays = () if plan.delays is None else (plan.delays,)
-    letters = "i" * len(sizes) + "r" * len(arrays) + "lnn" + "n" * len(delays)
-    lists = (plan.starts, plan.order, plan.targets, *delays)
-    given = (*sizes, *arrays, *lists)
-    dtype, form = arrays[0].dtype, (bool(delays),)
+    lists = [plan.targets, *(each for each in (plan.order, plan.delays) if each is not None)]
+    letters = "i" * len(sizes) + "r" * len(arrays) + "l" + "n" * len(lists)
+    given: tuple[int | Tensor, ...] = (*sizes, *arrays, plan.starts, *lists)
+    dtype, form = arrays[0].dtype, (plan.delays is not None, plan.order is not None)
     run_written(write, letters, dtype, tasks, *given, work=work, scratch=scratch, form=form)
 
 
-def _kernel_forward(wiring: Wiring, plan: EdgePlan, window: Tensor, weight: Tensor) -> Tensor:
+def _kernel_forward(wiring: EdgeWiring, plan: Edges, window: Tensor, weight: Tensor) -> Tensor:
     samples, reach = window.shape[1], wiring.reach
     steps = len(window) - reach
     y = large_empty((steps, samples, wiring.outputs), window.dtype).zero_()
@@ -134,28 +126,28 @@ def _kernel_forward(wiring: Wiring, plan: EdgePlan, window: Tensor, weight: Tens
     tasks = -(-steps // per_task) * samples
     sizes = per_task, steps, samples, reach, wiring.inputs, wiring.outputs
     work = steps * samples * (wiring.inputs + len(weight) // 32)
-    _run(kernels.sparse_forward, plan, tasks, sizes, window, weight, y, work=work)
+    _run(product_kernels.sparse_forward, plan, tasks, sizes, window, weight, y, work=work)
     return y
 
 
-def _kernel_by_weight(wiring: Wiring, plan: EdgePlan, window: Tensor, grads: Tensor) -> Tensor:
+def _kernel_by_weight(wiring: EdgeWiring, plan: Edges, window: Tensor, grads: Tensor) -> Tensor:
     steps, samples, _ = grads.shape
     total = large_empty((wiring.edges.shape[1],), window.dtype).zero_()
     per_task, tasks = shared_out(-(-wiring.inputs // LANES), 1)
     sizes = per_task * LANES, steps, samples, wiring.reach, wiring.inputs, wiring.outputs
     work = len(window) * samples * (wiring.inputs + len(total) // 32)
-    _run(kernels.sparse_by_weight, plan, tasks, sizes, window, grads, total, work=work)
+    _run(product_kernels.sparse_by_weight, plan, tasks, sizes, window, grads, total, work=work)
     return total
 
 
-def _kernel_by_window(wiring: Wiring, plan: EdgePlan, weight: Tensor, grads: Tensor) -> Tensor:
-    if not plan.is_sorted:
+def _kernel_by_window(wiring: EdgeWiring, plan: Edges, weight: Tensor, grads: Tensor) -> Tensor:
+    if plan.order is not None:
         weight = weight.index_select(0, plan.order)
     steps, samples, outputs = grads.shape
     length, size = steps + wiring.reach, grads.dtype.itemsize
     window = large_empty((length, samples, wiring.inputs), grads.dtype)
     _run(
-        kernels.sparse_by_window,
+        product_kernels.sparse_by_window,
         plan,
         -(-length // LANES) * samples,
         (steps, samples, wiring.reach, wiring.inputs, outputs),
@@ -169,7 +161,7 @@ def _kernel_by_window(wiring: Wiring, plan: EdgePlan, weight: Tensor, grads: Ten
 # By operations of PyTorch's
 
 
-class _Chunk(NamedTuple):
+class _EdgeChunk(NamedTuple):
     """Some edges of a wiring, and where each leads from and to at every step."""
 
     edges: slice
@@ -190,7 +182,7 @@ class _Chunk(NamedTuple):
         return torch.where((inputs == 0) & ~weight.isfinite(), 0.0, weight)
 
 
-def _chunks(wiring: Wiring, steps: int, samples: int) -> Iterator[_Chunk]:
+def _chunks(wiring: EdgeWiring, steps: int, samples: int) -> Iterator[_EdgeChunk]:
     edges, delays = wiring.edges, wiring.delays
     count = edges.shape[1]
     if torch.compiler.is_compiling() or is_tracing():
@@ -204,10 +196,10 @@ def _chunks(wiring: Wiring, steps: int, samples: int) -> Iterator[_Chunk]:
         if delays is not None:
             time = torch.arange(steps, device=edges.device).unsqueeze(1)
             times = time + (wiring.reach - delays[some].long())
-        yield _Chunk(some, edges[0, some], edges[1, some], times)
+        yield _EdgeChunk(some, edges[0, some], edges[1, some], times)
 
 
-def _plain_forward(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
+def _plain_forward(wiring: EdgeWiring, window: Tensor, weight: Tensor) -> Tensor:
     steps, samples = window.shape[0] - wiring.reach, window.shape[1]
     y = window.new_zeros(steps, samples, wiring.outputs)
     for chunk in _chunks(wiring, steps, samples):
@@ -216,7 +208,7 @@ def _plain_forward(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def _plain_by_weight(wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
+def _plain_by_weight(wiring: EdgeWiring, window: Tensor, grads: Tensor) -> Tensor:
     steps, samples, _ = grads.shape
     parts = [
         (chunk.inputs(window) * grads.index_select(-1, chunk.targets)).sum((0, 1))
@@ -225,7 +217,7 @@ def _plain_by_weight(wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
     return torch.cat(parts) if parts else window.new_zeros(0)
 
 
-def _plain_by_window(wiring: Wiring, weight: Tensor, grads: Tensor) -> Tensor:
+def _plain_by_window(wiring: EdgeWiring, weight: Tensor, grads: Tensor) -> Tensor:
     steps, samples, _ = grads.shape
     window = grads.new_zeros(steps + wiring.reach, samples, wiring.inputs)
     for chunk in _chunks(wiring, steps, samples):
