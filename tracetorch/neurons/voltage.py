@@ -19,9 +19,9 @@ from tracetorch.snn.parameters import (
     SpikeFunction,
     Value,
     WeightSetup,
+    completed,
     resolve_setup,
 )
-from tracetorch.snn.signatures import completed
 
 # that of the other layers in units of 20 mV, about the way from rest to threshold
 MILLIVOLTS = atan_surrogate(0.1)

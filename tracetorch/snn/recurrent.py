@@ -21,7 +21,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.fuse.dispatch.sparse_recurrence import (
     EventRequest,
-    Recurrence,
+    RecurrentCall,
     run_sparse_events,
     run_sparse_recurrence,
 )
@@ -199,16 +199,15 @@ class Recurrent(SequenceLayer):
         if not isinstance(connection, nn.Module):
             raise TypeError(f"connection must be an nn.Module, got {type(connection).__name__}.")
         sizes = None if shape is None else checked_shape("the output", shape)
-        if isinstance(neuron, SequenceLayer):
-            if shape is not None:
-                raise ValueError(
-                    f"the output of {type(neuron).__name__} has the shape of its input: leave "
-                    f"shape={shape!r} out."
-                )
-            super().__init__(neuron.num_neurons, neuron.dim)
-        elif sizes is not None:
+        if isinstance(neuron, SequenceLayer) and shape is not None:
+            raise ValueError(
+                f"the output of {type(neuron).__name__} has the shape of its input: leave "
+                f"shape={shape!r} out."
+            )
+        last = neuron if isinstance(neuron, SequenceLayer) else _last_of(neuron)
+        if sizes is not None:
             super().__init__(sizes[0], -len(sizes))
-        elif (last := _last_of(neuron)) is not None:
+        elif last is not None:
             super().__init__(last.num_neurons, last.dim)
         else:
             raise ValueError(
@@ -310,7 +309,7 @@ class Recurrent(SequenceLayer):
         self.prev_output = last
         states_of(self.neuron).update(zip(self.neuron.cell.active, ends, strict=True))
 
-    def _loop(self, x: Tensor) -> Recurrence | None:
+    def _loop(self, x: Tensor) -> RecurrentCall | None:
         """Return what a compiled loop over inputs like ``x`` reads; ``None``: there is none."""
         connection, neuron, count = self.connection, self.neuron, self.num_neurons
         linear = self._linear(x)
@@ -342,7 +341,7 @@ class Recurrent(SequenceLayer):
         neuron._check_input(x, sequence=True)
         states = neuron._states_for(x, dtype, sequence=True)
         kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
-        return Recurrence(neuron.cell, states, kwargs, first, weight, bias, linear)
+        return RecurrentCall(neuron.cell, states, kwargs, first, weight, bias, linear)
 
     def _linear(self, x: Tensor) -> nn.Linear | SparseLinear | None:
         """Return the layer of weight and bias, where each module is certain to run its class."""

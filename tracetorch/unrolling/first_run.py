@@ -317,14 +317,10 @@ class _Noted:
     def _restore_attributes(self) -> None:
         for now, before in self.attributes:
             for name in {**now, **before}:
-                value, old = now.get(name), before.get(name)
-                if value is not old and isinstance(
-                    old if value is None else value, (Tensor, float)
-                ):
-                    if name in before:
-                        now[name] = old
-                    else:
-                        del now[name]
+                both = now.get(name), before.get(name)
+                if both[0] is not both[1] and any(isinstance(v, (Tensor, float)) for v in both):
+                    now.pop(name, None)
+                    now.update({name: both[1]} if name in before else {})
 
 
 class FirstRun:
@@ -419,7 +415,7 @@ class FirstRun:
             run, found = self._call(records, t, compares=True)
             for key, calls in records.items():
                 if run.made[key] < len(calls):
-                    module = next(m for _, m in self.modules if id(m) == key)
+                    module = next((m for _, m in self.modules if id(m) == key), None)
                     raise _Differs(module, "is called by layer, and by step not, or less often")
             if not agree([y[t] for y in expected], found):
                 raise _Differs(None, "gives other outputs by layer than by step")
