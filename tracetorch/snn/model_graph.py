@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.hooks import WEIGHT_HOOKS, forward_hooks, hooked_weights
 from tracetorch.core.snapshot import restored
-from tracetorch.core.torch_private import global_hooks, is_compiled, pytree
+from tracetorch.core.torch_private import global_hooks, is_compiled, pytree, version_of
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.module import keeps_states
 from tracetorch.snn.passes import Pass, states_of
@@ -259,7 +259,7 @@ class _Watch(TorchFunctionMode):
         self.read: set[int] = set()
         self.names: set[str] = {path for path, each in modules.items() if is_leaf(each)}
         # by identity the tensor, kept so that no other takes its place, its version and its node
-        self.values: dict[int, tuple[Tensor, int, Node]] = {}
+        self.values: dict[int, tuple[Tensor, int | None, Node]] = {}
         self.inside: list[str] = []  # the modules that are looked into
         self.depth = 0  # modules entered in a leaf
         self.given: tuple[Any, dict[str, Any]] = (), {}
@@ -325,7 +325,7 @@ class _Watch(TorchFunctionMode):
             before = self.node_of(known[0])
             zero = len(given) == 2 and type(given[1]) is int and given[1] == 0
             if before is not None and zero and name == "add":  # as sum() begins
-                self.values[id(value)] = value, _version(value), before
+                self.values[id(value)] = value, version_of(value), before
             # unless it is what was given, as contiguous() may return
             if self.node_of(value) is None:
                 name = self.unused(name.strip("_"))
@@ -353,7 +353,7 @@ class _Watch(TorchFunctionMode):
         node = Node(index, name, path, place, module, function, args, kwargs or {}, shape)
         self.nodes.append(node)
         if isinstance(value, Tensor):
-            self.values[id(value)] = value, _version(value), node
+            self.values[id(value)] = value, version_of(value), node
             return
         for i, each in enumerate(pytree.tree_leaves(value)):
             if isinstance(each, Tensor):
@@ -368,7 +368,7 @@ class _Watch(TorchFunctionMode):
     def node_of(self, value: Any) -> Node | None:
         """Return the node of a value, if it was not written since."""
         _, version, node = self.values.get(id(value), (None, -1, None))
-        return node if node is not None and version == _version(value) else None
+        return node if node is not None and version == version_of(value) else None
 
     def with_nodes(self, values: Any, place: str) -> Any:
         """Return arguments with the node of each value in its place."""
@@ -415,7 +415,7 @@ class _Watch(TorchFunctionMode):
                     self.changed.setdefault(join_path(paths[each], name))
 
 
-def _attributes(module: nn.Module) -> dict[str, list[tuple[Any, int]]]:
+def _attributes(module: nn.Module) -> dict[str, list[tuple[Any, int | None]]]:
     """Return all objects that each attribute holds, tensors with their versions."""
     of_states = states_of(module) if keeps_states(module) else {}
     attributes = {**vars(module), **of_states, **module._parameters, **module._buffers}
@@ -426,8 +426,8 @@ def _attributes(module: nn.Module) -> dict[str, list[tuple[Any, int]]]:
     }
 
 
-def _objects(value: Any, depth: int = _DEPTH) -> Iterator[tuple[Any, int]]:
-    yield value, _version(value) if isinstance(value, Tensor) else 0
+def _objects(value: Any, depth: int = _DEPTH) -> Iterator[tuple[Any, int | None]]:
+    yield value, version_of(value) if isinstance(value, Tensor) else None
     if depth and isinstance(value, dict | list | tuple | set):
         for each in value.values() if isinstance(value, dict) else value:
             yield from _objects(each, depth - 1)
@@ -450,10 +450,6 @@ def setitem(value: Tensor, index: Any, part: Any) -> Tensor:
     """Write a part of a tensor, and return the tensor."""
     value[index] = part
     return value
-
-
-def _version(value: Tensor) -> int:
-    return -1 if value.is_inference() else value._version
 
 
 def unused(wanted: str, taken: Collection[str]) -> str:

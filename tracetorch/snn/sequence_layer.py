@@ -39,7 +39,8 @@ from tracetorch.snn.declarations import (
     load_bound,
     raw_of,
 )
-from tracetorch.snn.module import TTModule, leaked_message
+from tracetorch.snn.memory import leaked_message
+from tracetorch.snn.module import TTModule
 from tracetorch.snn.parameters import (
     DECAY,
     THRESHOLD,
@@ -96,7 +97,7 @@ _SCRIPT_LEAF = (
 )
 # attributes that no declaration is read from: their assignment leaves the cell as it is
 _NOTES = (
-    *("_memory_notes", "_nan_reported", "_steps_run", "_zeroed_in_backward", "_zeroed_in_trace"),
+    *("_memory_call", "_nan_reported", "_steps_run", "_zeroed_in_backward", "_zeroed_in_trace"),
     *("_sigma", "_known_sigma", "step_kwargs", "_known_plan"),
     WRITTEN,
 )
@@ -733,7 +734,7 @@ class SequenceLayer(TTModule):
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""
-        names: set[str] = set(super().__dir__())
+        names: set[str] = set(super().__dir__())  # type: ignore[no-untyped-call]
         names -= {"__signature__", "memory"}  # of the class alone
         attributes = self.__dict__
         names.update(self.constraints)
