@@ -1,13 +1,9 @@
 """Read a model as a graph: which modules one step calls, in what order, and what joins them.
 
 The model is run and watched, not parsed: a hook sees each call of a layer, a torch function mode
-each operation between them. So what is read is what ran, with the shapes that it had, also where
-``forward`` is no program that ``torch.fx`` could follow. A value is known by its tensor, and by how
-often that was written, so an operation in place is one like any other, and a view of what was
-written since is refused.
-
-The second of two steps is read, for the states of a first one are ``None``, and a ``forward`` may
-ask for that.
+each operation between them, in the second of two steps, for the states of a first one are ``None``.
+A value is known by its tensor and by how often that was written, so that an operation in place is
+one like any other, and a view of what was written since is refused.
 """
 
 from __future__ import annotations
@@ -33,6 +29,7 @@ from tracetorch.snn.passes import Pass, states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 IsLeaf: TypeAlias = Callable[[nn.Module], bool]
+_NodeCall: TypeAlias = tuple[nn.Module | None, Any, Any, Any]  # with function, args, kwargs
 
 # what forward may ask of a value without knowing the numbers in it
 _OF_THE_SHAPE = {
@@ -70,9 +67,7 @@ class Node:
     """Value of a model: an input, what a module returned, or what a function did."""
 
     index: int  # place among the nodes of the graph
-    # unique among them: of an input that of the argument, of a module its path, of a function its
-    # name
-    name: str
+    name: str  # unique among them, after the argument, the module's path, or the function
     path: str  # of the module; of a function that of the module whose forward calls it
     place: str  # how messages name it: fc1 (Linear), add() in the model's forward
     module: nn.Module | None  # what was called; None of an input and a function
@@ -301,7 +296,7 @@ class _Watch(TorchFunctionMode):
             output = torch.ops.aten.alias(output)
         again = any(each.module is module for each in self.nodes)
         name, (given, named) = self.unused(path) if again else path, self.given
-        self.add(output, name, path, label(path, module), module, None, given, named)
+        self.add(output, name, path, label(path, module), (module, None, given, named))
         super().__enter__()  # type: ignore[no-untyped-call]
         return output
 
@@ -329,7 +324,8 @@ class _Watch(TorchFunctionMode):
             # unless it is what was given, as contiguous() may return
             if self.node_of(value) is None:
                 name = self.unused(name.strip("_"))
-                self.add(value, name, owner, place, None, func, args_with_nodes, kwargs_with_nodes)
+                call = None, func, args_with_nodes, kwargs_with_nodes
+                self.add(value, name, owner, place, call)
         elif self.strict:
             raise ValueError(
                 f"{place} reads numbers of a value: what forward does may depend on "
@@ -338,26 +334,19 @@ class _Watch(TorchFunctionMode):
         return value
 
     def add(
-        self,
-        value: Any,
-        name: str,
-        path: str,
-        place: str,
-        module: nn.Module | None = None,
-        function: Callable[..., Any] | None = None,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, value: Any, name: str, path: str, place: str, call: _NodeCall = (None, None, (), {})
     ) -> None:
-        """Add a node, and one for each tensor of a value that is none."""
-        shape, index = value.shape if isinstance(value, Tensor) else None, len(self.nodes)
-        node = Node(index, name, path, place, module, function, args, kwargs or {}, shape)
+        """Add a node of a call, and one for each part of a value that is no tensor."""
+        shape = value.shape if isinstance(value, Tensor) else None
+        node = Node(len(self.nodes), name, path, place, *call, shape)
         self.nodes.append(node)
         if isinstance(value, Tensor):
             self.values[id(value)] = value, version_of(value), node
             return
         for i, each in enumerate(pytree.tree_leaves(value)):
             if isinstance(each, Tensor):
-                self.add(each, self.unused(f"{name}_{i}"), path, place, None, item, (node, i))
+                name_of_part = self.unused(f"{name}_{i}")
+                self.add(each, name_of_part, path, place, (None, item, (node, i), {}))
 
     def unused(self, name: str) -> str:
         """Return a name that no node has."""

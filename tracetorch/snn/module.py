@@ -1,16 +1,9 @@
 """``TTModule``: an ``nn.Module`` whose states are cleared and detached in one call.
 
-States. A module that keeps tensors from call to call says which (``active_states``), in which
-attributes they are (``state_attributes``), and what each is before the first step. They are plain
-attributes, never buffers: DistributedDataParallel broadcasts buffers and would overwrite the
-membranes of every process but one. They follow ``.to()`` (``_apply`` is overridden), stay out of
-the ``state_dict``, are kept as detached copies by pickle and deepcopy, and become ``None`` by
-``to_empty``. While a pass runs they are in the pass (``tracetorch/snn/passes.py``).
-
-Traversal. A ``TTModule`` may override ``zero_states`` or ``detach_states``. So a call on a model
-does not visit every layer itself: it calls the nearest ``TTModule``s below, and each of them goes
-on from there through ``super()``; a set of the modules reached makes an override run once. Inside
-``torch.compile`` registered modules alone can be followed, and a hidden one is an error.
+States are plain attributes, never buffers: DistributedDataParallel broadcasts buffers and would
+overwrite the membranes of every process but one. They follow ``.to()``, stay out of the
+``state_dict``, and are kept as detached copies by pickle and deepcopy. ``zero_states`` goes to the
+nearest ``TTModule``s below, each of which goes on through ``super()``, so that overrides run, once.
 """
 
 from __future__ import annotations

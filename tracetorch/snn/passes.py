@@ -113,10 +113,8 @@ class Pass:
         self.reset, self.recorder = reset, recorder
         self.parent = ambient.current
         self.entries: dict[int, Entry] = {}
-        self.running: Any = None
-        """By layer the layer that runs its steps now."""
-        self.notes: dict[int, Any] = {}
-        """What a module keeps for the length of the call, by its id."""
+        self.running: Any = None  # by layer the layer that runs its steps now
+        self.notes: dict[int, Any] = {}  # what a module keeps for the length of the call, by its id
         self.weights: dict[int, Tensor] = {}  # what a loop computes once for all of its steps
         compiling = torch.compiler.is_compiling()
         self.began = 0 if compiling else next(_clock)
@@ -137,17 +135,15 @@ class Pass:
 
     def states_of(self, module: Stateful, action: str = "use its states") -> dict[str, Any]:
         """Return the states of a module by attribute, to read and to write."""
-        if self.folded:
-            if self.running is None:
-                raise ValueError(
-                    f"{module._label()} runs all of its time steps at once, so a forward "
-                    f'cannot {action} in each of them. Use tt.unroll(..., by="step").'
-                )
-            entry = self.entries.get(id(module)) or self._meet(module, self.running)
-            if entry.within is not self.running:
-                self._refuse_place(module)
-            return entry.states
-        entry = self.entries.get(id(module)) or self._meet(module, None)
+        running = self.running
+        if running is None and self.folded:
+            raise ValueError(
+                f"{module._label()} runs all of its time steps at once, so a forward cannot "
+                f'{action} in each of them. Use tt.unroll(..., by="step").'
+            )
+        entry = self.entries.get(id(module)) or self._meet(module, running)
+        if entry.within is not running:
+            self._refuse_place(module)
         return entry.states
 
     def _meet(self, module: Stateful, within: Stateful | None) -> Entry:
@@ -185,10 +181,7 @@ class Pass:
         )
 
     def has_restarted(self, module: Stateful, where: Tensor) -> bool:
-        """Whether a module that the layer that runs restarts has run all of its steps before.
-
-        A module that computes an input of the layer, a ``Noise``, has then started anew itself.
-        """
+        """Whether a module has run all steps, and restarted, before the layer whose input it is."""
         if self.running is None or self.reset is None or self.reset.now is not where:
             return False
         entry = self.entries.get(id(module))
