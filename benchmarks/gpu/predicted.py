@@ -23,15 +23,9 @@ from tracetorch import neurons, snn
 from tracetorch.fuse.codegen.triton_loops import BLOCK, STAGES, loads_ahead
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir import kernel as ir
-from tracetorch.fuse.ir.plan import LearningPlan, Plan
-from tracetorch.fuse.ir.schedule import (
-    backward_kernel,
-    forward_kernel,
-    recurrent_backward_kernel,
-    recurrent_forward_kernel,
-)
+from tracetorch.fuse.ir.plan import Plan
+from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime.gpu import TritonBackend
-from tracetorch.fuse.runtime.gpu_recurrence import Tile, tile_of
 
 BEGIN = "<!-- written by python -m benchmarks.gpu.predicted -->"
 
@@ -250,41 +244,6 @@ def cupy(steps: int) -> Pair:
     return _theirs(steps, ("x", "spike", "h", "v"), ("h", "v", "g", "g_v", "d_x"), 0)
 
 
-def product_cycles(tile: Tile, neurons: int, card: Card) -> float:
-    """Return the cycles of a program for the product of a step: from registers, or the matrix."""
-    threads = 32 * tile.num_warps
-    each = tile.ROWS * tile.COLUMNS / threads
-    side = 4 if each >= 16 else (2 if each >= 4 else 1)  # Triton's tile of a thread
-    blocks = max(1.0, each / side**2) * tile.num_warps * tile.COLUMNS
-    # reads of shared memory one in a cycle, products four
-    compute = blocks * max(2 * side, side**2 / 4)
-    matrix = 4 * neurons**2 / (card.cache / card.processors / card.clock)
-    return max(compute, matrix)
-
-
-def recurrent(steps: int, rows: int, neurons: int, card: Card, way: str) -> float:
-    """Return the time of the kernels of a recurrent LIF with a dense connection."""
-    layer = snn.LIF(neurons)
-    program = program_of(layer.cell, 2, torch.float32, layer.step_kwargs(2, torch.float32))
-    wanted = (True, ("x",), program.params, TritonBackend.tile)
-    plan = LearningPlan(program, "triton", -1, (), *wanted)
-    tile = tile_of(plan, rows, neurons, card.processors)
-    waves = math.ceil(math.ceil(rows / tile.ROWS) / card.processors)
-    product = product_cycles(tile, neurons, card)
-    total = 0.0
-    for build in (recurrent_forward_kernel, recurrent_backward_kernel)[
-        : 2 if way == "train" else 1
-    ]:
-        found = counts(build(plan), steps, plan.checkpoint_interval)
-        for turns, chain, is_ahead in found.walks:
-            # what is stored is read again from the cache, behind a barrier, and so is the matrix
-            step = chain + SHARED if is_ahead else chain + product + 2 * CACHE + 8 * BARRIER
-            total += waves * turns * step / card.clock
-    if way == "train":  # the gradient of the weight
-        total += 2 * steps * rows * neurons**2 / (card.processors * 256 * card.clock)
-    return total
-
-
 # Tables
 
 
@@ -328,8 +287,6 @@ def time_table() -> list[str]:
             mark = " *" if launches > time else ""
             cells.append(f"{_amount(time)}, {theirs / time:.1f}x{mark}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    cells = [_amount(recurrent(100, 32, 128, card, way)) for card, way in columns]
-    lines.append(f"| Recurrent LIF N=128 | {' | '.join(cells)} |")
     return lines
 
 

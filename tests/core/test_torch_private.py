@@ -1,11 +1,30 @@
-"""Test what PyTorch's private names are wrapped in."""
+"""Test what PyTorch's private names are wrapped in, by what the states of layers need of them."""
 
+import copy
+import gc
+import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
+from collections.abc import Callable
+from multiprocessing.context import get_spawning_popen, set_spawning_popen
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import pytest
+import torch
+import torch.autograd.forward_ad as fwAD  # noqa: N812 (PyTorch's own convention)
+import torch.multiprocessing
+from torch import Tensor, nn
+from torch.func import grad, jvp, vjp, vmap
+from torch.utils.checkpoint import checkpoint
 
+import tracetorch as tt
+from tests.cases import LAYERS, layer, sequence, stepped
+from tracetorch import snn
+from tracetorch.core import torch_private
 from tracetorch.core.torch_private import one_trace_at_a_time
 
 
@@ -31,3 +50,337 @@ def test_a_forked_child_does_not_wait_for_a_trace_of_another_thread() -> None:
     done.set()
     thread.join()
     assert os.waitstatus_to_exitcode(status) == 7
+
+
+LEAKED = r"holds a state mem without values, left behind by .* Call zero_states\(\)"
+X = torch.ones(3, 1, 2)
+
+TRANSFORMS: dict[str, Callable[[nn.Module], Any]] = {
+    "vmap": lambda neurons: vmap(neurons)(X),
+    "grad": lambda neurons: grad(lambda x: neurons(x).sum())(X[0]),
+    "vjp": lambda neurons: vjp(neurons, X[0]),
+    "vmap of grad": lambda neurons: vmap(grad(lambda x: neurons(x).sum()))(X),
+    "grad of vmap": lambda neurons: grad(lambda x: vmap(neurons)(x).sum())(X),
+}
+
+
+def after_detaching(neurons: snn.LIF) -> snn.LIF:
+    neurons.detach_states()
+    return neurons
+
+
+USES: dict[str, Callable[[snn.LIF], Any]] = {
+    "a step": lambda neurons: neurons(X[0]),
+    "a step of another batch": lambda neurons: neurons(torch.ones(4, 2)),
+    "a step without a graph": lambda neurons: torch.no_grad()(neurons)(X[0]),
+    "a sequence": lambda neurons: tt.unroll(neurons, X),
+    "another transform": lambda neurons: grad(lambda x: neurons(x).sum())(X[0]),
+    "another size": lambda neurons: vmap(neurons)(torch.ones(4, 1, 2)),
+    "a mask": lambda neurons: tt.zero_states(neurons, where=torch.tensor([True])),
+    "a copy of the states": tt.get_states,
+    "deepcopy": copy.deepcopy,
+    "pickle": pickle.dumps,
+    "a step after detach_states": lambda neurons: after_detaching(neurons)(X[0]),
+    "a step after a move": lambda neurons: neurons.double()(X[0].double()),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_error_explains_a_leaked_state_and_zeroing_recovers(transform: str, use: str) -> None:
+    neurons = snn.LIF(2)
+    TRANSFORMS[transform](neurons)
+    held = neurons.mem
+    with pytest.raises(ValueError, match=LEAKED):
+        USES[use](neurons)
+    assert neurons.mem is held
+    neurons.zero_states()
+    assert neurons(X[0].to(neurons.raw_beta.dtype)).shape == (1, 2)
+    assert list(tt.get_states(neurons)) == ["mem"]
+
+
+def test_error_names_the_layer() -> None:
+    net: Any = nn.Sequential(nn.Linear(2, 2), snn.LIF(2))
+    vmap(net)(X)
+    for use in (lambda net: net(X[0]), tt.get_states, USES["a mask"]):
+        with pytest.raises(ValueError, match=rf"layer '1', LIF\(2\), {LEAKED}"):
+            use(net)
+
+
+def test_states_continue_inside_a_transform() -> None:
+    """Steps in a transform, and in one nested in it, continue from each other's states."""
+    net = nn.Sequential(nn.Linear(2, 2), snn.SLIF(2)).double()
+    x = torch.rand(4, 3, 2, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        tt.zero_states(net)
+        first = net(x[0]).sum()
+        inner = grad(lambda x: net(x).sum())(x[1])  # leaks its own states
+        tt.zero_states(net)
+        return first + net(x[2]).sum() + net(x[3]).sum() + inner.sum()
+
+    found = grad(loss)(x.unsqueeze(2)[:, 0])
+    assert bool(found[2].any())
+    together = vmap(grad(loss), in_dims=1)(x.unsqueeze(2))
+    torch.testing.assert_close(together[0], found)
+
+
+def test_states_of_before_a_transform_are_constants_in_it() -> None:
+    neurons = snn.Readout(2, beta=0.5)
+    neurons(X[0])
+    found = grad(lambda x: neurons(x).square().sum())(X[0])
+    assert found.tolist() == [[0.75, 0.75]]  # 2 * (0.5 * 0.5 + 0.5 * 1) * 0.5
+
+
+def test_vmap_of_the_same_size_continues_from_its_states() -> None:
+    neurons, alone = snn.Readout(2), snn.Readout(2)
+    for _ in range(2):
+        y = vmap(neurons)(X)
+        expected = alone(X[0])
+    assert torch.equal(y[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
+def test_state_leaked_by_forward_mode() -> None:
+    neurons = snn.Readout(2)
+    jvp(neurons, (X[0],), (X[0],))
+    with pytest.raises(ValueError, match=LEAKED):
+        neurons(X[0])
+    neurons.zero_states()
+    neurons(X[0])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_second_backward_is_an_error_that_names_detach_states_behind_a_sequence(name: str) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), layer(name, 3))
+    x = sequence(4, 2, 3, dtype=torch.float32)
+    for run, message in ((stepped, "a second time"), (tt.unroll, r"Call detach_states\(\) after")):
+        tt.zero_states(net)
+        run(net, x[:2]).sum().backward()
+        out = run(net, x[2:])
+        with pytest.raises(RuntimeError, match=message):
+            out.sum().backward()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_detaching_or_retaining_the_graph_gives_exact_gradients(name: str) -> None:
+    x = sequence(4, 2, 3)
+    neurons = layer(name, 3).double()
+    first = stepped(neurons, x[:2]).sum()
+    first.backward(retain_graph=True)
+    second = stepped(neurons, x[2:]).sum()
+    second.backward()
+    grads = {n: p.grad.clone() for n, p in neurons.named_parameters()}
+
+    neurons.zero_grad()
+    neurons.zero_states()
+    stepped(neurons, x).sum().backward()
+    for n, p in neurons.named_parameters():
+        torch.testing.assert_close(p.grad, grads[n])
+
+    neurons.zero_states()
+    stepped(neurons, x[:2]).sum().backward()
+    neurons.detach_states()
+    stepped(neurons, x[2:]).sum().backward()
+
+
+def test_second_backward_through_a_state_is_an_error_too() -> None:
+    neurons = snn.Readout(2)
+    neurons(torch.ones(1, 2))
+    neurons.mem.sum().backward()
+    neurons(torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match="a second time"):
+        neurons.mem.sum().backward()
+
+
+def test_second_derivatives_are_exact() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), snn.Readout(2)).double()
+    x = sequence(2, 2).requires_grad_()
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        tt.zero_states(net)
+        return net(x).square()
+
+    assert torch.autograd.gradgradcheck(run, (x,))
+
+
+def test_state_without_a_graph_stays_without_one() -> None:
+    neurons = snn.LIF(2, learn_beta=False, reset="none")
+    for _ in range(3):
+        neurons(torch.ones(1, 2)).sum().backward()
+    assert not neurons.mem.requires_grad
+
+
+def test_other_errors_of_unpacking_saved_tensors_pass_unchanged() -> None:
+    def unpack(_: object) -> torch.Tensor:
+        raise RuntimeError("the disk is gone")
+
+    neurons = snn.LIF(2)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        out = neurons(torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        out.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
+def test_forward_mode_through_a_readout() -> None:
+    neurons = snn.Readout(2, beta=0.5)
+    with fwAD.dual_level():
+        y = neurons(fwAD.make_dual(torch.ones(1, 2), torch.ones(1, 2)))
+        assert fwAD.unpack_dual(y).tangent.tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint_around_a_step_is_refused(reentrant: bool) -> None:
+    neurons = snn.LIF(2)
+    x = torch.ones(1, 2, requires_grad=True)
+    neurons(x)
+    neurons.detach_states()
+    out = checkpoint(neurons, x, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match=r"run again inside backward.*calls zero_states\(\) fi"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_checkpoint_around_a_sequence_is_exact(reentrant: bool, resumed: bool) -> None:
+    neurons = layer("SRLIF", 3)
+    x = sequence(5, 2, 3, dtype=torch.float32).requires_grad_()
+    neurons(x[0].detach())
+    start = tt.get_states(neurons)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if resumed:
+            tt.set_states(neurons, start)
+        else:
+            neurons.zero_states()
+        return stepped(neurons, x)
+
+    run(x).sum().backward()
+    grads = [x.grad.clone(), *(p.grad.clone() for p in neurons.parameters())]
+    x.grad = None
+    neurons.zero_grad()
+    checkpoint(run, x, use_reentrant=reentrant).sum().backward()
+    torch.testing.assert_close([x.grad, *(p.grad for p in neurons.parameters())], grads)
+
+
+def test_output_without_a_graph_has_no_grad_fn() -> None:
+    neurons = snn.LIF(2, learn_beta=False, learn_pos_threshold=False)
+    assert neurons(torch.ones(1, 2)).grad_fn is None
+
+
+posix = pytest.mark.skipif(sys.platform != "linux", reason="files are inherited by their numbers")
+
+
+def used() -> tuple[nn.Module, Tensor]:
+    """Return a model that holds states, and its input."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(4, 5),
+        snn.SLIF(5),
+        snn.Delay(5, max_delay=3),
+        snn.Recurrent(snn.LIF(5), nn.Linear(5, 5)),
+        snn.Readout(5),
+    )
+    x = torch.rand(5, 2, 4) * 3
+    tt.unroll(net, x)
+    return net, x
+
+
+class Encoded(torch.utils.data.Dataset[list[Tensor]]):
+    """What a model makes of each sample, from rest, in a stream, and going on from its states."""
+
+    def __init__(self) -> None:
+        self.net, self.x = used()
+
+    def __len__(self) -> int:
+        return 4
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> list[Tensor]:
+        x, net, stream = self.x * (index + 1), copy.deepcopy(self.net), tt.Stream(self.net)
+        from_rest = tt.unroll(self.net, x, from_rest=True)
+        return [from_rest, torch.stack([stream(step) for step in x]), tt.unroll(net, x)]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_of_a_data_loader_hold_a_model(start: str) -> None:
+    data = Encoded()
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=2, timeout=120, multiprocessing_context=start
+    )
+    for index, found in enumerate(loader):
+        torch.testing.assert_close(found, data[index])
+    assert index == 3
+
+
+class Child:
+    """Stands for a process that is being started: it notes the files that it will inherit."""
+
+    DupFd = staticmethod(int)
+
+    def __init__(self) -> None:
+        self.inherited: list[int] = []
+
+    def duplicate_for_child(self, number: int) -> int:
+        self.inherited.append(number)
+        return number
+
+
+@posix
+@pytest.mark.parametrize("times", [1, 3])
+def test_files_that_a_child_inherits_stay_open(times: int) -> None:
+    models = [used()[0] for _ in range(times)]
+    expected = [state.clone() for model in models for state in tt.get_states(model).values()]
+    child: Any = Child()
+    assert get_spawning_popen() is None
+    set_spawning_popen(child)
+    try:
+        ForkingPickler.dumps(models)
+    finally:
+        set_spawning_popen(None)
+    gc.collect()
+    identities = {os.fstat(number).st_ino for number in child.inherited}
+    assert len(identities) == len(child.inherited) >= len(expected) + 4
+    # the child's memory is its own: what is sent is a copy
+    states = [state for model in models for state in tt.get_states(model).values()]
+    assert all(map(torch.equal, states, expected))
+    assert not any(state.is_shared() for state in states)
+
+
+def test_a_copy_outside_of_a_start_keeps_nothing() -> None:
+    before = len(torch_private._kept)
+    copy.deepcopy(used()[0])
+    ForkingPickler.dumps(used()[0])
+    assert len(torch_private._kept) == before
+
+
+def answer(model: nn.Module, x: Tensor, results: Any) -> None:
+    torch.set_num_threads(1)
+    results.put(tt.unroll(model, x, by="step").tolist())
+
+
+def answer_from_queue(models: Any, x: Tensor, results: Any) -> None:
+    answer(models.get(timeout=60), x, results)
+
+
+@pytest.mark.slow
+@posix
+@pytest.mark.parametrize("module", [multiprocessing, torch.multiprocessing], ids=["std", "torch"])
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("way", ["argument", "queue"])
+def test_a_child_goes_on_from_the_states(module: Any, method: str, way: str) -> None:
+    net, x = used()
+    expected = tt.unroll(copy.deepcopy(net), x, by="step").tolist()
+    context = module.get_context(method)
+    results = context.Queue()
+    target: Any = answer
+    sent: Any = net
+    if way == "queue":
+        target, sent = answer_from_queue, context.Queue()
+        sent.put(net)
+    process = context.Process(target=target, args=(sent, x, results))
+    process.start()
+    assert results.get(timeout=120) == expected
+    process.join()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import weighted_sum
 from tracetorch import snn
-from tracetorch.snn.unknown_arguments import _NAMES
+from tracetorch.snn.signatures import OTHER_NAMES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/use/coming_from.md").read_text()
@@ -69,7 +69,7 @@ def test_every_block_is_one_of_a_pair_and_names_of_errors_are_in_the_table() -> 
     table = PAGE.partition("## Names")[2].partition("\n## ")[0]
     explained = {"threshold", "v_threshold", "v_th", "spike_grad", "surrogate_function"}
     explained |= {"learn_threshold", "reset_mechanism", "v_reset", "tau", "decay_input"}
-    assert explained <= _NAMES.keys()
+    assert explained <= OTHER_NAMES.keys()
     assert [name for name in sorted(explained) if not re.search(rf"`{name}\b", table)] == []
 
 

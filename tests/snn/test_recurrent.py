@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tracetorch as tt
 from tests.cases import LAYERS, SPIKING, layer, sequence, stepped, thinned
 from tracetorch import snn
+from tracetorch.fuse.dispatch import backends
 
 D = 3
 
@@ -604,7 +605,8 @@ def test_delays_without_a_graph(fused: list[bool]) -> None:
 
 @pytest.mark.parametrize("max_delay", [0, D, 12])
 def test_every_element_is_written(max_delay: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tracetorch.fuse.runtime import allocation, recurrence
+    from tracetorch.fuse.dispatch import recurrence
+    from tracetorch.fuse.runtime import allocation
 
     empty, large = torch.empty, allocation.large_empty
 
@@ -711,3 +713,33 @@ def gradients_of(layer: nn.Module, loss: Callable[..., Tensor], by: str) -> dict
     layer.zero_grad()
     loss(dict(layer.named_parameters()), by).backward()
     return {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("way", ["tried", "on a GPU"])
+def test_where_the_loop_is_not_for_it_runs_step_by_step(
+    way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backends, "_reported", set())
+    model, x = made("LIF"), dyadic(6, 3, 5)
+    expected = stepped(model, x)
+    if way == "tried":
+        monkeypatch.setattr(backends.backend_named("cpu"), "tried", True)
+    else:
+        monkeypatch.setitem(backends._BY_DEVICE, "cpu", "triton")
+    words = {"tried": "cannot be tried on a sample before", "on a GPU": "is for the CPU"}[way]
+    for _ in range(2):
+        assert torch.equal(tt.unroll(model, x, from_rest=True), expected)
+    said = [each.getMessage() for each in caplog.records if "Recurrent" in each.getMessage()]
+    assert len(said) == 1
+    assert f"its loop over all steps {words}" in said[0]
+
+
+def test_memory_that_is_missing_in_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("full")
+
+    y = tt.unroll(made("LIF"), dyadic(9, 2, 5), from_rest=True)
+    monkeypatch.setattr("tracetorch.fuse.dispatch.recurrence._backward", full)
+    words = r"backward pass of .*9 steps: full .*segment="
+    with pytest.raises(torch.OutOfMemoryError, match=words):
+        y.sum().backward()

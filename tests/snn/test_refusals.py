@@ -124,7 +124,7 @@ def called(layer: Any) -> Any:
     snn.BLIF(2, neg_scale=inf) -> ValueError: neg_scale must be finite, got inf
     snn.BLIF(2, neg_threshold=-1.0) -> ValueError: neg_threshold must be positive and finite, got -1
     snn.RLIF(2, bias=torch.tensor([0.0, inf])) -> ValueError: bias must be finite, got inf
-    snn.LIF(threshold=1.0, init_hidden=1) -> TypeError: 'threshold'; .*no argument 'init_hidden'; a
+    snn.LIF(threshold=1.0, init_hidden=1) -> TypeError: no argument 'threshold'.* pos_threshold
     snn.LIF(2)._replicate_for_data_parallel() -> RuntimeError: states away .*DistributedDataParallel
     snn.LIF(4)(torch.ones(2, 4, 5, 6)) -> ValueError: 6 at dim -1, .* Say where they are: dim=-3\.
     snn.Delay(4, max_delay=2)(torch.ones(4, 6)) -> ValueError: Build the layer with num_neurons=6

@@ -14,6 +14,7 @@ from tracetorch import functional, snn
 from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
 from tracetorch.fuse.runtime import allocation, sparse_segments, written_kernels
+from tracetorch.snn.sparse.product import EdgePlan
 
 N = 400
 SURROGATES = {
@@ -357,11 +358,9 @@ def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     model = recurrent(300, 3_000, delay="far")
     x = given(30, 1, 300)
     wanted = tt.unroll(model, x, by="step", from_rest=True)
-    make = snn.SparseLinear.edges_by_chunk
+    make = EdgePlan.by_chunk
     planted = FAULTS[fault]
-    monkeypatch.setattr(
-        snn.SparseLinear, "edges_by_chunk", lambda layer, chunks: planted(make(layer, chunks))
-    )
+    monkeypatch.setattr(EdgePlan, "by_chunk", lambda plan, chunks: planted(make(plan, chunks)))
     found = tt.unroll(model, x, from_rest=True)
     assert torch.equal(found, wanted) == (fault == "nothing")
 
@@ -724,7 +723,7 @@ NAMES = {
     run(E(e), 4) -> ValueError: an event has the step 4, and the run has 4, 0 to 3
     run(E(e + torch.tensor([0, 1, 0])), 5) -> ValueError: has the sample 1, and the run has 1
     run(E(e * 15), 99) -> ValueError: an event has the neuron 30, and the run has 30, 0 to 29
-    run(P(n + 30, 0.1), 9) -> ValueError: a Poisson group has the neuron 32, and the run has 30
+    run(P(n + 30, 0.1), 9) -> ValueError: an event has the neuron 32, and the run has 30
     run(E(e), 0) -> ValueError: steps must be at least 1
     run(E(e), 5, batch=0) -> ValueError: batch must be at least 1
     run(E(e), 5, count_every=0) -> ValueError: count_every must be at least 1

@@ -1,8 +1,7 @@
 """Collect the private names of PyTorch's modules that the package uses, each with its reason.
 
-PyTorch may rename them in any release: a new one breaks this file first. Attributes of modules and
-tensors that PyTorch's documentation and its extensions rely on are used where they are needed:
-``_parameters``, ``_buffers`` and ``_modules``, the dicts of hooks, and ``Tensor._version``.
+PyTorch may rename them in any release: a new one breaks this file first. Attributes that extensions
+rely on are used where they are needed: ``_parameters``, ``_forward_hooks``, ``Tensor._version``.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from multiprocessing.context import get_spawning_popen
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import (
-    FuncTorchInterpreter,
     VmapInterpreter,
     retrieve_all_functorch_interpreters,
     temporarily_clear_interpreter_stack,
@@ -39,77 +39,50 @@ __all__ = [
     "DynamicOutputShapeException",
     "FakeTensor",
     "FakeTensorMode",
-    "FuncTorchInterpreter",
     "StorageWeakRef",
     "TorchDispatchMode",
-    "VmapInterpreter",
     "pytree",
-    "retrieve_all_functorch_interpreters",
 ]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Functions of PyTorch itself under a public name: called at every step, so none is wrapped.
-
-functorch: Any = torch._C._functorch
-"""Predicates on tensors that a ``torch.func`` transform has wrapped."""
-
+# functions of PyTorch itself under a public name: called at every step, so none is wrapped
+functorch: Any = torch._C._functorch  # predicates on what a torch.func transform has wrapped
 functorch_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
-"""Whether a ``torch.func`` transform is running."""
-
-dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-"""Number of active ``TorchDispatchMode``s, which must see every operation."""
-
-function_modes: Callable[[], int] = torch._C._len_torch_function_stack
-"""Number of active ``TorchFunctionMode``s, which must see every call of PyTorch."""
-
-current_backward: Callable[[], int] = torch._C._current_graph_task_id
-"""Number of the backward pass that is running in this thread, ``NO_BACKWARD`` outside of one."""
-
-NO_BACKWARD = -1
-
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack  # how many see operations
+function_modes: Callable[[], int] = torch._C._len_torch_function_stack  # how many see calls
+current_backward: Callable[[], int] = torch._C._current_graph_task_id  # the one in this thread
+NO_BACKWARD = -1  # its number outside of one
+# torch.jit.is_tracing() asks more, and slower
 is_jit_tracing: Callable[[], bool] = torch._C._is_tracing
-"""Whether ``torch.jit.trace`` is recording; ``torch.jit.is_tracing()`` asks more, and slower."""
-
 global_hooks: Callable[[], bool] = torch.nn.modules.module._has_any_global_hook
-"""Whether a hook is registered on all modules there are."""
-
+# of an operation's kernel that calls other operations and nothing else
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-"""The key of an operation's kernel that calls other operations and nothing else."""
-
+# whether two tensors share memory; Tensor.data_ptr cannot say so for views
 is_alias: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
-"""Whether two tensors share memory; ``Tensor.data_ptr`` cannot say so for views."""
-
-saved_tensor_hooks_enabled: Callable[[], bool] = torch._C._autograd._saved_tensors_hooks_is_enabled  # type: ignore[attr-defined]
-"""Whether hooks on saved tensors may be pushed here."""
-
+# makes a tensor subclass without memory, known by shape, dtype and device alone
 make_wrapper_tensor: Callable[..., Any] = Tensor._make_wrapper_subclass
-"""Make a tensor subclass without memory, known by shape, dtype and device alone."""
-
+# Reshapes a contiguous tensor without recording a view: FSDP loses gradients where the output of a
+# module is a view that is changed in place.
 unsafe_view: Callable[[Tensor, tuple[int, ...]], Tensor] = torch.ops.aten._unsafe_view
-"""Reshape a contiguous tensor without recording a view: FSDP loses gradients where the output of a
-module is a view that is changed in place."""
-
+# checks a value inside a compiled program, which cannot branch on it
 assert_async: Callable[[Tensor, str], None] = torch._assert_async
-"""Check a value inside a compiled program, which cannot branch on it."""
-
+# PyTorch's own, which a subclass may compute in another way
+CONV_FORWARD = nn.Conv2d._conv_forward
 DropoutBase = nn.modules.dropout._DropoutNd
-"""Base class of PyTorch's own dropouts, which treat the samples of a batch independently."""
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
-"""Class of batch norms alone, by which PyTorch's tools find them: ``update_bn`` and others."""
-
+BatchNorm = nn.modules.batchnorm._BatchNorm  # by which PyTorch's tools find batch norms alone
+BatchNormBase = nn.modules.batchnorm._NormBase  # of instance norms, lazy and synchronised ones too
 ParametrizedSpectralNorm = nn.utils.parametrizations._SpectralNorm
-"""Class of the parametrization by which a spectral norm is computed."""
-
-BatchNormBase = nn.modules.batchnorm._NormBase
-"""Base class of batch and instance norms, lazy and synchronised ones too."""
-
 
 _excluded_keys: Callable[[], Any] = torch._C._dispatch_tls_local_exclude_set
 _AUTOGRAD = torch._C.DispatchKey.AutogradOther
 _OUTSIDE = (torch._C._dispatch_tls_local_include_set(), _excluded_keys())
+_forward_ad, _compiler = torch.autograd.forward_ad, torch.compiler
+_dispatch_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # of the mode by which make_fx records
+_function_mode_stack: Callable[[], list[object]] = torch.overrides._get_current_function_mode_stack
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def functions_on(on: bool) -> Any:
@@ -137,24 +110,22 @@ def global_modes_off() -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.is_anomaly_enabled():
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
-        if saved_tensor_hooks_enabled():
+        if torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
             # activation checkpointing counts through such hooks what a module saves, and would
             # count these with it; the innermost ones win, and PyTorch leaves it to them to look
             # whether what was saved has been changed in place
-            hooks = torch.autograd.graph.saved_tensors_hooks(with_version, unchanged)
+            hooks = torch.autograd.graph.saved_tensors_hooks(_with_version, _unchanged)
             stack.enter_context(hooks)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
 
 
-def with_version(tensor: Tensor) -> tuple[Tensor, int]:
-    """Pack a saved tensor: as it is, with its version, of which PyTorch leaves the check to us."""
+def _with_version(tensor: Tensor) -> tuple[Tensor, int]:
     return tensor, tensor._version
 
 
-def unchanged(saved: tuple[Tensor, int]) -> Tensor:
-    """Unpack what :func:`with_version` packed; raise where it was changed in place since."""
+def _unchanged(saved: tuple[Tensor, int]) -> Tensor:
     tensor, version = saved
     if tensor._version != version:
         raise RuntimeError(
@@ -165,11 +136,7 @@ def unchanged(saved: tuple[Tensor, int]) -> Tensor:
 
 
 def is_exporting() -> bool:
-    """Whether ``torch.export`` is tracing.
-
-    The flag, not ``torch.compiler.is_exporting()``, which some releases take for true inside
-    ``torch.compile`` as well.
-    """
+    """Whether ``torch.export`` is tracing; some releases' own answer is true in a compilation."""
     return bool(torch.compiler._is_exporting_flag)
 
 
@@ -181,31 +148,12 @@ def is_tracing() -> bool:
     return not torch.compiler.is_dynamo_compiling() and _dispatch_mode(_PROXY) is not None
 
 
-_forward_ad, _compiler = torch.autograd.forward_ad, torch.compiler
-_dispatch_mode: Callable[[Any], Any] = torch._C._get_dispatch_mode
-_PROXY = torch._C._TorchDispatchModeKey.PROXY  # of the mode by which make_fx records
-
-
-def transformed_by() -> str | None:
-    """Return who sees through plain operations alone, and needs the step itself, or ``None``."""
-    if functorch_active():
-        return "torch.func transforms see through plain operations alone"
-    if _forward_ad._current_level >= 0:
-        return "forward-mode differentiation sees through plain operations alone"
-    if (
-        is_jit_tracing()
-        or _compiler._is_exporting_flag
-        or (dispatch_modes() and _dispatch_mode(_PROXY) is not None)
-    ):
-        return "an exported program must not need this process's kernels"
-    return None
-
-
-def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
+def observed_by(tensors: Iterable[Tensor] = (), *, modes: bool = True) -> str | None:
     """Return who must see every operation on tensors here, or ``None``: kernels hide them.
 
     Tensors without plain memory are observers too: subclasses, wrappers, views that negate lazily.
-    ``torch.compile`` is not among them: ``is_compiling`` says so inside its trace.
+    ``torch.compile`` is not among them: ``is_compiling`` says so inside its trace. Without
+    ``modes``, only who needs the step itself: transforms and exports.
     """
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
@@ -216,28 +164,19 @@ def observed_by(tensors: Iterable[Tensor] = ()) -> str | None:
             or tensor._is_zerotensor()
         ):
             return "the memory of a tensor does not hold its values"
-    # in one function where there is nobody, for every call of a layer comes here
-    if (
-        dispatch_modes()
-        or function_modes()
-        or functorch_active()
-        or _forward_ad._current_level >= 0
-        or is_jit_tracing()
-        or _compiler._is_exporting_flag
-    ):
-        if dispatch_modes() or any(map(_observes, _function_mode_stack())):
+    if modes and (dispatch_modes() or function_modes()):
+        # the mode of a default device replaces nothing
+        others = [m for m in _function_mode_stack() if not isinstance(m, DeviceContext)]
+        if dispatch_modes() or others:
             return "a mode must see every operation"
-        return transformed_by()
+    if functorch_active():
+        return "torch.func transforms see through plain operations alone"
+    if _forward_ad._current_level >= 0:
+        return "forward-mode differentiation sees through plain operations alone"
+    proxy = dispatch_modes() and _dispatch_mode(_PROXY) is not None
+    if proxy or is_jit_tracing() or _compiler._is_exporting_flag:
+        return "an exported program must not need this process's kernels"
     return None
-
-
-_PLAIN = (Tensor, nn.Parameter)
-_function_mode_stack: Callable[[], list[object]] = torch.overrides._get_current_function_mode_stack
-
-
-def _observes(mode: object) -> bool:
-    """Whether a function mode may replace operations; that of a default device does not."""
-    return not isinstance(mode, DeviceContext)
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -276,11 +215,31 @@ def version_of(tensor: Tensor) -> int | None:
 
 def versions_of(tensors: Iterable[Tensor | None]) -> list[int | None]:
     """Return how often each tensor was written to; ``None`` for no tensor and where none counts."""
-    tensors = list(tensors)
-    try:  # a third of the time of asking each tensor first
-        return [None if tensor is None else tensor._version for tensor in tensors]
-    except RuntimeError:  # from a tensor of inference mode
-        return [None if t is None or t.is_inference() else t._version for t in tensors]
+    return [None if tensor is None else version_of(tensor) for tensor in tensors]
+
+
+def noticed(*tensors: Tensor | None) -> list[Tensor]:
+    """Return what a node saves beside its arguments, so that a write to it raises in backward.
+
+    Of tensors of inference mode nobody counts writes, and no node can save them.
+    """
+    return [each for each in tensors if each is not None and not each.is_inference()]
+
+
+def saved_tensors(ctx: Any) -> Sequence[Any]:
+    """Return ``ctx.saved_tensors``; explain what to do where they are freed."""
+    try:
+        return ctx.saved_tensors  # type: ignore[no-any-return]
+    except RuntimeError as freed:
+        if "a second time" not in str(freed):  # unpacking a saved tensor may run any code
+            raise
+        raise RuntimeError(
+            "backward() reached time steps that an earlier backward() has already freed: the "
+            "states still carry their graph. Call detach_states() after each backward() to go "
+            "on from the values (truncated BPTT), or zero_states() to start a new sequence; "
+            "backward(retain_graph=True) keeps the graph at the price of its memory. Two losses on "
+            "one step are added up first."
+        ) from freed
 
 
 def lowest_wrapped(tensor: Tensor) -> Tensor:
@@ -290,12 +249,45 @@ def lowest_wrapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
-_CONV_FORWARD = torch.nn.Conv2d._conv_forward
+def is_leaked_tracer(state: Tensor, x: Tensor | None = None) -> bool:
+    """Whether ``state`` has no values beside ``x``, because its trace or transform is over.
+
+    A transform of another kind, or a ``vmap`` of another size, may run at its level.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if isinstance(state, FakeTensor):
+        return x is not None and not isinstance(x, FakeTensor)
+    if not functorch.is_functorch_wrapped_tensor(state):
+        return False
+    running = {each.level(): each for each in retrieve_all_functorch_interpreters()}
+    # transforms nest: each wrapper around the values must belong to a running one
+    while functorch.is_functorch_wrapped_tensor(state):
+        transform, size = running.get(functorch.maybe_get_level(state)), None
+        inner = functorch.get_unwrapped(state)
+        if functorch.is_batchedtensor(state):
+            size = inner.shape[functorch.maybe_get_bdim(state)]
+        sizes = transform.batch_size() if isinstance(transform, VmapInterpreter) else None
+        if transform is None or size != sizes:
+            return True
+        state = inner
+    return False
 
 
-def computes_as_conv2d(kind: type[torch.nn.Conv2d]) -> bool:
-    """Whether ``forward`` of a class, if it is PyTorch's, computes what PyTorch's does."""
-    return kind._conv_forward is _CONV_FORWARD
+_kept: WeakKeyDictionary[Any, list[Tensor]] = WeakKeyDictionary()
+
+
+def kept_for_child(tensor: Tensor) -> Tensor:
+    """Return a tensor that a ``__getstate__`` has made, kept alive as long as a pickle needs it.
+
+    PyTorch pickles a tensor for a process that is being started as the number of an open file,
+    which is closed when the tensor is freed; the child inherits it only after all is pickled. So
+    such tensors live as long as the parent's record of the process. Elsewhere nothing is kept.
+    """
+    process = get_spawning_popen()
+    if process is not None:
+        _kept.setdefault(process, []).append(tensor)
+    return tensor
 
 
 def scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
@@ -306,27 +298,15 @@ def scan() -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
 
 
 def decomposition_of(operation: Any) -> Callable[..., Any] | None:
-    """Return PyTorch's own decomposition of an overload of an operation, or ``None``.
-
-    The table of all of them: ``core_aten_decompositions`` lacks those of operations that compilers
-    are expected to know, such as ``gelu``.
-    """
+    """Return PyTorch's own decomposition of an overload; its public table lacks ``gelu``, say."""
     from torch._decomp import decomposition_table
 
     return decomposition_table.get(operation)
 
 
-_tracing = threading.RLock()
-
-
-def _renew_tracing() -> None:
-    """Make a new lock after ``fork``: no thread is left in the child that would release it."""
-    global _tracing
-    _tracing = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_tracing)
+_tracing: Any = threading.RLock()
+if hasattr(os, "register_at_fork"):  # no thread is left in the child that would release it
+    os.register_at_fork(after_in_child=_tracing._at_fork_reinit)
 
 
 def one_trace_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
@@ -342,9 +322,6 @@ def one_trace_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return waiting
-
-
-# Marks for torch.compile, set without importing the compiler before it is used
 
 
 def graph_break(message: str) -> None:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.convolution import front_padding, output_size
-from tracetorch.events.compiled import first_sums, run
+from tracetorch.events import conv_kernels
 from tracetorch.events.crossover import CONV_TASKS
 from tracetorch.events.kernels import LANES
 from tracetorch.events.lists import EventLists
-from tracetorch.events.node import ProductKind
+from tracetorch.events.product import ProductKind, first_sums
 from tracetorch.fuse.runtime.allocation import large_empty
+from tracetorch.fuse.runtime.written_kernels import run_written
 
 _NO_PAIRS = "stride, padding and dilation are not pairs"
 _NO_PLACE = "the kernel does not fit into the images"
@@ -89,15 +90,14 @@ def _forward(
     table = weight.new_zeros((*extent, inputs, lanes))
     table[..., :outputs] = weight.detach().permute(2, 3, 1, 0)
     y = large_empty((images, outputs, *at.size), x.dtype)
-    places = at.size[0] * at.size[1]
-    most = inputs * height * width
-    item = x.itemsize
-    run(
-        "conv_forward", x.dtype, images, *sizes, events.weighted, *events[1:],
-        *(table, first_sums(table, bias), y),
-        work=y.numel() + len(events.indices) * lanes * extent[0] * extent[1],
-        scratch=(places * lanes * item, 8 * (height * width + 2), 4 * most, item * most),
-    )  # fmt: skip
+    places, most, item = at.size[0] * at.size[1], inputs * height * width, x.itemsize
+    work = y.numel() + len(events.indices) * lanes * extent[0] * extent[1]
+    scratch = places * lanes * item, 8 * (height * width + 2), 4 * most, item * most
+    sums: tuple[int | Tensor, ...] = (table, first_sums(table, bias), y)
+    arguments = (*sizes, events.weighted, *events[1:], *sums)
+    letters = "i" * 16 + "lnrrrr"
+    kernel = conv_kernels.conv_forward
+    run_written(kernel, letters, x.dtype, images, *arguments, work=work, scratch=scratch)
     return y.detach()
 
 
@@ -118,12 +118,13 @@ def _by_weight(
     per_task = -(-images // CONV_TASKS)
     tasks = -(-images // per_task)
     total = grad.new_zeros((tasks, inputs, *extent, lanes))
-    run(
-        "conv_backward", grad.dtype, tasks, per_task, images, *sizes, events.weighted, *padded,
-        *events[1:], grad, total,
-        work=grad.numel() + len(events.indices) * lanes * extent[0] * extent[1],
-        scratch=(padded[0] * padded[1] * lanes * grad.itemsize, 4 * height * width),
-    )  # fmt: skip
+    work = grad.numel() + len(events.indices) * lanes * extent[0] * extent[1]
+    scratch = padded[0] * padded[1] * lanes * grad.itemsize, 4 * height * width
+    counts = (per_task, images, *sizes, events.weighted, *padded)
+    arguments = (*counts, *events[1:], grad, total)
+    letters = "i" * 20 + "lnrrr"
+    kernel = conv_kernels.conv_backward
+    run_written(kernel, letters, grad.dtype, tasks, *arguments, work=work, scratch=scratch)
     summed = total[0]
     for part in total[1:]:
         summed += part

@@ -18,14 +18,13 @@ _CALLED = 300_000.0  # the calls around the kernels
 
 
 @lru_cache(maxsize=1024)
-def crossover(rows: int, inputs: int, outputs: int, taps: int = 1) -> float:
+def crossover(rows: int, inputs: int, outputs: int) -> float:
     """Return the density at which both take the same time; 0 where the dense product always wins.
 
     Args:
         rows: products of a vector with the weight: time steps times samples.
         inputs: of the layer.
         outputs: of the layer.
-        taps: steps of the input that an output is made of, more than one in a layer with delays.
 
     Example:
         >>> 0.3 < crossover(6400, 256, 256) < 0.4, crossover(1, 16, 16)
@@ -33,10 +32,10 @@ def crossover(rows: int, inputs: int, outputs: int, taps: int = 1) -> float:
     """
     values = max(1, rows * inputs)
     # for each value of the input
-    dense = _READ + _DENSE * outputs * taps
+    dense = _READ + _DENSE * outputs
     fixed = _SCANNED + _WRITTEN * outputs / max(1, inputs) + _CALLED / values
-    fixed += _TRANSPOSED * outputs * taps / max(1, rows)
-    return max(0.0, (dense - fixed) / (_ADDED * outputs * taps + _LISTED))
+    fixed += _TRANSPOSED * outputs / max(1, rows)
+    return max(0.0, (dense - fixed) / (_ADDED * outputs + _LISTED))
 
 
 # The same of convolutions, of 3x3 kernels from 16 channels to 32, and 32 to 64. A multiplication
@@ -56,34 +55,7 @@ CONV_TASKS = 16  # of the weight gradient, whose partial sums are added in their
 def conv_crossover(
     shape: tuple[int, ...], weight: tuple[int, ...], size: tuple[int, ...], gradient: bool = True
 ) -> float:
-    """Return the density at which both take the same time; 0 where the dense one always wins.
-
-    Args:
-        shape: of the input, ``[images, in, height, width]``.
-        weight: its shape, ``[out, in, kernel height, kernel width]``.
-        size: rows and columns of the output.
-        gradient: whether that of the weight is computed too.
-
-    Example:
-        >>> shape, size = (256, 32, 17, 17), (17, 17)
-        >>> 0.4 < conv_crossover(shape, (64, 32, 3, 3), size) < 0.6
-        True
-        >>> conv_crossover((256, 2, 34, 34), (32, 2, 3, 3), (34, 34))
-        0.0
-
-        Many weights on few places are summed for longer than they are multiplied:
-
-        >>> conv_crossover((64, 512, 2, 2), (512, 512, 3, 3), (2, 2))
-        0.0
-
-        A forward pass alone has no such sums:
-
-        >>> shape, weight = (64, 64, 8, 8), (64, 64, 3, 3)
-        >>> conv_crossover(shape, weight, (8, 8)) < 0.1
-        True
-        >>> 0.4 < conv_crossover(shape, weight, (8, 8), gradient=False) < 0.6
-        True
-    """
+    """Return the same of a convolution, whose output has ``size``, with the weight's gradient."""
     outputs, inputs, *extent = weight
     if inputs < _CONV_CHANNELS:
         return 0.0

@@ -1,7 +1,7 @@
 """Kernels of products with events, in LLVM IR: scan for events, sort lists of them, gather rows.
 
 Each function writes one kernel, for float32 or float64, and names its arguments in the order in
-which ``tracetorch/events/compiled.py`` is given them. A task is ``per_task`` rows or columns.
+which it is given them. A task is ``per_task`` rows or columns.
 
 Events are the values of a matrix that are not 0. ``starts[row]`` is where the list of a row begins
 in ``indices``, the columns of its events, and in ``values``, which is read where ``weighted``: not
@@ -191,60 +191,39 @@ class Gathers:
         self.k.function(f"{head}({pointers}, i64 %first, i64 %last, i64 %width)", g)
 
 
-# A linear layer, and one with a delay for every weight
-#
-# With delays, the rows of the input are the steps of one sample after the other, ``reach`` more of
-# them for each than there are outputs. An output is a sum over the window of its row and the
-# ``reach`` rows behind it, each of which has a table of its own. Without, ``reach`` is 0.
+# A linear layer
 
 
 def forward(k: TaskWriter, real: str) -> None:
-    """Write some rows of the output: the bias, and rows of the transposed weights.
-
-    ``rows`` are those of the output, ``steps`` those of a sample. With delays an index counts the
-    values of all rows before it too, ``row_size`` in each, so that a window is one list; and the
-    output has its steps in front of its samples.
-    """
-    per_task, rows, steps, reach, row_size = k.integers(5)
+    """Write some rows of the output: the bias, and rows of the transposed weight."""
+    per_task, rows = k.integers(2)
     starts = k.array(WORD)
     lists = Lists(k.array("i32"), k.array(real), k.integer().differs(0))
     table, bias, width, out = k.array(real), k.array(real), k.integer(), k.array(real)
-    gathers, zero = Gathers(k, real), k.literal(0, WORD)
-    samples = rows // steps
+    gathers = Gathers(k, real)
     first = k.number * per_task
     last = k.least(first + per_task, rows)
     # columns are the outer loop, so that those of the table stay in cache
-    with k.repeat(below(width), zero) as block:
+    with k.repeat(below(width), k.literal(0, WORD)) as block:
         column = block.index
         gather, lanes = gathers.widest(width - column, lists, width)
-        initial = bias.at(column)
-        with k.loop(first, last, first // steps, first % steps) as row:
-            sample, step = row.carried
-            begin = row.index + sample * reach
-            place = step * samples + sample
-            window = starts.at(begin)
-            origin = column - begin * row_size * width
-            gather(
-                *(out.at(place * width + column), initial, table.at(origin)),
-                *(window[0], window[reach + 1]),
-            )
-            is_last = (step + 1).equals(steps)
-            row.next = k.select(is_last, sample + 1, sample), k.select(is_last, 0, step + 1)
+        initial, source = bias.at(column), table.at(column)
+        with k.loop(first, last) as row:
+            ends = starts[row.index], starts[row.index + 1]
+            gather(out.at(row.index * width + column), initial, source, *ends)
         block.next = (column + lanes,)
 
 
 def backward(k: TaskWriter, real: str) -> None:
-    """Add to some rows of the transposed weights' gradient: gradients of the output, by event.
+    """Add to some rows of the transposed weight's gradient: gradients of the output, by event.
 
-    Chunk by chunk of rows, whose gradients stay in cache, and whose sums are rounded apart. With
-    delays ``grads`` has ``reach`` rows of zeros before each sample, and behind the last; ``out`` is
-    ``[reach + 1, columns, width]``.
+    Chunk by chunk of rows, whose gradients stay in cache, and whose sums are rounded apart.
     """
-    per_task, columns, chunks, per_chunk, reach = k.integers(5)
+    per_task, columns, chunks, per_chunk = k.integers(4)
     starts, all_ends = k.array(WORD), k.array(WORD)
     lists = Lists(k.array("i32"), k.array(real), k.integer().differs(0))
     grads, width, out = k.array(real), k.integer(), k.array(real)
-    gathers, zero = Gathers(k, real), k.literal(0, WORD)
+    gathers = Gathers(k, real)
     first = k.number * per_task
     last = k.least(first + per_task, columns)
     with k.loop(0, chunks) as chunk:
@@ -252,16 +231,14 @@ def backward(k: TaskWriter, real: str) -> None:
         before = starts[chunk.index * per_chunk]
         # where the list of the first row begins
         (begun,) = k.choose(first.equals(0), lambda: [before], lambda: [ends[first - 1]])
-        with k.repeat(below(width), zero) as block:
+        with k.repeat(below(width), k.literal(0, WORD)) as block:
             column = block.index
             gather, lanes = gathers.widest(width - column, lists, width)
-            with k.loop(0, reach + 1) as late:
-                window = grads.at((reach - late.index) * width + column)
-                target = out.at(late.index * columns * width + column)
-                with k.loop(first, last, begun) as row:
-                    begin, end = row.carried[0], ends[row.index]
-                    with k.when(begin < end):
-                        sums = target.at(row.index * width)
-                        gather(sums, sums, window, begin, end)
-                    row.next = (end,)
+            source, target = grads.at(column), out.at(column)
+            with k.loop(first, last, begun) as row:
+                begin, end = row.carried[0], ends[row.index]
+                with k.when(begin < end):
+                    sums = target.at(row.index * width)
+                    gather(sums, sums, source, begin, end)
+                row.next = (end,)
             block.next = (column + lanes,)

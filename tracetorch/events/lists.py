@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.events.compiled import run, shared_out
+from tracetorch.events import kernels
+from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
 
 _LEAST_ROWS = 32  # of a task
-_ROWS_PER_CHUNK = 1024  # whose output gradients stay in cache, 128 columns at a time
+ROWS_PER_CHUNK = 1024  # whose output gradients stay in cache, 128 columns at a time
 # operations on one value that take as long
 _SCANNED = 2  # as to scan a value
 _LISTED = 32  # as to list an event
@@ -38,16 +39,6 @@ class EventLists(NamedTuple):
         return len(self.values) > 0
 
 
-class ColumnLists(NamedTuple):
-    """The events of a matrix by column, for each chunk of rows."""
-
-    ends: Tensor  # where the list of each column of each chunk ends, and the next one begins
-    sources: Tensor  # rows of the events
-    scales: Tensor  # their values; empty where all are 1
-    chunks: int  # how many there are
-    per_chunk: int  # rows of a chunk
-
-
 def sampled_density(matrix: Tensor) -> float:
     """Estimate the share of events from a few rows."""
     array = matrix.detach().numpy()
@@ -66,7 +57,8 @@ def list_events(matrix: Tensor, limit: float) -> tuple[EventLists | None, float]
     masks = torch.empty(rows * -(-columns // 16), dtype=torch.uint16, device="cpu")
     starts = torch.zeros(rows + 1, dtype=torch.int64, device="cpu")
     others = torch.zeros(1, dtype=torch.int64, device="cpu")  # whether a value is not 1
-    run("scan", dtype, tasks, *shape, matrix, masks, starts[1:], others, work=_SCANNED * size)
+    scanned = (*shape, matrix, masks, starts[1:], others)
+    run_written(kernels.scan, "iiirhll", dtype, tasks, *scanned, work=_SCANNED * size)
     starts.cumsum_(0)
     count = int(starts[-1])
     density = count / size
@@ -75,18 +67,23 @@ def list_events(matrix: Tensor, limit: float) -> tuple[EventLists | None, float]
     weighted = bool(others)
     indices = torch.empty(count, dtype=torch.int32, device="cpu")
     values = torch.empty(count if weighted else 0, dtype=dtype, device="cpu")
-    arguments = (matrix, masks, starts, indices, values, weighted)
-    run("fill", dtype, tasks, *shape, *arguments, work=size // 16 + _LISTED * count)
+    arguments = (*shape, matrix, masks, starts, indices, values, weighted)
+    work = size // 16 + _LISTED * count
+    run_written(kernels.fill, "iiirhlnri", dtype, tasks, *arguments, work=work)
     return EventLists(columns, starts, indices, values), density
 
 
-def by_column(events: EventLists) -> ColumnLists:
-    """Sort the events by column, chunk by chunk of rows."""
+def by_column(events: EventLists, chunks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort the events by column, in each chunk of rows.
+
+    Return where the list of each column of each chunk ends, and the next one begins; the rows of
+    the events; and their values, none where all are 1.
+    """
     rows, columns = events.rows, events.columns
-    chunks = -(-rows // _ROWS_PER_CHUNK)
     ends = torch.empty(chunks * (columns + 1), dtype=torch.int64, device="cpu")
     sources, scales = torch.empty_like(events.indices), torch.empty_like(events.values)
-    arguments = (*events[1:], events.weighted, ends, sources, scales)
+    sizes = (ROWS_PER_CHUNK, rows, columns)
+    arguments = (*sizes, *events[1:], events.weighted, ends, sources, scales)
     work = _LISTED * len(sources)
-    run("sort", scales.dtype, chunks, _ROWS_PER_CHUNK, rows, columns, *arguments, work=work)
-    return ColumnLists(ends, sources, scales, chunks, _ROWS_PER_CHUNK)
+    run_written(kernels.sort, "iiilnrilnr", scales.dtype, chunks, *arguments, work=work)
+    return ends, sources, scales

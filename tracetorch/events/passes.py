@@ -13,43 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.torch_private import computes_as_conv2d, is_compiled, observed_by
+from tracetorch.core.torch_private import CONV_FORWARD, is_compiled, observed_by
 from tracetorch.events.conv import CONV, Window, window
 from tracetorch.events.crossover import conv_crossover, crossover
-from tracetorch.events.delayed import DELAYED
-from tracetorch.events.linear import LINEAR
 from tracetorch.events.lists import EventLists, list_events, sampled_density
-from tracetorch.events.node import product
-from tracetorch.events.observed import Product, observers, report
-from tracetorch.events.request import mode
+from tracetorch.events.mode import Product, mode, observers, report
+from tracetorch.events.product import LINEAR, product
 from tracetorch.fuse import backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.passes import Pass, ambient
 
-# the method of each class that computes the product
-_PRODUCTS: dict[type, tuple[str, Any]] = {
-    nn.Linear: ("forward", nn.Linear.forward),
-    nn.Conv2d: ("forward", nn.Conv2d.forward),
-    DelayedLinear: ("convolve", DelayedLinear.convolve),
-}
+_PRODUCTS: dict[type, Any] = {nn.Linear: nn.Linear.forward, nn.Conv2d: nn.Conv2d.forward}
 _requests = mode.requests
 _OFF = ((_requests, "never", "tt.events.mode"), (backend.requests, "eager", "tt.fuse.backend"))
 _DTYPES = (torch.float32, torch.float64)
-_NAMES = ("forward", "convolve", "__getstate__")
+_NAMES = ("forward", "__getstate__")
 _OWN = (*_NAMES, "_conv_forward")
 # A sample of few rows errs: up to this multiple of the crossover the input is counted.
 _DOUBT = 1.5
 
 
 def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
-    """Return the modules that may compute with events, each once: linear, convolved, with delays.
+    """Return the modules that may compute with events, each once.
 
-    Their type is exactly that: a subclass may do anything, and a parametrized module is one, but
-    for those that ``tt.snn.connect`` has given a mask or signs. Where
-    ``torch.compile`` has compiled a part of the model there are none: it would compile what is set
-    here.
+    A subclass may do anything, and a parametrized module is one, but for those that
+    ``tt.snn.connect`` has given a mask or signs. Where ``torch.compile`` has compiled a part of the
+    model there are none: it would compile what is set here.
     """
     found: dict[int, nn.Module] = {}
     compiler_loaded = "torch._dynamo" in sys.modules
@@ -75,17 +65,16 @@ def unavailable() -> str | None:
 class EventProducts:
     """The products of a model that choose, during a pass by layer, whether to use events.
 
-    Only ``forward`` is replaced, in the instance, or ``convolve`` of a layer with delays: hooks,
-    ``functional_call`` and engines around the modules work as ever. A copy or a pickle that is made
-    meanwhile does not have it. Passes of several threads share the replacements, the last of which
-    takes them back; a call outside of a pass by layer is what it was. What an interrupt leaves
-    behind, the next pass takes back: a pass that is gone counts no more. ``candidates`` are the
-    modules that may, none of which is kept alive, each with its class.
+    A copy or a pickle that is made meanwhile does not have the ``forward`` of the instance. Passes
+    of several threads share the replacements, the last of which takes them back; a call outside of
+    a pass by layer is what it was. What an interrupt leaves behind, the next pass takes back: a
+    pass that is gone counts no more.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
+        # with their classes; none is kept alive
         self.candidates = [
-            (weakref.ref(module), plain_class(module)) for module in event_modules(modules)
+            (weakref.ref(each), plain_class(each)) for each in event_modules(modules)
         ]
         self._lock = threading.Lock()
         self._passes: set[weakref.ref[Pass]] = set()
@@ -101,19 +90,18 @@ class EventProducts:
             if others:
                 return
             for reference, kind in self.candidates:
-                module, (name, method) = reference(), _PRODUCTS[kind]
+                module = reference()
                 attributes = {} if module is None else module.__dict__
                 # not where a user's own is set, in the instance or the class, or nobody's any more
                 if (
                     module is not None
                     and attributes.keys().isdisjoint(_OWN)
-                    and getattr(kind, name) is method
-                    and (kind is not nn.Conv2d or computes_as_conv2d(kind))
+                    and kind.forward is _PRODUCTS[kind]
+                    and (kind is not nn.Conv2d or kind._conv_forward is CONV_FORWARD)
                 ):
                     self._changed.append(reference)  # first: it is taken back whatever happens
-                    replacement = _convolve if name == "convolve" else _forward
                     attributes["__getstate__"] = partial(_state, module)
-                    attributes[name] = MethodType(replacement, module)
+                    attributes["forward"] = MethodType(_forward, module)
 
     def leave(self, run: Pass) -> None:
         """Take the replacements back, with the last pass."""
@@ -137,7 +125,7 @@ def _state(module: nn.Module) -> dict[str, Any]:
 def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
     """Compute a layer, in place of its own ``forward``."""
     kind = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
-    plain = partial(_PRODUCTS[kind][1], module, input)
+    plain = partial(_PRODUCTS[kind], module, input)
     run = ambient.current
     if run is None or not run.folded or torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
@@ -159,54 +147,21 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
         report(module, Product(False, None, 0.0, reason))
         return plain()  # type: ignore[no-any-return]
     if isinstance(at, Window):
-        y = _convolution(module, input, weight, bias, at)
+        rows, has_gradient = input.shape[:2].numel(), weight.requires_grad
+        has_gradient = has_gradient and torch.is_grad_enabled()
+        limit = conv_crossover(input.shape, weight.shape, at.size, has_gradient)
     else:
         rows = input.numel() // weight.shape[1]
         limit = crossover(rows, *weight.shape[::-1])
-        events = _events(module, input.detach().view(rows, -1), limit)
-        y = None if events is None else product(LINEAR, input, weight, bias, events)
-    return plain() if y is None else y
-
-
-def _convolution(
-    module: nn.Module, images: Tensor, weight: Tensor, bias: Tensor | None, at: Window
-) -> Tensor | None:
-    """Return a convolution by events; ``None`` where the dense one is faster."""
-    has_gradient = weight.requires_grad and torch.is_grad_enabled()
-    limit = conv_crossover(images.shape, weight.shape, at.size, has_gradient)
-    events = _events(module, images.detach().view(len(images) * images.shape[1], -1), limit)
-    return None if events is None else product(CONV, images, weight, bias, events, at)
-
-
-def _convolve(module: DelayedLinear, past: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute a layer with delays, in place of its own ``convolve``."""
-    plain = partial(_PRODUCTS[type(module)][1], module, past, kernel, bias)
-    run = ambient.current
-    if run is None or not run.folded or torch.compiler.is_compiling():
-        return plain()  # type: ignore[no-any-return]
-    reason = _plain_reason(past, kernel, bias)
-    if reason is None and (past.numel() == 0 or past.shape[-1] < kernel.shape[-1]):
-        reason = "there is no step"
-    if reason is None and past.numel() >= 2**31:
-        reason = "the input has more values than an index can count"
-    if reason is not None:
-        report(module, Product(False, None, 0.0, reason))
-        return plain()  # type: ignore[no-any-return]
-    taps = kernel.shape[-1]
-    steps = past.shape[-1] - taps + 1
-    lead, (outputs, inputs) = past.shape[:-2], kernel.shape[:2]
-    by_step = past.transpose(-1, -2).reshape(-1, steps + taps - 1, inputs)
-    limit = crossover(len(by_step) * steps, inputs, outputs, taps)
-    events = _events(module, by_step.detach().contiguous().view(-1, inputs), limit)
+    events = _events(module, input.detach().view(rows, -1), limit)
     if events is None:
         return plain()  # type: ignore[no-any-return]
-    y = product(DELAYED, by_step, kernel.permute(2, 1, 0), bias, events)
-    return y.view(steps, *lead, outputs).movedim(0, -1)
+    return product(CONV if kind is nn.Conv2d else LINEAR, input, weight, bias, events, at)
 
 
 def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | None:
     """Return the events of the input; ``None`` where the dense product is faster. Report either."""
-    names = _requests.in_thread.names  # as requested_mode, uncalled
+    names = _requests.in_thread.names
     always = (names[-1] if names else _requests.default) == "always"
     limit = 1.0 if always else limit
     events: EventLists | None = None

@@ -26,9 +26,10 @@ from tracetorch.core.torch_private import (
     pytree,
 )
 from tracetorch.core.walk import join_path, named_modules
+from tracetorch.snn.declarations import StepKwargs
 from tracetorch.snn.module import layer_label
 from tracetorch.snn.noise import Noise
-from tracetorch.snn.sequence_layer import SequenceLayer, StepKwargs
+from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import get_states, named_holders, set_states
 from tracetorch.unrolling.inputs import call
 

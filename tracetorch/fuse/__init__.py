@@ -13,7 +13,7 @@ releases with AVX-512, as do those of float64 under Triton's interpreter. Number
 step or a surrogate holds are arguments of its kernel or part of its key: an annealed slope can
 never run a stale one. What cannot be fused runs eagerly, and says why once; so does what a kernel
 for a GPU computes otherwise on a sample of its first call
-(``tracetorch/fuse/runtime/first_run.py``). A kernel's gradient has no derivative of its own:
+(``tracetorch/fuse/dispatch/trial.py``). A kernel's gradient has no derivative of its own:
 what needs one runs under ``backend("eager")``.
 """
 

@@ -29,7 +29,7 @@ from tracetorch.init.response import EndlessResponseError, decay_names, response
 from tracetorch.init.stages import Stage, follow_calls
 from tracetorch.ragged import check_mask, real_steps_first
 from tracetorch.snn.connectivity import connectivity, raw_weight
-from tracetorch.snn.relative_scale import default_rms
+from tracetorch.snn.param_groups import default_rms
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse_linear import SparseLinear
 from tracetorch.unrolling import unroll

@@ -27,7 +27,7 @@ from tracetorch.init.calibrate import trial_on, warn_of_large_weights
 from tracetorch.init.membranes import Trial, holds_already, measure, root_mean_square, scale_all
 from tracetorch.init.response import to_first_spike
 from tracetorch.snn.connectivity import raw_weight
-from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.neuron import Neuron, has_step, spike_functions
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.parameters import is_decay

@@ -20,7 +20,7 @@ from tracetorch.integers import arithmetic
 from tracetorch.integers.arithmetic import check_between, describe, limits
 from tracetorch.integers.loading import CheckedLoading, Ends, KnownSettings
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
-from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.parameters import Value
 from tracetorch.snn.passes import weight_in_loop
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count
 from tracetorch.functional import atan_surrogate
-from tracetorch.snn.declarations import completed
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     THRESHOLD,
@@ -21,6 +20,7 @@ from tracetorch.snn.parameters import (
     WeightSetup,
     resolve_setup,
 )
+from tracetorch.snn.signatures import completed
 from tracetorch.snn.spiking import describe_neuron
 
 # that of the other layers in units of 20 mV, about the way from rest to threshold

@@ -21,7 +21,7 @@ from tracetorch.quantize.reader import Call, Join, flat
 from tracetorch.quantize.stages import Parts, padding_of, stages_in
 from tracetorch.snn.connectivity import Connectivity, connectivity, raw_weight
 from tracetorch.snn.delay import DelayedLinear as FloatDelayedLinear
-from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.parameters import unbounded
 from tracetorch.snn.recurrent import Recurrent
 

@@ -14,7 +14,7 @@ from tracetorch.integers.arithmetic import limits, stored_bits
 from tracetorch.integers.layers import Product, Quantize
 from tracetorch.quantize.build import product_of
 from tracetorch.quantize.prepared import Layer, Plan, Prepared, integer_model, observed
-from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.neuron import Neuron
 
 _MUCH = 0.1  # of a feature's deviation, which then is that of some three integers

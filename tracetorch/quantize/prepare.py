@@ -18,7 +18,7 @@ from tracetorch.quantize.prepared import Plan, Prepared, observed
 from tracetorch.quantize.processor import Processor
 from tracetorch.quantize.reader import Call, Join, read_chain, run_by_step
 from tracetorch.quantize.stages import Parts, parts_of, stages_in
-from tracetorch.snn.delay.base import DelayingLayer
+from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.model_graph import label
 
 _ATTEMPTS = 8  # to double the range of states that saturate on the sample

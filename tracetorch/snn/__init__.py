@@ -6,8 +6,6 @@ cannot be freed any more, and FSDP frees it; and a layer's output by layer is no
 hangs its hook on it.
 """
 
-from typing import TYPE_CHECKING, NoReturn
-
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connect import connect, disconnect
 from tracetorch.snn.delay import Delay, DelayedLinear
@@ -18,9 +16,8 @@ from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import Decay, SpikeFunction, Threshold, Weight
-from tracetorch.snn.populations import Populations
 from tracetorch.snn.readout import Readout, RReadout, SReadout, SRReadout
-from tracetorch.snn.recurrent import EventRun, Recurrent
+from tracetorch.snn.recurrent import EventRun, Populations, Recurrent
 from tracetorch.snn.residual import SEWBlock
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse.edges import (
@@ -78,10 +75,3 @@ __all__ = [
     "random_edges",
     "random_mask",
 ]
-
-
-if not TYPE_CHECKING:  # a type checker would take every name for one of these
-
-    def __getattr__(name: str) -> NoReturn:
-        where = " Neurons of the literature are in tracetorch.neurons." * name[:1].isupper()
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{where}")

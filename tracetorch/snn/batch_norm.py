@@ -1,14 +1,8 @@
 """``BatchNormThroughTime``: batch norm whose statistics and scale differ from step to step.
 
-By layer a plain batch norm sees ``[T * B, ...]``, the statistics of all steps. So the threshold-
-dependent batch norm is a plain one whose weight ``tt.init.tdbn_`` sets; it finds the neurons that a
-norm drives by gradients in one step, because the order of calls cannot tell branches apart.
-
-``BatchNormThroughTime`` and ``LockedDropout`` are sequence layers without a ``step``, as delays
-are. The step at which a norm stands is a state with one value per sample and not a Python number,
-so that exports and ``torch.compile`` follow it. In training the norm normalises one step after the
-other, by layer too, so that cutting a sequence changes no bit. Its values are kept in a subclass of
-PyTorch's batch norm, whose running statistics a pass may change.
+It is a sequence layer without a ``step``. The step at which a norm stands is a state with one value
+per sample and not a Python number, so that exports and ``torch.compile`` follow it. In training the
+norm normalises one step after the other, by layer too, so that cutting a sequence changes no bit.
 """
 
 from __future__ import annotations
@@ -28,10 +22,7 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 
 
 class StepwiseNorm(BatchNorm):
-    """Statistics and parameters of a batch norm per step; its forward is not called.
-
-    PyTorch's tools take it for the batch norm that it is: ``update_bn``, freezing by class.
-    """
+    """Statistics and parameters of a batch norm per step, which PyTorch's tools find by class."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None  # type: ignore[assignment]
@@ -63,14 +54,13 @@ class BatchNormThroughTime(SequenceLayer):
     the last ``zero_states()``, per sample, in the state ``position``. **Steps from the last on
     share the values of the last**: any sequence length will do.
 
-    Under ``tt.unroll`` a plain ``nn.BatchNorm1d`` sees all steps as one batch, and has one
-    set of values for them; that suits most networks, and ``tt.init.tdbn_`` makes it the
-    threshold-dependent one. In training all samples must stand at one step, so that there is a
-    batch to take statistics of: ``zero_states(where=...)`` is for evaluation. Padded steps enter
-    the statistics as any others do. Values are kept in ``norm``, as ``[steps, num_neurons]``;
+    A plain ``nn.BatchNorm1d``, which under ``tt.unroll`` sees all steps as one batch, suits most
+    networks; ``tt.init.tdbn_`` makes it the threshold-dependent one. In training all samples must
+    stand at one step: ``zero_states(where=...)`` is for evaluation. Padded steps enter the
+    statistics as any others do. Values are kept in ``norm``, as ``[steps, num_neurons]``;
     ``layer.norm.eval()`` freezes the statistics in a model that goes on training. Under
     ``DistributedDataParallel`` they are those of each process, also after a conversion to
-    ``SyncBatchNorm``, whose forward is not called either.
+    ``SyncBatchNorm``.
 
     Args:
         num_neurons: size of the input at ``dim``, the channels.
@@ -191,35 +181,26 @@ class BatchNormThroughTime(SequenceLayer):
         """Normalise every step by its own batch, and track them; ``index`` are rows ``[T, 1]``."""
         if not len(x):
             return x.clone()
-        norm = self.norm
-        weights = norm.weight.to(x.dtype)[index.flatten()].unbind()
-        biases = None if norm.bias is None else norm.bias.to(x.dtype)[index.flatten()].unbind()
-        running = norm.running_mean, norm.running_var
+        norm, dtype, rows = self.norm, x.dtype, index.flatten()
+        weights = norm.weight.to(dtype)[rows].unbind()
+        biases = [None] * len(x) if norm.bias is None else norm.bias.to(dtype)[rows].unbind()
+        tracked = [each for each in (norm.running_mean, norm.running_var) if each is not None]
         outputs: list[Tensor] = []
-        for t, (step, row) in enumerate(zip(x.unbind(), index.unbind(), strict=True)):
-            mean, var = (
-                None if tracked is None else tracked[row].squeeze(0).to(x.dtype)
-                for tracked in running
-            )
+        for step, row, weight, bias in zip(
+            x.unbind(), index.unbind(), weights, biases, strict=True
+        ):
+            values = [each[row].squeeze(0).to(dtype) for each in tracked]
+            mean, var = values or (None, None)
             momentum = norm.momentum
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.index_add_(0, row, torch.ones_like(row))
                 if momentum is None and not row.is_meta:  # the mean of all batches
                     momentum = 1 / float(norm.num_batches_tracked[row])
-            y = F.batch_norm(
-                step.movedim(self.dim, 1),
-                mean,
-                var,
-                weights[t],
-                None if biases is None else biases[t],
-                training=True,
-                momentum=momentum or 0.0,
-                eps=norm.eps,
-            )
+            given, settings = step.movedim(self.dim, 1), (True, momentum or 0.0, norm.eps)
+            y = F.batch_norm(given, mean, var, weight, bias, *settings)
             outputs.append(y.movedim(1, self.dim))
-            for tracked, value in zip(running, (mean, var), strict=True):
-                if tracked is not None and value is not None:
-                    tracked.index_copy_(0, row, value.unsqueeze(0).to(tracked.dtype))
+            for each, value in zip(tracked, values, strict=True):
+                each.index_copy_(0, row, value.unsqueeze(0).to(each.dtype))
         return torch.stack(outputs)
 
     def _by_running(self, x: Tensor, index: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch.nn.utils import parametrize
 from tracetorch.core.checks import check_module
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.snn.connectivity import (
-    RAW_WEIGHT,
     Connectivity,
     check_signs,
     connectivity,
@@ -33,34 +32,27 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
 
         weight = mask * signs * |raw|      (without signs: mask * raw)
 
-    Where the mask is false the weight is exactly zero, and stays so whatever an optimizer does: its
-    gradient is zero, and nothing that the raw value becomes acts. With signs all weights of an
-    input neuron are excitatory (at least 0) or inhibitory (at most 0); the derivative by ``raw`` is
-    1 or -1 everywhere, at zero too, so that a weight that has become zero can grow again. The layer
-    remains what it is, an ``nn.Linear`` say, with a parametrization of its ``weight``
-    (``torch.nn.utils.parametrize``); :func:`disconnect` makes it a plain one again, where PyTorch's
-    ``remove_parametrizations`` would break its copies, which share a class. The raw values, the
-    same parameter object as before, are ``parametrizations.weight.original`` in its ``state_dict``,
-    mask and signs are beside them. A weight of the wrong sign is mirrored here, an integer becomes
-    zero; the values that are masked are lost.
+    Where the mask is false the weight is exactly zero, and stays so whatever an optimizer does.
+    With signs all weights of an input neuron are excitatory (at least 0) or inhibitory (at most 0);
+    the derivative by ``raw`` is 1 or -1 everywhere, so that a weight that has become zero can grow
+    again. The layer remains what it is, an ``nn.Linear`` say, with a parametrization of its
+    ``weight`` (``torch.nn.utils.parametrize``); :func:`disconnect` makes it a plain one again,
+    where PyTorch's ``remove_parametrizations`` would break its copies, which share a class. The raw
+    values, the same parameter object as before, are ``parametrizations.weight.original`` in its
+    ``state_dict``. A weight of the wrong sign is mirrored here, an integer becomes zero; the values
+    that are masked are lost.
 
-    As with any parametrization of PyTorch's, a write into ``layer.weight`` in place is lost, of
-    which a warning tells: assign values (``layer.weight = values``, a tensor, no parameter), which
-    is checked, or set weights by ``tt.init``. A model with one can be copied and its ``state_dict``
-    saved; ``pickle`` refuses it.
+    A write into ``layer.weight`` in place is lost: assign values (``layer.weight = values``, a
+    tensor, no parameter), which is checked, or set weights by ``tt.init``. A model with one can be
+    copied and its ``state_dict`` saved; ``pickle`` refuses it.
 
     Args:
-        module: an ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, a layer of
-            ``tt.integers`` that is like one (for :class:`tt.STDP <tracetorch.STDP>`), or one with a
-            delay for each weight, whose product is connected; whoever holds it keeps it.
+        module: an ``nn.Linear`` or a convolution, a layer of ``tt.integers`` that is like one (for
+            :class:`tt.STDP <tracetorch.STDP>`), or an :class:`DelayedLinear`.
         mask: booleans, true where there is a connection, of the weight's shape ``[outputs,
-            inputs, ...]``, or ``[outputs, inputs]`` for the channels of a convolution; ``None``:
-            all are there.
+            inputs, ...]``, or ``[outputs, inputs]`` for the channels of a convolution.
         signs: 1 for an excitatory and -1 for an inhibitory input, ``[inputs]``, channels in a
             convolution; ``None``: both signs are free.
-
-    Returns:
-        The same module.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -85,8 +77,8 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     if not isinstance(product, _PRODUCTS) and (whole is None or whole.is_floating_point()):
         raise TypeError(
             "connect takes an nn.Linear, a convolution (nn.Conv1d, nn.Conv2d, nn.Conv3d), one of "
-            f"tt.integers or a layer with delays of them, got {type(module).__name__}. Of another "
-            "module pass the linear layer inside, as recurrent.connection."
+            f"tt.integers or a DelayedLinear, got {type(module).__name__}. Of another module pass "
+            "the linear layer inside, as recurrent.connection."
         )
     if mask is None and signs is None:
         raise ValueError("connect needs mask=, signs=, or both.")
@@ -103,7 +95,6 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
         # the mirror image of the least integer has no place in its width
         weight.copy_(rule(weight) if whole is None else rule.nearest(weight))
     parametrize.register_parametrization(product, "weight", rule)
-    _follow_writes(type(product))
     return module
 
 
@@ -115,9 +106,6 @@ def disconnect(module: Layer) -> Layer:
 
     Args:
         module: what was given to :func:`connect`, or a copy.
-
-    Returns:
-        The same module.
 
     Raises:
         TypeError: it is no module.
@@ -143,23 +131,8 @@ def disconnect(module: Layer) -> Layer:
     values: Any = product._parameters if isinstance(weight, nn.Parameter) else product._buffers
     others = dict(values)
     values.clear()
-    values.update({"weight": weight, **others})
+    values.update(weight=weight, **others)
     return module
-
-
-def _follow_writes(kind: Any) -> None:
-    """Let the class of a connected layer, its own, tell of what a weight cannot take."""
-
-    def register_parameter(layer: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if name in ("weight", "weight_orig") and parametrize.is_parametrized(layer, "weight"):
-            raise TypeError(
-                f"the weight of {type(layer).__name__}, which is connected, is computed from its "
-                f"parameter {RAW_WEIGHT}. Assign values, layer.weight = weight.detach(); prune, or "
-                "add a norm, after tt.snn.disconnect(layer)."
-            )
-        super(kind, layer).register_parameter(name, param)
-
-    kind.register_parameter = register_parameter
 
 
 def _checked_mask(mask: Tensor | None, weight: Tensor) -> Tensor | None:

@@ -1,13 +1,8 @@
 """``Connectivity``: the parametrization of a weight by a mask and signs, and who must know of it.
 
-Parametrization. A mask and signs are a parametrization of ``weight``, PyTorch's own way
-(``torch.nn.utils.parametrize``), not a layer: so ``nn.Linear`` and ``nn.Conv2d`` stay what they
-are, and everything reads the weight that acts. A layer of our own whose forward multiplies a mask
-and a parameter would be missed by all that reads ``layer.weight``; a mask on gradients alone is
-undone by whatever writes to the parameter, and is lost in a copy.
-
-Room by room. What replaces or recognises a product compares :func:`plain_class` in place of
-``type``; what writes weights (rules without gradients, initialisation) writes by
+A mask and signs are a parametrization of ``weight``, PyTorch's own way, not a layer: ``nn.Linear``
+stays what it is, and everything reads the weight that acts. What replaces or recognises a product
+compares :func:`plain_class` in place of ``type``; what writes weights does so by
 :func:`write_weight`, or into :func:`raw_weight`, whose legal values are the weights themselves.
 """
 
@@ -97,10 +92,7 @@ def connectivity(module: nn.Module) -> Connectivity | None:
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class of a module; of a connected one that which it had before.
-
-    Its ``forward`` is what a call computes, with the ``weight`` that is read then.
-    """
+    """Return the class whose ``forward`` is called: of a connected module that before."""
     kind = type(module)
     if "parametrizations" not in module._modules or connectivity(module) is None:
         return kind
@@ -108,10 +100,7 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 
 
 def raw_weight(module: nn.Module) -> Tensor:
-    """Return the tensor that holds the weight of a layer: of a connected one the raw values.
-
-    It can be scaled by row, by positive factors; and what fits mask and signs can be written there.
-    """
+    """Return the tensor that holds the weight of a layer: of a connected one the raw values."""
     if connectivity(module) is None:
         return cast(Tensor, module.weight)
     lists = cast(nn.ModuleDict, module.parametrizations)

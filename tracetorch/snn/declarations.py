@@ -1,42 +1,68 @@
-"""Declarations of a layer's constructor: parameters and options, and the call that made it.
-
-A parameter is declared by its name, its value and its constraint, and may be assigned as it reads.
-"""
+"""``DeclaringLayer``: declare parameters and options, read them, and assign them as they read."""
 
 from __future__ import annotations
 
-import inspect
+import copy
+import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import Cell, Constraint, ConstructorCall
-from tracetorch.core.snapshot import restored_on_error
+from tracetorch.core.checks import check_count, check_integer
 from tracetorch.core.torch_private import exclude_from_compile, has_values
-from tracetorch.core.walk import Opaque
+from tracetorch.core.walk import MODULE_ATTRIBUTES, Opaque
 from tracetorch.functional.surrogates import Surrogate
+from tracetorch.snn.module import TTModule
 from tracetorch.snn.parameters import (
+    DECAY,
+    THRESHOLD,
     UNSET,
-    S,
-    Unset,
-    Value,
+    WEIGHT,
+    Decay,
+    DecaySetup,
+    Rank,
+    SpikeFunction,
+    Threshold,
+    ThresholdSetup,
     Weight,
+    WeightSetup,
     bounded_sigmoid,
-    is_setup,
-    least,
-    resolve_setup,
+    clamp,
+    fraction,
+    is_decay,
+    negative_softplus,
     sigmoid,
+    softplus,
+    unbounded,
+)
+from tracetorch.snn.passes import State
+from tracetorch.snn.signatures import (
+    OTHER_NAMES,
+    ConstructorSignature,
+    check_arguments,
+    check_assigned,
+    completed,
+    constructor_call,
+    is_default,
+    written,
 )
 
 Check = Callable[[str, object], object]
+StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
 
-_NO_CALL = ConstructorCall("", (), {})
+L = TypeVar("L", bound="DeclaringLayer")
+
+# attributes that no declaration is read from: their assignment leaves the cell as it is
+_UNDECLARED = frozenset({"training", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks"})
+_BOUND = re.compile(r"sigmoid(?: from (0\.\d+|[\d.]+e-\d+))?")  # the name of a decay's constraint
 
 
 class Declarations(Opaque):
@@ -95,119 +121,427 @@ class Declarations(Opaque):
         }
         return {**own, "cell": None, "cells": [], "_identities": {}}  # of this process
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if state.keys() != vars(Declarations(state.get("call", _NO_CALL), {})).keys():
+
+class DeclaringLayer(TTModule):
+    """Base of :class:`SequenceLayer`: its parameters and options, and what may be done to them."""
+
+    __signature__ = ConstructorSignature()
+
+    num_neurons: int
+    dim: int
+    _declared: Declarations
+
+    def __new__(cls: type[L], *args: Any, **kwargs: Any) -> L:
+        """Remember the constructor call, for ``repr``; raise for arguments it does not have."""
+        check_arguments(cls, kwargs)
+        layer = super().__new__(cls)
+        call = constructor_call(cls, args, kwargs)
+        object.__setattr__(layer, "_declared", Declarations(*call))
+        return layer
+
+    def __init__(self, num_neurons: int, dim: int = -1) -> None:
+        super().__init__()
+        self.num_neurons = check_count("num_neurons", num_neurons)
+        self.dim = check_integer("dim", dim)
+
+    def _check_name(self, name: str, *, state: bool = False) -> None:
+        owner = next((k for k in type(self).__mro__ if name in vars(k)), None)
+        found = None if owner is None else vars(owner)[name]
+        own = isinstance(found, State)  # not to be read: in a pass the layer has none yet
+        if not name.isidentifier() or (not state if own else hasattr(self, name)):
+            taken = f" {name} is a method of every neuron layer." if callable(found) else ""
             raise ValueError(
-                "this pickle of a neuron layer was written by another version of traceTorch, which "
-                "kept other declarations. Load it with that version and write it with tt.save, or "
-                "save its state_dict; both load here into a model that is built anew."
+                f"{type(self).__name__} cannot call an input, state, parameter or option {name!r}: "
+                f"it must be an identifier that is not yet taken.{taken}"
             )
-        vars(self).update(state)
 
+    # Declaring
 
-def completed(layer: Any, name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
-    """Complete a setup as the user may write it, by the constructor's own default before ours.
+    def decay(
+        self, name: str, value: DecaySetup = 0.9, *, rank: Rank = 1, learnable: bool = True
+    ) -> None:
+        """Declare a parameter in (0, 1), ``sigmoid(raw_<name>)``.
 
-    ``AdLIF(3, rho={"learnable": False})`` names no value: it is the default that ``AdLIF``'s
-    constructor has for ``rho``, that of the nearest class which has the argument.
-    """
-    if isinstance(given, Mapping | Weight):
-        for kind in reversed(type(layer).__mro__):
-            own = vars(kind).get("__init__")
-            argument = inspect.signature(own).parameters.get(name) if own else None
-            if argument is not None and is_setup(argument.default):
-                default = resolve_setup(name, argument.default, default)
-    return resolve_setup(name, given, default)
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+        """
+        default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
+        self._declare(name, completed(self, name, value, default), sigmoid)
 
+    def gate(
+        self, name: str, value: DecaySetup = 0.5, *, rank: Rank = 1, learnable: bool = True
+    ) -> None:
+        """Declare a parameter in (0, 1) that is no decay: nothing reads a half-life off it.
 
-def load_bound(layer: Any, name: str, own: float, saved: float | Unset | None, raw: Tensor) -> None:
-    """Change the bound of a decay where it would change the values that are loaded.
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+        """
+        default = Decay(0.5, rank, learnable, DECAY.use_averaging)
+        self._declare(name, completed(self, name, value, default), fraction)
 
-    Its ``own`` is 0 for none; that of the layer which was saved ``None``, or ``UNSET``: not known.
-    """
-    found = float(raw.double().sigmoid().min()) if raw.numel() else own
-    if isinstance(saved, float):
-        # what learning has led below the saved bound was held there
-        low = saved if found < max(own, saved) else own
-    else:
-        low = max(found, sys.float_info.min) if found < own else own
-        if saved is UNSET and found < own * (1 - 1e-6):
+    def threshold(
+        self,
+        name: str,
+        value: ThresholdSetup = 1.0,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+        surrogate: SpikeFunction | None = None,
+        spike: str = "spike",
+        negative: bool = False,
+    ) -> None:
+        """Declare a positive parameter, ``softplus(raw_<name>)``, and its spike function.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a setup (a dict or a :class:`Threshold`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+            surrogate: the spike function, ``u -> spikes``; ``atan_surrogate(2.0)`` if left out.
+            spike: the argument of ``step`` that receives the spike function.
+            negative: the threshold lies below zero, ``-softplus(raw_<name>)``; ``value`` is its
+                magnitude.
+        """
+        spikes = THRESHOLD.surrogate if surrogate is None else surrogate
+        default = Threshold(THRESHOLD.value, rank, learnable, spikes)
+        setup = completed(self, name, value, default)
+        self._declare(name, setup, negative_softplus if negative else softplus, softplus)
+        self.option(spike, setup.surrogate)
+
+    def weight(
+        self,
+        name: str,
+        value: WeightSetup = 0.0,
+        *,
+        rank: Rank = 1,
+        learnable: bool = True,
+        low: float | None = None,
+        high: float | None = None,
+        above: str | None = None,
+    ) -> None:
+        """Declare a parameter that is ``raw_<name>`` itself, held between bounds if there are any.
+
+        Where learning leads ``raw_<name>`` out of the bounds, the value stays at the nearest one,
+        and the gradient passes, so that it can come back.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: a number, a tensor of rank 0 or 1, or a setup (a dict or a :class:`Weight`).
+            rank: 0 for one value in the layer, 1 for one per neuron.
+            learnable: an ``nn.Parameter`` if true, a buffer if not.
+            low: the least value; ``None`` for no bound.
+            high: the largest value; ``None`` for no bound.
+            above: another parameter, declared before, that every value lies above.
+
+        Raises:
+            ValueError: the value is out of its bounds, or not finite.
+        """
+        default = Weight(WEIGHT.value, rank, learnable)
+        is_bounded = (low, high, above) != (None, None, None)
+        constraint = clamp(low, high, above) if is_bounded else unbounded
+        self._declare(name, completed(self, name, value, default), constraint)
+        self._check_bounds(name, getattr(self, f"raw_{name}").detach())
+
+    def option(
+        self, name: str, value: object, *, fixed: bool = False, check: Check | None = None
+    ) -> None:
+        """Declare a constant: a flag, a word, a number, a spike function; ``step`` receives it.
+
+        It becomes an attribute of that name and may be assigned anew; a module (a surrogate with a
+        learnable slope, say) is registered as one, a tensor as a buffer, so that it moves along.
+
+        Args:
+            name: the argument of ``step`` that receives it.
+            value: the constant.
+            fixed: it cannot be assigned anew, for tensors of the layer have its size, or, where it
+                is ``None``, for the layer lacks this part.
+            check: ``check(name, value)`` returns the constant, here and when it is assigned anew,
+                or raises; a function of a module, so that layers can be pickled.
+        """
+        self._check_name(name)
+        value = _plain_number(value)
+        if check is not None:
+            value = check(name, value)
+            self._declared.checks[name] = check
+        if isinstance(value, Tensor):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
+        self._declared.options += (name,)
+        self._declared.note_argument(name, value)
+        if fixed:
+            self._declared.fixed += (name,)
+
+    def _declare(
+        self, name: str, setup: Weight, constraint: Constraint, given: Constraint | None = None
+    ) -> None:
+        """Declare a parameter; its value is given as one of the constraint ``given``, if any."""
+        self._check_name(name)
+        raw = setup.raw(name, self.num_neurons, given or constraint)
+        if setup.learnable:
+            self.register_parameter(f"raw_{name}", nn.Parameter(raw))
+        else:
+            self.register_buffer(f"raw_{name}", raw)
+        self._declared.constrain(name, constraint)
+        self._declared.note_argument(name, setup.value)
+
+    def _bound_decay(self, name: str, low: float | None) -> None:
+        """Hold a decay that is learned at ``low``, or at the least of its values, if less."""
+        raw = getattr(self, f"raw_{name}").detach()
+        if low is not None and not raw.is_meta:
+            low = min(low, float(self._constrained(name, raw.double()).min()))
+        self._declared.constrain(name, sigmoid if low is None else bounded_sigmoid(low))
+
+    def _check_bounds(self, name: str, raw: Tensor) -> None:
+        constraint = self._declared.constraints[name]
+        read = raw if constraint.inverse else self._constrained(name, raw)
+        if has_values(read) and not torch.equal(raw, read):
+            raise ValueError(f"{name} must {constraint.range}, got {raw[raw != read][0].item():g}.")
+
+    @property
+    def _options(self) -> tuple[str, ...]:
+        """Names of the constants that ``step`` receives."""
+        return self._declared.options
+
+    @property
+    def constraints(self) -> Mapping[str, Constraint]:
+        """The constraint of every parameter, by name; ``value = constraint(raw_<name>)``."""
+        return self._declared.constraints
+
+    @property
+    def _raw_names(self) -> tuple[str, ...]:
+        """Names of the tensors that the parameters are constrained from."""
+        return tuple([f"raw_{name}" for name in self._declared.constraints])
+
+    # Reading
+
+    def _constrained(self, name: str, raw: Tensor) -> Tensor:
+        """Return the value of a parameter that follows from a raw one."""
+        constraint = self._declared.constraints[name]
+        if constraint.above is None:
+            return constraint.value(raw)
+        other = getattr(self, f"raw_{constraint.above}").to(raw)
+        return constraint.value(raw, self._constrained(constraint.above, other))
+
+    def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
+
+        Args:
+            ndim: number of dimensions of the tensor of one step.
+            dtype: dtype of the arithmetic; raw parameters are cast to it before the constraint.
+        """
+        trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
+        kwargs: dict[str, Any] = {}
+        parameters = self._parameters
+        for name, constraint in self._declared.constraints.items():
+            raw: Tensor | None = parameters.get(f"raw_{name}")
+            if raw is None:  # a buffer, or a parametrization
+                raw = getattr(self, f"raw_{name}")
+            raw = raw.to(dtype)
+            follows = constraint.above is not None  # another parameter too
+            value = self._constrained(name, raw) if follows else constraint.value(raw)
+            kwargs[name] = value.reshape(-1, *[1] * trailing) if value.ndim and trailing else value
+        for name in self._declared.options:
+            kwargs[name] = getattr(self, name)
+        return kwargs
+
+    @contextmanager
+    def _override_step_kwargs(self, replacement: StepKwargs) -> Iterator[None]:
+        """Let ``replacement(ndim, dtype)`` give the step kwargs in a block, for an export."""
+        attributes = vars(self)
+        previous = attributes.get("step_kwargs")  # overrides may nest
+        attributes["step_kwargs"] = replacement
+        self._declared.cell = None
+        try:
+            yield
+        finally:
+            self._declared.cell = None
+            if previous is None:
+                del attributes["step_kwargs"]
+            else:
+                attributes["step_kwargs"] = previous
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._declared.constraints:
+            return self._constrained(name, getattr(self, f"raw_{name}"))
+        # past TTModule: no layer has a memory beside its states
+        return nn.Module.__getattr__(self, name)
+
+    def __dir__(self) -> list[str]:
+        """List the parameters by name too, and leave out the parts that the layer does not have."""
+        names: set[str] = set(super().__dir__())  # type: ignore[no-untyped-call]
+        names -= {"__signature__", "memory"}  # of the class alone
+        attributes = self.__dict__
+        names.update(self.constraints)
+        names.difference_update(set(self._state_attributes).difference(self.active_states))
+        names.difference_update(n for n in self._options if attributes.get(n, n) is None)
+        return sorted(names)
+
+    def __repr__(self) -> str:
+        call = str(self._declared.call)
+        inner = super().__repr__() if self._modules else ""
+        return f"{call}{inner[inner.index('(') :]}" if inner else call
+
+    # Assigning
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__dict__":
+            # torch.export makes proxies of modules that have two names, which share attributes
+            object.__setattr__(self, name, value)
+            return
+        declared = self._declared
+        if name in declared.constraints:
+            if not torch.compiler.is_compiling() and _assigned_by_torch():
+                raise AttributeError(
+                    f"{name} follows from raw_{name}: it is {declared.constraints[name].name}"
+                    f"(raw_{name}). Give functional_call raw_{name}, through which gradients flow."
+                )
+            self._assign(name, value)
+            return
+        if name in declared.fixed:
+            raise AttributeError(
+                f"{name} is fixed by the constructor: tensors and states of {self!r} follow from "
+                "it. Build another layer."
+            )
+        if name in declared.options:
+            value = _plain_number(value)
+        if name in declared.checks:
+            value = declared.checks[name](name, value)
+        if name in OTHER_NAMES and name not in declared.options:
+            attributes = self.__dict__  # an option that is None is a part that the layer lacks
+            given = [each for each in declared.options if attributes.get(each, UNSET) is not None]
+            check_assigned(self, name, (*declared.constraints, *given))
+        if name not in _UNDECLARED:
+            declared.cell = None
+        nn.Module.__setattr__(self, name, value)
+        if name in declared.options:
+            declared.note_assigned(type(self), name, value)
+
+    @exclude_from_compile
+    def _assign(self, name: str, value: Any) -> None:
+        """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
+
+        Its rank, and the optimizer that holds the raw tensor, stay as they are.
+        """
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} of {self!r} was given a tensor with a gradient, and none flows through an "
+                "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
+                f"learned is raw_{name}."
+            )
+        raw = self._raw_of(name, value)
+        current = {**self._buffers, **self._parameters}.get(f"raw_{name}")
+        if current is None:
+            raise ValueError(
+                f"{self._label()} computes raw_{name} before every call, by a parametrization or "
+                f"pruning; what is assigned to {name} would not last. Remove that first."
+            )
+        if raw.is_meta and not current.is_meta:
+            raise ValueError(
+                f"{self._label()} was given a tensor on the meta device as {name}: it has no "
+                "values."
+            )
+        if raw.ndim > current.ndim:
+            raise ValueError(
+                f"{self._label()} has one {name} for all neurons, got {len(raw)} values. Give one "
+                "number, or build the layer with rank 1."
+            )
+        raw = raw.to(current.device, current.dtype).expand(current.shape)
+        self._check_bounds(name, raw)
+        with torch.no_grad():
+            current.copy_(raw)
+        self._declared.note_assigned(type(self), name, value)
+
+    def _raw_of(self, name: str, value: Any) -> Tensor:
+        """Return the raw tensor of a value, checked as a constructor checks it."""
+        return Weight(value, 0).raw(name, self.num_neurons, self._declared.constraints[name])
+
+    def __delattr__(self, name: str) -> None:
+        self._declared.cell = None
+        nn.Module.__delattr__(self, name)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Add a buffer, as ``nn.Module.register_buffer``."""
+        self._declared.cell = None
+        super().register_buffer(name, tensor, persistent)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a module, as ``nn.Module.add_module``."""
+        self._declared.cell = None
+        super().add_module(name, module)
+
+    # Copying and loading
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copy.copy(layer) shares tensors, and not the dicts that name them, nor its hooks
+        attributes = super().__getstate__()
+        copies = {
+            name: copy.copy(value)
+            for name, value in attributes.items()
+            if name == "_declared" or (name in MODULE_ATTRIBUTES and isinstance(value, dict))
+        }
+        return {**attributes, **copies}
+
+    def __deepcopy__(self: L, memo: dict[int, Any]) -> L:
+        # PyTorch's parametrized classes copy what is in __dict__, states with their graph
+        kind: Any = type(self).__base__ if "parametrizations" in self._modules else type(self)
+        copied: Any = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(kind.__getstate__(self), memo))
+        made: L = copied
+        return made
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        decays = {name: c.name for name, c in self.constraints.items() if is_decay(c)}
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None and decays:
+            metadata["constraints"] = decays
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *arguments: Any
+    ) -> None:
+        saved = metadata.get("constraints", {})
+        for name, constraint in self.constraints.items():
+            raw = state_dict.get(f"{prefix}raw_{name}")
+            if is_decay(constraint) and isinstance(raw, Tensor) and not raw.is_meta:
+                self._load_bound(name, saved.get(name), raw.detach())
+        super()._load_from_state_dict(state_dict, prefix, metadata, *arguments)
+
+    def _load_bound(self, name: str, saved: str | None, raw: Tensor) -> None:
+        """Change the bound of a decay where it would change the values that are loaded.
+
+        ``saved`` is the name of the constraint that they had; ``None``: not known.
+        """
+        match = _BOUND.fullmatch(saved or sigmoid.name)
+        if match is None:
+            raise ValueError(
+                f"{saved!r} is no constraint of a decay. Load what state_dict() or tt.save gave, "
+                "as it is."
+            )
+        own = getattr(self.constraints[name].value, "low", 0.0)
+        found = float(raw.double().sigmoid().min()) if raw.numel() else own
+        bound = float(match[1] or 0.0)
+        if found < max(own, bound):
+            # what learning has led below the saved bound was held there
+            self._declared.constrain(name, bounded_sigmoid(bound or max(found, sys.float_info.min)))
+        if saved is None and found < own * (1 - 1e-6):
             warnings.warn(
-                f"{layer._label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from "
-                f"a dict that does not say which bound there was: {found:.6g} is the bound "
-                "now. Load what state_dict() or tt.save gave, as it is.",
+                f"{self._label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from a "
+                f"dict that does not say which bound there was: {found:.6g} is the bound now.",
                 stacklevel=2,
             )
-    if low != own:
-        layer._declared.constrain(name, bounded_sigmoid(low))
 
 
-@exclude_from_compile
-def assign(layer: Any, name: str, value: Any) -> None:
-    """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
-
-    Its rank, and the optimizer that holds the raw tensor, stay as they are.
-    """
-    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f"{name} of {layer!r} was given a tensor with a gradient, and none flows through an "
-            "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
-            f"learned is raw_{name}."
-        )
-    raw_name, raw = f"raw_{name}", layer._raw_of(name, value)
-    if raw_name in layer.__dict__:
-        raise ValueError(
-            f"{layer._label()} computes {raw_name} before every call, by pruning or a norm of "
-            f"weights; what is assigned to {name} would not last. Remove that first."
-        )
-    current = getattr(layer, raw_name)
-    if raw.is_meta and not current.is_meta:
-        raise ValueError(
-            f"{layer._label()} was given a tensor on the meta device as {name}: it has no values."
-        )
-    if raw.ndim > current.ndim:
-        raise ValueError(
-            f"{layer._label()} has one {name} for all neurons, got {len(raw)} values. Give one "
-            "number, or build the layer with rank 1."
-        )
-    constraint = layer._declared.constraints[name]
-    # that of a raw value in bounds is the value itself
-    wanted = raw.double() if constraint.inverse is None else constraint.value(raw.double())
-    stored = current is layer._parameters.get(raw_name, layer._buffers.get(raw_name))
-    written = [current] if stored else [*layer.parameters(), *layer.buffers()]
-    with torch.no_grad(), restored_on_error(written):
-        if stored:
-            current.copy_(raw)
-        else:  # by the right inverse of its parametrization
-            setattr(layer, raw_name, raw.to(current).expand_as(current).clone())
-        found = layer._constrained(name, getattr(layer, raw_name))
-        tolerance = min(100 * torch.finfo(found.dtype).eps, 0.1)
-        if has_values(found) and not torch.allclose(
-            found.double(), wanted.to(found.device).expand_as(found), tolerance, 1e-6
-        ):
-            raise ValueError(
-                f"{layer._label()} cannot have {value} as {name}: out of its bounds, it would "
-                f"be {found.tolist()}."
-            )
-    layer._declared.note_assigned(type(layer), name, value)
-
-
-def raw_of(layer: Any, name: str, value: Any) -> Tensor:
-    """Return the raw tensor of a value, checked as a constructor checks it."""
-    setup, constraint = Weight(value, 0), layer._declared.constraints[name]
-    try:
-        return setup.raw(name, layer.num_neurons, constraint)
-    except ValueError as error:
-        if least(constraint) is None:
-            raise
-        setup.raw(name, layer.num_neurons, sigmoid)  # raises where no bound would help
-        raise ValueError(
-            f"{error} Build the layer with {type(layer).__name__}(..., {name}="
-            f"{'...' if isinstance(value, Tensor) else value}) for a bound as low."
-        ) from None
-
-
-def assigned_by_torch() -> bool:
+def _assigned_by_torch() -> bool:
     """Whether PyTorch assigns an attribute: ``functional_call``, which puts tensors in place."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name == "__setattr__":
@@ -215,51 +549,6 @@ def assigned_by_torch() -> bool:
     return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.")
 
 
-def constructor_call(
-    cls: type, args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> tuple[ConstructorCall, dict[str, object]]:
-    """Write the constructor call, arguments at their default left out; return all of them too."""
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-    try:
-        bound = signature.bind(None, *args, **kwargs)
-    except TypeError:  # __init__ is about to say so itself
-        return ConstructorCall(cls.__name__, ("...",), {}), {}
-    positional: list[str] = []
-    named: dict[str, str] = {}
-    for i, (name, value) in enumerate(list(bound.arguments.items())[1:]):
-        parameter = signature.parameters[name]
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            positional += map(written, value)
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            named |= {key: written(each) for key, each in value.items()}
-        elif not _equal(value, parameter.default):
-            if i == 0:
-                positional.append(written(value))
-            else:
-                named[name] = written(value)
-    bound.apply_defaults()
-    return ConstructorCall(cls.__name__, tuple(positional), named), bound.arguments
-
-
-def written(value: object) -> str:
-    """Write an argument; tensors by their shape, modules by their class."""
-    if isinstance(value, Tensor):
-        return f"Tensor{list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {written(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, Weight):
-        parts = [f"{field.name}={written(getattr(value, field.name))}" for field in fields(value)]
-        return f"{type(value).__name__}({', '.join(parts)})"
-    if isinstance(value, nn.Module):
-        return type(value).__name__
-    return repr(value)
-
-
-def is_default(kind: type, name: str, value: object) -> bool:
-    """Whether a value is what an argument of the constructor is where nobody gives it."""
-    parameter = inspect.signature(kind.__init__).parameters.get(name)  # type: ignore[misc]
-    return parameter is not None and _equal(value, parameter.default)
-
-
-def _equal(value: object, default: object) -> bool:
-    return type(value) is type(default) and not isinstance(value, Tensor) and value == default
+def _plain_number(value: object) -> object:
+    """Return a number of NumPy as one of Python, which a kernel knows."""
+    return value.item() if isinstance(value, np.generic) else value

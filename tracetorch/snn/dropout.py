@@ -22,18 +22,14 @@ class LockedDropout(SequenceLayer):
         output = x * mask,  mask = 0 with probability p, else 1 / (1 - p)
 
     ``nn.Dropout`` draws anew at every step, which a membrane averages out. The mask is a state: it
-    is drawn at the first step in training and kept until ``zero_states()``;
-    ``zero_states(where=...)`` draws another for those samples alone. In evaluation the output is
-    the input, and a mask that is held waits. By layer and by step the numbers are the same from one
-    random state, if nothing else in the model draws any between the steps. Compiled by Inductor,
-    ``torch.compile`` draws others, as for ``nn.Dropout``.
-
-    As the ``connection`` of a :class:`Recurrent`, behind a linear layer, it is recurrent dropout.
+    is drawn at the first step in training and kept until ``zero_states()``. In evaluation the
+    output is the input, and a mask that is held waits. By layer and by step the numbers are the
+    same from one random state, if nothing else in the model draws any between the steps. As the
+    ``connection`` of a :class:`Recurrent`, behind a linear layer, it is recurrent dropout.
 
     Args:
         num_neurons: size of the input at ``dim``.
-        p: probability that a value is dropped, in [0, 1]; an attribute that may be assigned anew,
-            for the next mask.
+        p: probability that a value is dropped, in [0, 1]; assigned anew it holds for the next mask.
         dim: the dimension of the neurons in the tensor of one step.
 
     Shape:
@@ -53,8 +49,7 @@ class LockedDropout(SequenceLayer):
         8.0
 
     Reference: Gal and Ghahramani, A theoretically grounded application of dropout in recurrent
-    neural networks, NeurIPS 2016; the name is that of Merity, Keskar and Socher, Regularizing and
-    optimizing LSTM language models, ICLR 2018.
+    neural networks, NeurIPS 2016; the name is that of Merity et al., ICLR 2018.
     """
 
     states: ClassVar[tuple[str, ...]] = ("mask",)

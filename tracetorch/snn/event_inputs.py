@@ -1,14 +1,13 @@
 """Inputs of a network by events: a list of them, and Poisson groups drawn from counters.
 
-What a network of 10**5 neurons is given in 10**4 steps does not fit into memory as a tensor. A
-source says what arrives between two steps, for some steps at a time: in the backward
-pass again, so that nothing is kept.
+A source says what arrives between two steps, for some steps at a time: in the backward pass again,
+so that nothing is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,26 +18,15 @@ from tracetorch.fuse.runtime.sparse_segments import Rows
 from tracetorch.fuse.runtime.threefry import compiled_uniforms
 
 _VALUES = 1 << 22  # random numbers at a time
-_MOST_SEED = 2**31
 
 
 class Span(NamedTuple):
-    """Some steps of a run: those from ``begin`` to before ``end``, and its sizes."""
+    """Some steps of a run, and its sizes."""
 
     begin: int
     end: int
     samples: int
     neurons: int
-
-
-class EventSource(Protocol):
-    """Input of a run by events: values that arrive at neurons."""
-
-    def check(self, steps: int, samples: int, neurons: int) -> None:
-        """Raise ``ValueError`` where it does not fit a run."""
-
-    def between(self, span: Span, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the places ``((t - begin) * samples + b) * neurons + n`` of events, and values."""
 
 
 class EventInput:
@@ -91,21 +79,14 @@ class EventInput:
         """Whether a gradient goes back to the values."""
         return self._given.requires_grad
 
-    def check(self, steps: int, samples: int, neurons: int) -> None:
-        """Raise ``ValueError`` where an event lies outside of a run."""
-        if not len(self.events):
-            return
-        most = self.events.amax(0).tolist()
-        for name, found, size in zip(
-            ("step", "sample", "neuron"), most, (steps, samples, neurons), strict=True
-        ):
-            if found >= size:
-                raise ValueError(
-                    f"an event has the {name} {found}, and the run has {size}, 0 to {size - 1}."
-                )
+    @property
+    def largest(self) -> tuple[int, int, int]:
+        """The largest step, sample and neuron of an event."""
+        step, sample, neuron = torch.cat([self.events.new_zeros(1, 3), self.events]).amax(0)
+        return int(step), int(sample), int(neuron)
 
     def between(self, span: Span, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return places and values of the events between two steps."""
+        """Return the places ``((t - begin) * samples + b) * neurons + n`` of events, and values."""
         bounds = torch.tensor([span.begin, span.end])
         first, last = torch.searchsorted(self.events[:, 0].contiguous(), bounds).tolist()
         step, sample, neuron = self.events[first:last].unbind(1)
@@ -130,10 +111,9 @@ def _by_step(events: Sequence[Tensor]) -> Tensor:
 class PoissonInput:
     """Input by Poisson groups: in every step a value arrives at each neuron with a probability.
 
-    Numbers come from a counter: whether there is an event depends on the seed, the step, the sample
-    and the place in ``neurons`` alone. So a run has the same events each time, for any number of
-    threads, and the backward pass draws them again instead of keeping them. A run that goes on from
-    another one takes another seed.
+    Numbers come from a counter, by seed, step, sample and place in ``neurons``: a run has the same
+    events each time, for any number of threads, and the backward pass draws them again. A run that
+    goes on from another one takes another seed.
 
     Args:
         neurons: at which events arrive, integers ``[k]``.
@@ -166,24 +146,20 @@ class PoissonInput:
             raise ValueError("probability must be in [0, 1]: a rate times the length of a step.")
         self.neurons = neurons
         self.probability = share.expand(len(neurons))
-        self.value = check_number("value", value)
-        self.seed = check_integer("seed", seed)
-        if not 0 <= self.seed < _MOST_SEED:
+        self.value, self.seed = check_number("value", value), check_integer("seed", seed)
+        if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed must be 0 to 2**31 - 1, got {seed}.")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.neurons)} neurons)"
 
-    def check(self, steps: int, samples: int, neurons: int) -> None:
-        """Raise ``ValueError`` where a neuron is not in a run."""
-        if len(self.neurons) and int(self.neurons.max()) >= neurons:
-            raise ValueError(
-                f"a Poisson group has the neuron {int(self.neurons.max())}, and the run has "
-                f"{neurons}, 0 to {neurons - 1}."
-            )
+    @property
+    def largest(self) -> tuple[int, int, int]:
+        """The largest step, sample and neuron of an event."""
+        return 0, 0, max(self.neurons.tolist(), default=0)
 
     def between(self, span: Span, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Draw the events between two steps; return places and values."""
+        """Draw the events of some steps; return places and values, as those of a list."""
         lanes = span.samples * len(self.neurons)
         every = max(1, _VALUES // max(1, lanes))
         found = [torch.zeros(0, dtype=torch.int64)]
@@ -201,7 +177,26 @@ class PoissonInput:
         return places, torch.full((len(places),), self.value, dtype=dtype)
 
 
-def rows_of(sources: Sequence[EventSource], span: Span, dtype: torch.dtype) -> Rows:
+Source: TypeAlias = EventInput | PoissonInput
+
+
+def check_sources(sources: Sequence[object], sizes: tuple[int, int, int]) -> None:
+    """Raise where an input is no source, or an event lies outside of a run of some sizes."""
+    for source in sources:
+        if not isinstance(source, EventInput | PoissonInput):
+            raise TypeError(
+                "inputs must be an EventInput, a PoissonInput or a list of them, got "
+                f"{type(source).__name__}."
+            )
+        names = "step", "sample", "neuron"
+        for name, found, size in zip(names, source.largest, sizes, strict=True):
+            if found >= size:
+                raise ValueError(
+                    f"an event has the {name} {found}, and the run has {size}, 0 to {size - 1}."
+                )
+
+
+def rows_of(sources: Sequence[Source], span: Span, dtype: torch.dtype) -> Rows:
     """Return the events of some steps from all sources, those of one place added up."""
     parts = [source.between(span, dtype) for source in sources]
     places = torch.cat([torch.zeros(0, dtype=torch.int64), *(part[0] for part in parts)])

@@ -74,9 +74,9 @@ class LeakyIntegrator(Neuron):
     Example:
         >>> layer = LeakyIntegrator(3, beta_setup={"value": 0.5}, pos_threshold_setup={"rank": 0})
         >>> layer(torch.tensor([[0.5, 1.5, 2.5]]))
-        tensor([[0., 1., 1.]], grad_fn=<_IdentityNodeBackward>)
+        tensor([[0., 1., 1.]], grad_fn=<_ForwardModeHeavisideBackward>)
         >>> layer.mem
-        tensor([[0.5000, 0.5000, 1.5000]], grad_fn=<_IdentityNodeBackward>)
+        tensor([[0.5000, 0.5000, 1.5000]], grad_fn=<SubBackward0>)
         >>> layer.syn is None
         True
 
@@ -127,41 +127,38 @@ class LeakyIntegrator(Neuron):
         check_choice("reset", reset, ("subtract", "zero", "none"))
         check_flag("detach_reset", detach_reset)
 
-        self._decay("alpha", alpha_setup, ALPHA)
-        self._decay("beta", {} if beta_setup is None else beta_setup, BETA)
-        self._decay("gamma", gamma_setup, GAMMA)
-        self._threshold("pos_threshold", pos_threshold_setup, "pos_spike")
-        self._threshold("neg_threshold", neg_threshold_setup, "neg_spike", negative=True)
-        self._weight("pos_scale", pos_scale_setup, SCALE)
-        self._weight("neg_scale", neg_scale_setup, SCALE)
-        self._weight("rec_weight", rec_weight_setup, WEIGHT)
-        self._weight("bias", bias_setup, WEIGHT)
+        for name, decay, default in (
+            ("alpha", alpha_setup, ALPHA),
+            ("beta", {} if beta_setup is None else beta_setup, BETA),
+            ("gamma", gamma_setup, GAMMA),
+        ):
+            averages: object = False
+            if decay is None:
+                self.option(name, None, fixed=True)
+            else:
+                resolved = resolve_setup(name, decay, default)
+                self.decay(name, resolved)
+                averages = resolved.use_averaging
+            self.option(f"{name}_ema", averages)
+        for sign, threshold in (("pos", pos_threshold_setup), ("neg", neg_threshold_setup)):
+            name, spike = f"{sign}_threshold", f"{sign}_spike"
+            if threshold is None:
+                self.option(name, None, fixed=True)
+                self.option(spike, None, fixed=True)
+            else:
+                self.threshold(name, threshold, spike=spike, negative=sign == "neg")
+        for name, weight, size in (
+            ("pos_scale", pos_scale_setup, SCALE),
+            ("neg_scale", neg_scale_setup, SCALE),
+            ("rec_weight", rec_weight_setup, WEIGHT),
+            ("bias", bias_setup, WEIGHT),
+        ):
+            if weight is None:
+                self.option(name, None, fixed=True)
+            else:
+                self.weight(name, resolve_setup(name, weight, size))
         self.option("reset", reset)
         self.option("detach_reset", detach_reset)
-
-    def _decay(self, name: str, setup: DecaySetup, default: Decay) -> None:
-        if setup is None:
-            self.option(name, None, fixed=True)
-            self.option(f"{name}_ema", False)
-        else:
-            resolved = resolve_setup(name, setup, default)
-            self.decay(name, resolved)
-            self.option(f"{name}_ema", resolved.use_averaging)
-
-    def _threshold(
-        self, name: str, setup: ThresholdSetup, spike: str, *, negative: bool = False
-    ) -> None:
-        if setup is None:
-            self.option(name, None, fixed=True)
-            self.option(spike, None, fixed=True)
-        else:
-            self.threshold(name, setup, spike=spike, negative=negative)
-
-    def _weight(self, name: str, setup: WeightSetup, default: Weight) -> None:
-        if setup is None:
-            self.option(name, None, fixed=True)
-        else:
-            self.weight(name, resolve_setup(name, setup, default))
 
     @property
     def active_states(self) -> tuple[str, ...]:

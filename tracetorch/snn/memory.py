@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_finite, check_flag
-from tracetorch.core.double_backward import explain_double_backward
-from tracetorch.core.leaked_tracer import is_leaked_tracer
-from tracetorch.core.torch_private import dispatch_modes, is_jit_tracing, version_of
+from tracetorch.core.torch_private import (
+    dispatch_modes,
+    is_jit_tracing,
+    is_leaked_tracer,
+    version_of,
+)
 from tracetorch.snn.passes import current_pass, states_of
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
@@ -201,8 +204,7 @@ def remember(module: Any, name: str, value: object) -> None:
     if value is not None:
         module._check_states_current()
         # a copy, which a later in-place operation on the value does not reach
-        copied = check_value(module, name, value).clone()
-        (value,) = explain_double_backward([copied])
+        value = check_value(module, name, value).clone()
     states[_PREFIX + name] = value
 
 

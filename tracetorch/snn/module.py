@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.checks import check_module
-from tracetorch.core.leaked_tracer import is_leaked_tracer
-from tracetorch.core.spawning import kept_for_child
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
     constant_in_compile,
@@ -27,7 +25,9 @@ from tracetorch.core.torch_private import (
     exclude_from_compile,
     graph_break,
     is_exporting,
+    is_leaked_tracer,
     is_tracing,
+    kept_for_child,
 )
 from tracetorch.core.walk import named_modules, path_on_stack
 from tracetorch.snn.memory import (

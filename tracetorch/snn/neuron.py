@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import METHODS, Cell, StepDefinition
-from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
     constant_in_compile,
@@ -22,7 +21,7 @@ from tracetorch.fuse.step_results import check_step_results, shares_memory
 from tracetorch.snn.passes import ambient, in_one_commit, states_of
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE, SequenceLayer
-from tracetorch.snn.step_signature import check_named, check_signature
+from tracetorch.snn.signatures import check_step
 
 _MOST_CELLS = 4  # that a layer keeps, for options that come and go
 # of the dtypes in which an output is narrower than the arithmetic
@@ -98,7 +97,7 @@ class Neuron(SequenceLayer):
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
         super().__init__(num_neurons, dim)
         self._prepared = PreparedCalls()
-        check_signature(self)
+        check_step(self)
 
     # Reading
 
@@ -126,7 +125,6 @@ class Neuron(SequenceLayer):
         if known:
             cell = known[0]
         else:
-            check_named(self, self.step, [*declared.constraints, *declared.options])
             cell = Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
         others = [each for each in declared.cells if each is not cell]
         declared.cells = [cell, *others][:_MOST_CELLS]
@@ -186,9 +184,8 @@ class Neuron(SequenceLayer):
             )
         ):
             return self._step_checked(cell, x, further)
-        with_graph = torch.is_grad_enabled()
         current = self.__dict__ if run is None else run.states_of(self)
-        if not with_graph:
+        if not torch.is_grad_enabled():
             found = self._prepared.run_step(self, cell, x, current)
             if found is not None:
                 current.update(found[1])
@@ -218,8 +215,6 @@ class Neuron(SequenceLayer):
             return self._step_checked(cell, x, further)
         results = self.step(x, *states, **self.step_kwargs(x.ndim, dtype))
         output, *ends = self._checked_results(cell, (x,), states, results)
-        if with_graph:
-            output, *ends = explain_double_backward([output, *ends], observed=False)
         # assigned last and all together, so that a failed call changes nothing
         current.update(zip(cell.active, ends, strict=True))
         return output
@@ -232,8 +227,7 @@ class Neuron(SequenceLayer):
         states = self._states_for(x, dtype)
         inputs = _working(self, x, further, dtype)
         results = self.step(*inputs, *states, **self._kwargs_for(x, x.ndim, dtype))
-        values = self._checked_results(cell, inputs, states, results)
-        output, *ends = explain_double_backward(values)
+        output, *ends = self._checked_results(cell, inputs, states, results)
         current = states_of(self)
         for name, value in zip(cell.active, ends, strict=True):
             current[name] = value

@@ -1,16 +1,8 @@
 """``Noise``: random numbers in a ``step``, from a counter, so that they can be repeated.
 
-A ``step`` draws no random numbers. Noise is a further input of the step: the layer holds a module
-``snn.Noise``, and calls it, so that a pass by layer, a recording and a check treat it as any layer.
+A ``step`` draws no random numbers: noise is a further input of it, made before the loop over time.
 Its numbers are a function of a counter, the state ``position``, an int64 with a value per neuron,
-so that masks, cuts, copies and segments need no rule of their own. The numbers are made before the
-loop over time and not inside of it. That takes the memory of one more input, and lets gradients,
-exports and printers know nothing of randomness.
-
-The inputs of a step are a tuple all the way from ``Neuron.forward`` to the kernels. ``x`` comes
-first, and the others are read in its memory order; each has strides of its own, so that an expanded
-tensor is not copied. Prepared sequences, compiled single steps and the recurrent loop take one
-input alone; a layer with several runs the general way.
+so that masks, cuts, copies and segments need no rule of their own, nor gradients and exports.
 """
 
 from __future__ import annotations
@@ -25,7 +17,7 @@ from torch import Tensor
 
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_choice, check_integer
-from tracetorch.fuse.dispatch.uniforms import draw_uniforms
+from tracetorch.fuse.dispatch.trial import draw_uniforms
 from tracetorch.fuse.runtime.threefry import threefry
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -41,15 +33,14 @@ class Noise(SequenceLayer):
 
         noise[t, l] = f(Threefry(key = l, counter = position + t)),   l the place in the tensor
 
-    A ``step`` may not draw random numbers itself: a compiled loop would repeat those of its trace,
-    and nothing could run it again. It takes them as an input instead, and the layer holds a
-    ``Noise`` of that name (example). The values of the layer's own input do not matter, only its
-    shape does. The numbers have no gradient; scale them in the step to learn their size.
+    A ``step`` may not draw random numbers itself. It takes them as an input, and the layer holds a
+    ``Noise`` of that name (example). Of the layer's own input only the shape matters. The numbers
+    have no gradient; scale them in the step to learn their size.
 
-    The state ``position`` says where in its stream of numbers each neuron is. So a sequence can be
-    cut anywhere, repeated (``tt.get_states``, ``tt.set_states``), run again backwards in segments,
-    and is the same by layer, by step, on every backend and device. Uniform numbers are equal to
-    the bit; normal ones are computed from them, and may differ in the last place.
+    The state ``position`` says where in its stream of numbers each neuron is: a sequence can be cut
+    anywhere, repeated (``tt.get_states``, ``tt.set_states``), run again in segments, and is the
+    same by layer, by step, on every backend and device. Uniform numbers are equal to the bit;
+    normal ones are computed from them, and may differ in the last place.
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
@@ -58,10 +49,8 @@ class Noise(SequenceLayer):
             excluded.
         seed: ``None``: the first step after ``zero_states()`` draws where to start from PyTorch's
             generator (of the CPU), so that every sequence has other numbers, and
-            ``torch.manual_seed`` repeats them. A number: every sequence has the same numbers,
-            frozen noise; two layers of one seed have the same, and so have two processes: for
-            noise of its own a process calls ``torch.manual_seed(rank)``, with ``None`` here. It is
-            then in the ``state_dict``.
+            ``torch.manual_seed`` repeats them. A number, then in the ``state_dict``: every
+            sequence, every layer of that seed and every process has the same numbers, frozen noise.
 
     Shape:
         Input, output and the state, an int64, have one shape. The output is float32 where the
@@ -119,14 +108,7 @@ class Noise(SequenceLayer):
     def initial_state(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Return the position before the first step: that of the seed, or one that is drawn.
-
-        Args:
-            name: of the state.
-            shape: of the tensor of one step.
-            dtype: of the position, int64.
-            device: of the input.
-        """
+        """Return the position before the first step: that of the seed, or one that is drawn."""
         start = self._buffers.get("initial_position")
         if start is None:
             start = torch.randint(_STARTS, ())

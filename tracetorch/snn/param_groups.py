@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tracetorch.core.checks import check_flag, check_module, check_nonnegative
-from tracetorch.core.walk import named_modules
-from tracetorch.snn.relative_scale import NORMS, relative_scales
+from tracetorch.core.torch_private import BatchNormBase
+from tracetorch.core.walk import join_path, named_modules
+from tracetorch.snn.connectivity import RAW_WEIGHT, Connectivity, connectivity, raw_weight
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse_linear import SparseLinear
 
 # as declared, or under torch.nn.utils.parametrize
 _RAW = re.compile(r"(parametrizations\.)?raw_[^.]*(\.original\d*)?")
+_LEAST = 0.1
+_NORMS = (BatchNormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def param_groups(
@@ -35,18 +40,15 @@ def param_groups(
     towards 0.5, a half-life of one step, and every threshold towards ``log 2``.
 
     Relative learning rates. Adam and its like move every weight by about ``lr`` a step, however
-    large it is. Some neurons need weights 70 times as large as PyTorch's default, which
-    ``tt.init.calibrate_`` gives them, and then learn 70 times as slowly. With ``relative=True``
-    each weight has a rate of its own::
+    large it is: neurons whose weights ``tt.init.calibrate_`` makes 70 times as large as PyTorch's
+    default learn 70 times as slowly. With ``relative=True`` each weight has a rate of its own::
 
         rate = lr * RMS(weight) / RMS(PyTorch's default for it), at least lr / 10
 
-    so that one ``lr`` serves every neuron. A bias has the rate of its weight; weight decay is
-    divided by the same ratio, so that ``rate * weight_decay`` is the same for all. A weight that
-    several modules share, an embedding tied to the last layer say, has the lowest of their rates,
-    and so have their biases. Call it after
-    ``calibrate_``. Rates are kept in the optimizer's ``state_dict``, and come back with it: there
-    are as many groups whatever the ratios are.
+    A bias has the rate of its weight; weight decay is divided by the same ratio, so that ``rate *
+    weight_decay`` is the same for all. A weight that several modules share has the lowest of their
+    rates, and so have their biases. Call it after ``calibrate_``. Rates are kept in the optimizer's
+    ``state_dict``: there are as many groups whatever the ratios are.
 
     Args:
         model: any module; layers hidden in lists and plain objects are found too.
@@ -88,19 +90,6 @@ def param_groups(
     check_nonnegative("weight_decay", weight_decay)
     check_flag("decay_biases", decay_biases)
     check_flag("relative", relative)
-    _check_rates(lr, neuron_lr_scale, relative)
-    kinds = _kinds(model, decay_biases)
-    found = _relative_groups(model, kinds, weight_decay, lr) if relative else []
-    for name, scale in (("weights", 1.0), ("biases and norms", 1.0), ("neurons", neuron_lr_scale)):
-        if group := [p for p, kind in kinds.values() if kind == name]:
-            decay = weight_decay if name == "weights" else 0.0
-            found.append(_group(name, group, decay, lr, scale))
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no parameters to put in groups.")
-    return found
-
-
-def _check_rates(lr: float | None, neuron_lr_scale: float, relative: bool) -> None:
     check_nonnegative("neuron_lr_scale", neuron_lr_scale)
     if lr is not None:
         check_nonnegative("lr", lr)
@@ -110,47 +99,43 @@ def _check_rates(lr: float | None, neuron_lr_scale: float, relative: bool) -> No
         )
     elif relative:
         raise ValueError("relative=True scales lr: give lr= here too, 1e-2 for instance.")
+    found: list[dict[str, Any]] = []
 
+    def add(name: str, params: list[nn.Parameter], decay: float, scale: float) -> None:
+        rate = {} if lr is None else {"lr": lr * scale}
+        found.append({"name": name, "params": params, "weight_decay": float(decay), **rate})
 
-def _relative_groups(
-    model: nn.Module,
-    kinds: dict[int, tuple[nn.Parameter, str]],
-    weight_decay: float,
-    lr: float | None,
-) -> list[dict[str, Any]]:
-    """Take every parameter that has a scale out of ``kinds``, and return a group for each."""
-    found = []
-    for path, p, ratio in relative_scales(model):
-        kind = kinds.get(id(p), (p, "neurons"))[1]
-        if kind == "neurons":
+    kinds = _kinds(model, decay_biases)
+    for path, p, ratio in _relative_scales(model) if relative else ():
+        if kinds.get(id(p), (p, "neurons"))[1] == "neurons":
             continue
         if not math.isfinite(ratio):
             raise ValueError(f"{path} is not finite, so it has no scale.")
-        del kinds[id(p)]
-        decay = weight_decay / ratio if kind == "weights" else 0.0
-        found.append(_group(f"{path} x {ratio:.3g}", [p], decay, lr, ratio))
+        is_weight = kinds.pop(id(p))[1] == "weights"
+        add(f"{path} x {ratio:.3g}", [p], weight_decay / ratio if is_weight else 0.0, ratio)
+    for name, decay, scale in (
+        ("weights", weight_decay, 1.0),
+        ("biases and norms", 0.0, 1.0),
+        ("neurons", 0.0, neuron_lr_scale),
+    ):
+        if group := [p for p, kind in kinds.values() if kind == name]:
+            add(name, group, decay, scale)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no parameters to put in groups.")
     return found
-
-
-def _group(
-    name: str, params: list[nn.Parameter], weight_decay: float, lr: float | None, scale: float
-) -> dict[str, Any]:
-    rate = {} if lr is None else {"lr": lr * scale}
-    return {"name": name, "params": params, "weight_decay": float(weight_decay), **rate}
 
 
 def _kinds(model: nn.Module, decay_biases: bool) -> dict[int, tuple[nn.Parameter, str]]:
     """Return each parameter of a model, by its ``id``, with the group it belongs to."""
     modules = [module for _, module in named_modules(model)]
-    of_neurons = {
-        id(p)
-        for module in modules
-        if isinstance(module, SequenceLayer)
-        for p in _parameters_of(module)
-    }
-    sparse = [module for module in modules if isinstance(module, SparseLinear)]
-    of_edges = {id(p) for m in sparse for name, p in m.named_parameters() if name != "bias"}
-    of_norms = {id(p) for m in modules if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
+    of_neurons, of_edges, of_norms = set[int](), set[int](), set[int]()
+    for module in modules:
+        if isinstance(module, SequenceLayer):
+            of_neurons.update(map(id, _parameters_of(module)))
+        if isinstance(module, SparseLinear):
+            of_edges.update(id(p) for name, p in module.named_parameters() if name != "bias")
+        if isinstance(module, _NORMS):
+            of_norms.update(map(id, module.parameters(recurse=False)))
 
     def kind(p: nn.Parameter) -> str:
         if id(p) in of_neurons:
@@ -160,8 +145,7 @@ def _kinds(model: nn.Module, decay_biases: bool) -> dict[int, tuple[nn.Parameter
         undecayed = not decay_biases and (p.ndim <= 1 or id(p) in of_norms)
         return "biases and norms" if undecayed else "weights"
 
-    every: Iterator[nn.Parameter] = (p for m in modules for p in m.parameters(recurse=False))
-    return {id(p): (p, kind(p)) for p in every}
+    return {id(p): (p, kind(p)) for m in modules for p in m.parameters(recurse=False)}
 
 
 def _parameters_of(neuron: SequenceLayer) -> list[nn.Parameter]:
@@ -169,3 +153,79 @@ def _parameters_of(neuron: SequenceLayer) -> list[nn.Parameter]:
     raw = [p for name, p in neuron.named_parameters() if _RAW.fullmatch(name)]
     options = [getattr(neuron, name) for name in neuron._options]
     return raw + [p for o in options if isinstance(o, nn.Module) for p in o.parameters()]
+
+
+def _relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """Yield path, parameter and ratio of its RMS to the RMS of PyTorch's default start.
+
+    Weights are parameters of rank 2 and more, and those of edges. The ratio of a weight of zeros is
+    1, that of a weight that is not finite is not finite; else it is at least 0.1, so that a weight
+    that starts near zero learns. Of a layer of ``tt.snn.connect`` only the connections that are
+    there count, and their number. Left out are norms, the parameters of neurons and delays, and
+    what PyTorch parametrizes otherwise, whose originals are in another unit than the weight.
+    """
+    found: list[tuple[str, nn.Parameter, nn.Parameter]] = []  # each with the weight beside it
+    lowest: dict[int, float] = {}
+    for path, module in named_modules(model):
+        if isinstance(module, (*_NORMS, nn.utils.parametrize.ParametrizationList)):
+            continue
+        declared = module._raw_names if isinstance(module, SequenceLayer) else ()
+        own = {n: p for n, p in module.named_parameters(recurse=False) if n not in declared}
+        names = {name: name for name in own}
+        rule = connectivity(module)
+        if rule is not None:
+            own = {"weight": cast(nn.Parameter, raw_weight(module)), **own}
+            names["weight"] = RAW_WEIGHT
+        ratios = {
+            name: _ratio(join_path(path, names[name]), module, name, p, rule)
+            for name, p in own.items()
+            if is_lazy(p) or p.ndim > 1 or (name == "weight" and isinstance(module, SparseLinear))
+        }
+        for name, p in own.items():
+            # nn.RNN and its like call theirs bias_ih_l0, beside weight_ih_l0
+            beside = name.replace("bias", "weight") if "bias" in name else "weight"
+            weight = name if name in ratios else beside
+            if weight in ratios:
+                found.append((join_path(path, names[name]), p, own[weight]))
+                before = lowest.get(id(own[weight]), math.inf)
+                lowest[id(own[weight])] = min(ratios[weight], before)
+    seen: set[int] = set()
+    for path, p, owner in found:
+        if id(p) not in seen:
+            seen.add(id(p))
+            yield path, p, lowest[id(owner)]
+
+
+def default_rms(module: nn.Module, name: str, weight: Tensor) -> float:
+    """Return the root mean square of PyTorch's default start of a weight.
+
+    Linear layers and convolutions start uniform within ``1 / sqrt(fan_in)``; so is a weight taken
+    for one whose module is not known.
+    """
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return 1.0
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return 1 / math.sqrt(3 * module.hidden_size)
+    if isinstance(module, nn.MultiheadAttention) and name.endswith("proj_weight"):
+        return math.sqrt(2 / sum(weight.shape))  # Xavier's
+    if isinstance(module, SparseLinear):
+        return module.default_rms()
+    fan_in = weight[0].numel()  # of a bilinear layer PyTorch takes the first factor alone
+    return 1 / math.sqrt(3 * (module.in1_features if isinstance(module, nn.Bilinear) else fan_in))
+
+
+@torch.no_grad()
+def _ratio(
+    path: str, module: nn.Module, name: str, weight: nn.Parameter, rule: Connectivity | None
+) -> float:
+    if is_lazy(weight) or weight.is_meta:
+        raise ValueError(
+            f"{path} has no values yet, so there is nothing to measure. Run the model once, or "
+            "load its weights, before relative=True."
+        )
+    present = weight if rule is None or rule.mask is None else weight[rule.mask]
+    rms = float(present.double().square().mean().sqrt()) if present.numel() else 0.0
+    # PyTorch's default for as many inputs as there are: its square goes by one over their number
+    share = present.numel() / max(1, weight.numel())
+    ratio = rms * math.sqrt(share) / default_rms(module, name, weight)
+    return max(ratio, _LEAST) if ratio else 1.0

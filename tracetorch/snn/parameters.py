@@ -12,21 +12,20 @@ written in place into the value that a read has computed is lost.
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracetorch.cell import Constraint, ConstraintGradient
 from tracetorch.core.checks import check_flag, check_number, suggestion
-from tracetorch.core.snapshot import restored
 from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, softplus_inverse
 
 Value: TypeAlias = float | Tensor
@@ -145,8 +144,12 @@ def clamp(low: float | None, high: float | None, above: str | None = None) -> Co
     Every value lies above that of its neuron of another parameter, ``above``, or above the largest,
     for one value in the layer.
     """
+    ends = [f"at least {low:g}"] if low is not None else []
+    ends += [f"at most {high:g}"] if high is not None else []
+    ends += [f"above {above}"] if above is not None else []
     gradient = None if above else unbounded.gradient
-    return Constraint("clamp", Clamp(low, high), gradient=gradient, above=above)
+    text = f"be {' and '.join(ends)}"
+    return Constraint("clamp", Clamp(low, high), gradient=gradient, range=text, above=above)
 
 
 @dataclass(frozen=True)
@@ -167,28 +170,8 @@ def bounded_sigmoid(low: float) -> Constraint:
         name=f"sigmoid from {low!r}",  # all digits: files hold it
         value=BoundedSigmoid(low),
         low=low * (1 - 1e-6),  # the least value itself is legal, rounded too
-        range=f"be at least {low:.6g} and below 1",
+        range=f"be at least {low:.6g} and below 1 (build the layer with less for a lower bound)",
     )
-
-
-def least(constraint: Constraint) -> float | None:
-    """Return the bound of a decay; ``None`` for a parameter that has none."""
-    return constraint.value.low if isinstance(constraint.value, BoundedSigmoid) else None
-
-
-def named_bound(name: str) -> float | None:
-    """Return the bound of a decay whose constraint has this name; ``None`` for one without."""
-    kind, bounded, text = name.partition(" from ")
-    try:
-        low = float(text) if bounded else None
-    except ValueError:
-        low = math.nan
-    if kind != sigmoid.name or (low is not None and not 0 < low < 1):
-        raise ValueError(
-            f"{name!r} is no constraint of a decay, which is 'sigmoid', or 'sigmoid from ' and a "
-            "bound in (0, 1). Load what state_dict() or tt.save gave, as it is."
-        )
-    return low
 
 
 def is_decay(constraint: Constraint) -> bool:
@@ -333,41 +316,27 @@ class Threshold(Weight):
                 f"{name}: surrogate must be callable, u -> spikes, got "
                 f"{type(self.surrogate).__name__}. Try tt.functional.atan_surrogate(2.0)."
             )
-        if not isinstance(self.surrogate, Surrogate) and _is_derivative(self.surrogate):
+        if _is_derivative(self.surrogate):
             raise ValueError(
                 f"{name}: surrogate_derivative takes the spike function u -> spikes, with its "
-                f"derivative built in, not the derivative itself. {self.surrogate!r} is one: its "
-                "values are no spikes, and the same for u and -u. Try "
-                "tt.functional.atan_surrogate(2.0), or see tt.functional.Surrogate, which makes a "
-                "spike function of a derivative."
+                f"derivative built in, not the derivative itself, as {self.surrogate!r} is. Try "
+                "tt.functional.atan_surrogate(2.0), or see tt.functional.Surrogate."
             )
 
 
 def _is_derivative(spike: SpikeFunction) -> bool:
-    """Whether a callable is the derivative of a step: symmetric in ``u``, its values no integers.
-
-    A smooth step and spikes of several levels are neither. The callable is evaluated once; where
-    it cannot be, nothing is known, and the answer is no.
-    """
-    if torch.compiler.is_compiling():
+    """Whether a function is the derivative of a step: symmetric in ``u``, its values no spikes."""
+    if isinstance(spike, Surrogate) or torch.compiler.is_compiling():
         return False
-    device = torch.device("cpu")
-    if isinstance(spike, nn.Module):
-        device = next((t.device for t in (*spike.parameters(), *spike.buffers())), device)
-        if device.type == "meta":
-            return False
-        kept: AbstractContextManager[Any] = restored(spike)
-    else:
-        kept = torch.random.fork_rng([])  # spikes may be drawn at random
     half = [0.003, 0.01, 0.04, 0.13, 0.37, 0.71, 1.3, 2.9]
     try:
-        with kept, torch.no_grad():
-            u = torch.tensor([-v for v in half[::-1]] + half, dtype=torch.float32, device=device)
-            values = spike(u).to("cpu", torch.float64)
-            # differences of float32, such as s * (1 - s) of a sigmoid, are not quite symmetric
-            tolerance = 1e-6 * float(values.abs().max())
-            symmetric = torch.allclose(values, values.flip(0), rtol=1e-5, atol=tolerance)
-            return symmetric and not torch.equal(values, values.round())
+        # a copy of a module, for it may count its calls; spikes may be drawn at random
+        with torch.random.fork_rng([]), torch.no_grad():
+            u = torch.tensor([-v for v in half[::-1]] + half, device="cpu")
+            values = copy.deepcopy(spike)(u)
+        # differences of float32, such as s * (1 - s) of a sigmoid, are not quite symmetric
+        symmetric = torch.allclose(values, values.flip(0), 1e-5, 1e-6 * float(values.abs().max()))
+        return symmetric and not torch.equal(values, values.round())
     except Exception:
         return False  # what is wrong with the callable shows where it is called
 

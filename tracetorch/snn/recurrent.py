@@ -1,11 +1,7 @@
-"""``Recurrent``: feed the output of neurons back to their input through any module.
+"""``Recurrent``: feed the output of neurons back to their input, and ``Populations`` of them.
 
-Populations. What is fed back may be any module of neuron layers: several in a chain, several types,
-a user's own in which they feed each other. Everything inside a ``Recurrent`` runs step by step,
-also where the model runs by layer; a single neuron layer with a linear connection runs in one
-compiled loop. The state ``prev_output`` is zero before the first step, when nobody has seen an
-output yet: its shape follows from a neuron layer, or from ``shape``, and is compared with the first
-output.
+Everything inside a ``Recurrent`` runs step by step, also where the model runs by layer; a single
+neuron layer with a linear connection runs in one compiled loop.
 """
 
 from __future__ import annotations
@@ -29,14 +25,14 @@ from tracetorch.fuse.dispatch.sparse_recurrence import (
     run_sparse_events,
     run_sparse_recurrence,
 )
-from tracetorch.fuse.runtime.sparse_segments import Edges, Rows
+from tracetorch.fuse.runtime.sparse_segments import Rows
 from tracetorch.snn.connectivity import plain_class
-from tracetorch.snn.delay import DelayedLinear
-from tracetorch.snn.event_inputs import EventInput, EventSource, PoissonInput, Span, rows_of
+from tracetorch.snn.delay import DelayedLinear, PastLayer
+from tracetorch.snn.event_inputs import EventInput, Source, Span, check_sources, rows_of
 from tracetorch.snn.memory import checked_shape
+from tracetorch.snn.module import TTModule
 from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.passes import current_pass, in_one_commit, states_of
-from tracetorch.snn.populations import Populations, check_one_input
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.sparse_linear import SparseLinear
 
@@ -52,12 +48,86 @@ class EventRun(NamedTuple):
         ([[[1.0, 1.0]]], None)
     """
 
-    outputs: Tensor | None
-    """Outputs of the neurons that were named, ``[steps, batch, k]``."""
-    counts: Tensor | None
-    """Spikes in each bin, ``[bins, batch, num_neurons]``."""
-    events: Tensor | None
-    """All spikes, ``[n, 3]``: step, sample, neuron."""
+    outputs: Tensor | None  # of the neurons that were named, ``[steps, batch, k]``
+    counts: Tensor | None  # spikes in each bin, ``[bins, batch, num_neurons]``
+    events: Tensor | None  # all spikes, ``[n, 3]``: step, sample, neuron
+
+
+class Populations(TTModule):
+    """Neurons of several kinds side by side (populations), each over its part of the neurons.
+
+    ::
+
+        output[..., of a population] = its neurons(x[..., of a population])
+
+    Neurons are numbered population by population, as by :func:`population_edges`: so one connection
+    is a block matrix of those between all populations. In a :class:`Recurrent` they run step by
+    step; populations of one kind, as one layer with parameters per neuron, are one compiled loop.
+
+    Args:
+        **neurons: layers of neurons in the last dimension, by name, in their order. Each is an
+            attribute of its name.
+
+    Shape:
+        Input and output ``[..., num_neurons]``, the sum of their numbers.
+
+    Raises:
+        TypeError: one is no neuron layer.
+        ValueError: there is none, one has its neurons in another dimension or takes several inputs,
+            a name is taken, or the input has another number of neurons.
+
+    Example:
+        >>> neurons = Populations(excitatory=LIF(3), inhibitory=LIF(2, pos_threshold=2.0))
+        >>> neurons(torch.full((1, 5), 1.5)).tolist(), neurons.sizes
+        ([[1.0, 1.0, 1.0, 0.0, 0.0]], (3, 2))
+    """
+
+    dim = -1
+
+    def __init__(self, **neurons: SequenceLayer) -> None:
+        super().__init__()
+        if not neurons:
+            raise ValueError("Populations needs neuron layers: Populations(excitatory=LIF(80)).")
+        self.names = tuple(neurons)
+        for name, layer in neurons.items():
+            if not isinstance(layer, SequenceLayer) or isinstance(layer, PastLayer):
+                raise TypeError(f"{name} must be a neuron layer, got {type(layer).__name__}.")
+            _check_one_input("Populations", layer)
+            if layer.dim != -1:
+                raise ValueError(
+                    f"populations are side by side in the last dimension, and {name} has its "
+                    f"neurons at dim {layer.dim}. Build it with dim=-1."
+                )
+            if hasattr(Populations, name) or name in vars(self):  # no property runs
+                raise ValueError(f"a module has an attribute {name!r}: take another name.")
+            self.add_module(name, layer)
+
+    @property
+    def layers(self) -> list[Any]:
+        """The neuron layers, in their order."""
+        return [self._modules[name] for name in self.names]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Neurons of each population."""
+        return tuple(layer.num_neurons for layer in self.layers)
+
+    @property
+    def num_neurons(self) -> int:
+        """Neurons of all populations."""
+        return sum(self.sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all populations."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Populations takes a tensor, got {type(x).__name__}.")
+        if x.ndim == 0 or x.shape[-1] != self.num_neurons:
+            raise ValueError(
+                f"populations of {' + '.join(map(str, self.sizes))} neurons take "
+                f"{self.num_neurons} in the last dimension, got shape {list(x.shape)}."
+            )
+        parts = zip(self.layers, x.split_with_sizes(self.sizes, -1), strict=True)
+        return torch.cat([layer(part) for layer, part in parts], -1)
 
 
 class Recurrent(SequenceLayer):
@@ -68,10 +138,9 @@ class Recurrent(SequenceLayer):
         output = neuron(x + connection(prev_output)),  prev_output = output
 
     ``prev_output`` is a state, zero at the first step; it goes through the connection then too, so
-    that a bias acts. Over time it runs step by step, for the connection needs one step's output to
-    make the next one's input; with an ``nn.Linear`` or a :class:`DelayedLinear` as connection, in
-    one compiled loop that multiplies by events where spikes are few, on a GPU densely and up to 256
-    neurons; and with a :class:`SparseLinear` as well, on the CPU by events in both directions,
+    that a bias acts. Over time it runs step by step; with an ``nn.Linear`` or a
+    :class:`DelayedLinear` as connection, in one loop compiled for the CPU that multiplies by events
+    where spikes are few; and with a :class:`SparseLinear`, on the CPU by events in both directions,
     where outputs are 0 or 1. Its gradients visit the edges of those that fired, and of those within
     the ``support`` of their surrogate: all edges in every step where it has none.
     :meth:`run_events` is for networks whose inputs and outputs would not fit into memory as
@@ -111,8 +180,9 @@ class Recurrent(SequenceLayer):
     states: ClassVar[tuple[str, ...]] = ("prev_output",)
 
     prev_output: Tensor | None
-    # a neuron layer, or any module: what its attributes are is not known
+    # any modules: what their attributes are is not known
     neuron: Any
+    connection: Any
     _output_shape: tuple[int, ...] | None = None
 
     def __init__(
@@ -125,7 +195,7 @@ class Recurrent(SequenceLayer):
                 f"neuron must be a neuron layer, got {type(neuron).__name__}, or a module that "
                 "holds neuron layers."
             )
-        check_one_input("Recurrent", neuron)
+        _check_one_input("Recurrent", neuron)
         if not isinstance(connection, nn.Module):
             raise TypeError(f"connection must be an nn.Module, got {type(connection).__name__}.")
         sizes = None if shape is None else checked_shape("the output", shape)
@@ -162,10 +232,15 @@ class Recurrent(SequenceLayer):
     def _step(self, x: Tensor) -> Tensor:
         dtype = self._check_input(x)
         previous = cast(Tensor, self._states_for(x, dtype)[0])
-        output: Tensor = self.neuron(x + self._feedback(x, previous))
-        if self.holds_population and (
-            not isinstance(output, Tensor) or output.shape != previous.shape
-        ):
+        feedback: Tensor = self.connection(previous.to(x.dtype))
+        if feedback.shape != x.shape:
+            whose = "gives the input's" if self.holds_population else "keeps the"
+            raise ValueError(
+                f"{self._label()} needs a connection that {whose} shape {list(x.shape)}, got "
+                f"{list(feedback.shape)}."
+            )
+        output: Tensor = self.neuron(x + feedback)
+        if self.holds_population and getattr(output, "shape", None) != previous.shape:
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"{self._label()} needs an output of shape {list(previous.shape)} from "
@@ -174,16 +249,6 @@ class Recurrent(SequenceLayer):
             )
         self.prev_output = output.to(dtype, copy=True)
         return output
-
-    def _feedback(self, x: Tensor, previous: Tensor) -> Tensor:
-        feedback: Tensor = self.connection(previous.to(x.dtype))
-        if feedback.shape != x.shape:
-            whose = "gives the input's" if self.holds_population else "keeps the"
-            raise ValueError(
-                f"{self._label()} needs a connection that {whose} shape {list(x.shape)}, got "
-                f"{list(feedback.shape)}."
-            )
-        return feedback
 
     def _check_features(self, x: Tensor, sequence: bool) -> None:
         """Raise where an input does not fit; what is inside says so of a population."""
@@ -231,8 +296,7 @@ class Recurrent(SequenceLayer):
         loop = self._loop(x)
         if loop is None:
             return None
-        connection: Any = self.connection
-        if isinstance(connection, SparseLinear):
+        if isinstance(self.connection, SparseLinear):
             results = run_sparse_recurrence(loop, x)
         else:
             results = run_recurrence(
@@ -247,49 +311,45 @@ class Recurrent(SequenceLayer):
     def _keep(self, first: Tensor, outputs: Tensor, last: Tensor, ends: Sequence[Tensor]) -> None:
         """Set the states to those behind a run, whose last outputs are ``outputs``."""
         if len(first) > 1:
-            connection: Any = self.connection
-            connection.keep_inputs(torch.cat([first, outputs])[-len(first) : -1])
+            self.connection.keep_inputs(torch.cat([first, outputs])[-len(first) : -1])
         self.prev_output = last
         states_of(self.neuron).update(zip(self.neuron.cell.active, ends, strict=True))
 
     def _loop(self, x: Tensor) -> Recurrence | None:
         """Return what a compiled loop over inputs like ``x`` reads; ``None``: there is none."""
-        connection, neuron = self.connection, self.neuron
+        connection, neuron, count = self.connection, self.neuron, self.num_neurons
         linear = self._linear(x)
         if linear is None:
             return None
         dtype = self._check_input(x, sequence=True)
-        is_sparse = isinstance(linear, SparseLinear)
-        weight = linear.edge_weight(dtype) if isinstance(linear, SparseLinear) else linear.weight
-        bias: Tensor | None = linear.bias
-        sizes = (linear.out_features, linear.in_features) if is_sparse else tuple(weight.shape)
+        if isinstance(linear, SparseLinear):
+            weight = linear.edge_weight(dtype)
+            sizes = torch.Size((linear.out_features, linear.in_features))
+        else:
+            weight, sizes = linear.weight, linear.weight.shape
+        bias = linear.bias
+        given = [tensor for tensor in (x, weight, bias) if tensor is not None]
         if (
             self.dim not in (-1, x.ndim - 2)
             or x.numel() == 0
-            or x.shape[-1] != self.num_neurons
-            or sizes != (self.num_neurons, self.num_neurons)
-            or any(tensor.dtype != dtype for tensor in (x, weight))
-            or (bias is not None and bias.dtype != dtype)
-            or any(t.device != x.device for t in (weight, bias) if t is not None)
+            or x.shape[-1] != count
+            or sizes != (count, count)
+            or any((tensor.dtype, tensor.device) != (dtype, x.device) for tensor in given)
         ):
             return None
         first = cast(Tensor, self._states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
         if first.shape[1:] != x.shape[1:]:  # of shape=, which a step says does not fit
             return None
-        if isinstance(connection, DelayedLinear | SparseLinear) and connection.max_delay:
+        if linear is not connection or (isinstance(linear, SparseLinear) and linear.max_delay):
             connection._check_input(x, sequence=True)
-            past = cast(Tensor, connection._states_for(x, dtype, sequence=True)[0])
+            (past,) = connection._states_for(x, dtype, sequence=True)
             first = torch.cat([past.movedim(-1, 0), first])
-        if isinstance(connection, DelayedLinear):
+        if linear is not connection:
             weight = connection.kernel_of(dtype)
         neuron._check_input(x, sequence=True)
         states = neuron._states_for(x, dtype, sequence=True)
         kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
-
-        def edges(chunks: tuple[int, int]) -> Edges:
-            return cast(SparseLinear, linear).edges_by_chunk(chunks)
-
-        return Recurrence(neuron.cell, states, kwargs, first, weight, bias, edges)
+        return Recurrence(neuron.cell, states, kwargs, first, weight, bias, linear)
 
     def _linear(self, x: Tensor) -> nn.Linear | SparseLinear | None:
         """Return the layer of weight and bias, where each module is certain to run its class."""
@@ -300,18 +360,27 @@ class Recurrent(SequenceLayer):
             or type(self) is not Recurrent
             or not vars(self).keys().isdisjoint(_OWN)
             or _code_of(Recurrent) != _CODE
-            or not call_is_forward(connection)
-            or not _runs_its_step(neuron)
+            or not (call_is_forward(connection) and call_is_forward(neuron))
+            # the ``step`` of its class
+            or type(neuron).forward is not Neuron.forward
+            or not has_step(neuron)
+            or not isinstance(neuron.step, FunctionType)
+            or neuron.cell.runs_by_step
             or not isinstance(x, Tensor)
             or x.is_meta  # a device without autocast, and without kernels
             or torch.is_autocast_enabled(x.device.type)
         ):
             return None
-        return _linear_of(connection)
+        if isinstance(connection, SparseLinear | DelayedLinear):
+            linear = connection if isinstance(connection, SparseLinear) else connection.linear
+            return linear if connection.computes_as_its_class else None
+        if plain_class(connection) is not nn.Linear or nn.Linear.forward is not _LINEAR_FORWARD:
+            return None
+        return cast(nn.Linear, connection)
 
     def run_events(
         self,
-        inputs: EventSource | Sequence[EventSource],
+        inputs: Source | Sequence[Source],
         steps: int,
         *,
         batch: int = 1,
@@ -322,11 +391,9 @@ class Recurrent(SequenceLayer):
         """Run from events to events, for networks too large for a tensor of all steps and neurons.
 
         As ``tt.unroll(layer, x)`` with ``x`` zero but for the events: states go on and are left
-        behind as there, and outputs and counts are part of the graph. Only neurons whose output is
-        0 or 1, in a loop along a :class:`SparseLinear`, on the CPU; an ``nn.Linear`` behind the
-        outputs of some neurons or their counts reads out what they say. Gradients go to the values
-        of an :class:`EventInput` too.
-
+        behind as there, and outputs and counts are part of the graph. Only one layer of neurons
+        whose output is 0 or 1, in a loop along a :class:`SparseLinear`, on the CPU; an
+        ``nn.Linear`` behind the outputs of some neurons or their counts reads out what they say.
         Memory: a bit for every step and neuron, and, where there is a gradient, the states of about
         as many steps as the root of all.
 
@@ -358,27 +425,29 @@ class Recurrent(SequenceLayer):
         """
         sources = list(inputs) if isinstance(inputs, Sequence) else [inputs]
         sizes = check_count("steps", steps), check_count("batch", batch), self.num_neurons
-        for source in sources:
-            if not hasattr(source, "between"):
-                raise TypeError(
-                    f"inputs must be an EventInput, a PoissonInput or a list of them, got "
-                    f"{type(source).__name__}."
-                )
-            source.check(*sizes)
-        sources, read = _as_they_are(sources)
-        wanted = _checked_neurons(neurons, self.num_neurons)
+        check_sources(sources, sizes)
+        sources = [copy.copy(source) for source in sources]  # the backward pass asks them again
+        tensors = [value for source in sources for value in vars(source).values()]
+        read = [value.detach() for value in tensors if isinstance(value, Tensor)]
         bins = 0 if count_every is None else check_count("count_every", count_every)
-        dtype = _dtype_of(self.connection)
-
+        wanted = torch.zeros(0, dtype=torch.int64)
+        if neurons is not None:
+            wanted = check_integers("neurons", neurons).long().cpu()
+            if wanted.ndim != 1:
+                raise ValueError(f"neurons must be [k], got shape {list(wanted.shape)}.")
+            for bad in wanted[(wanted < 0) | (wanted >= self.num_neurons)].tolist():
+                raise ValueError(f"neurons must be 0 to {self.num_neurons - 1}, got {bad}.")
+        weight = getattr(self.connection, "weight", None)
+        dtype = weight.dtype if isinstance(weight, Tensor) else torch.get_default_dtype()
         learned = [s for s in sources if isinstance(s, EventInput) and s.is_learned]
         values = torch.cat([s.values().to(dtype) for s in learned]) if learned else None
-        places = [torch.zeros(0, 3, dtype=torch.int64), *(s.events for s in learned)]
+        places = torch.cat([torch.zeros(0, 3, dtype=torch.int64), *(s.events for s in learned)])
 
         def given(begin: int, end: int) -> Rows:
             return rows_of(sources, Span(begin, end, *sizes[1:]), dtype)
 
         lists = check_flag("events", events)
-        request = EventRequest(*sizes[:2], given, read, torch.cat(places), wanted, bins, lists)
+        request = EventRequest(*sizes[:2], given, read, places, wanted, bins, lists)
         found = in_one_commit(self._run_events, request, values, dtype)
         named = neurons is not None, count_every is not None, events
         return EventRun(*(each if is_ else None for each, is_ in zip(found, named, strict=True)))
@@ -391,13 +460,12 @@ class Recurrent(SequenceLayer):
         loop = self._loop(x) if isinstance(self.connection, SparseLinear) else None
         found = None if loop is None else run_sparse_events(loop, request, values)
         if loop is None or found is None:
-            name = type(self.neuron).__name__
             raise ValueError(
                 f"{self._label()} has no compiled loop that runs by events: that takes one neuron "
-                f"layer that gives 0 or 1, and here is {name} (an output with a sign, or a graded "
-                "one, is no event), a SparseLinear of finite weights as connection, modules "
-                "without hooks or edits, float32 or float64 on the CPU, and llvmlite. Use "
-                "tt.unroll(layer, x)."
+                f"layer that gives 0 or 1, and here is {type(self.neuron).__name__} (an output "
+                "with a sign, or a graded one, is no event), a SparseLinear of finite weights as "
+                "connection, modules without hooks or edits, float32 or float64 on the CPU, and "
+                "llvmlite. Use tt.unroll(layer, x)."
             )
         results, last, ends = found
         self._keep(loop.first, last, last[-1], ends)
@@ -428,44 +496,6 @@ _CODE = _code_of(Recurrent)
 _LINEAR_FORWARD = nn.Linear.forward
 
 
-def _runs_its_step(neuron: Any) -> bool:
-    """Whether a call of a layer is certain to run the ``step`` of its class."""
-    return (
-        call_is_forward(neuron)
-        and type(neuron).forward is Neuron.forward
-        and has_step(neuron)
-        and isinstance(neuron.step, FunctionType)
-        and not neuron.cell.runs_by_step
-    )
-
-
-def _dtype_of(connection: nn.Module) -> torch.dtype:
-    """Return the dtype of the arithmetic of a run without a tensor as its input."""
-    weight = getattr(connection, "weight", None)
-    return weight.dtype if isinstance(weight, Tensor) else torch.get_default_dtype()
-
-
-def _as_they_are(sources: Sequence[EventSource]) -> tuple[list[EventSource], list[Tensor]]:
-    """Return copies of sources, which the backward pass asks again, and the tensors of these."""
-    own = EventInput | PoissonInput
-    copies = [copy.copy(source) if isinstance(source, own) else source for source in sources]
-    values = [value for each in copies if isinstance(each, own) for value in vars(each).values()]
-    return copies, [value.detach() for value in values if isinstance(value, Tensor)]
-
-
-def _checked_neurons(neurons: object, count: int) -> Tensor:
-    """Return the numbers of neurons that are there."""
-    if neurons is None:
-        return torch.zeros(0, dtype=torch.int64)
-    wanted = check_integers("neurons", neurons).long().cpu()
-    if wanted.ndim != 1:
-        raise ValueError(f"neurons must be [k], got shape {list(wanted.shape)}.")
-    if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < count:
-        bad = int(wanted.min()) if int(wanted.min()) < 0 else int(wanted.max())
-        raise ValueError(f"neurons must be 0 to {count - 1}, got {bad}.")
-    return wanted
-
-
 def _last_of(module: nn.Module) -> Any:
     """Return the neuron layer whose output is that of a chain, if it keeps the shape of its input.
 
@@ -478,12 +508,11 @@ def _last_of(module: nn.Module) -> Any:
     return module if is_last and not isinstance(module, DelayedLinear | SparseLinear) else None
 
 
-def _linear_of(connection: nn.Module) -> nn.Linear | SparseLinear | None:
-    """Return the layer of weight and bias, where a compiled loop computes what a call would."""
-    if isinstance(connection, SparseLinear):
-        return connection if connection.computes_as_its_class else None
-    if isinstance(connection, DelayedLinear):
-        return connection.linear if connection.computes_as_its_class else None
-    if plain_class(connection) is not nn.Linear or nn.Linear.forward is not _LINEAR_FORWARD:
-        return None
-    return cast(nn.Linear, connection)
+def _check_one_input(owner: str, neuron: object) -> None:
+    """Raise where a neuron takes several inputs, and what holds it has one."""
+    if isinstance(neuron, Neuron) and len(neuron._passed_inputs) > 1:
+        raise ValueError(
+            f"{owner} has one input, and {type(neuron).__name__} takes "
+            f"({', '.join(neuron._passed_inputs)}). Write the loop in a module of your own, "
+            "or let the neuron hold modules that compute the others."
+        )

@@ -23,10 +23,9 @@ class SEWBlock(TTModule):
         "and":   output = a * s
         "iand":  output = (1 - a) * s      and not
 
-    The last layer of the body spikes, so that a block is the identity where the body is silent
-    (``"add"``, ``"iand"``) or always fires (``"and"``): ``tt.init.identity_`` starts it there.
-    ``"add"`` learns best, and its outputs are counts that grow by up to one a block; the others
-    keep spikes binary, and are defined for spikes of 0 and 1 alone.
+    A block is the identity where the body is silent (``"add"``, ``"iand"``) or always fires
+    (``"and"``): ``tt.init.identity_`` starts it there. ``"add"`` learns best, and its outputs are
+    counts that grow by up to one a block; the others are defined for spikes of 0 and 1 alone.
 
     Args:
         body: any module that ends in spikes.
@@ -57,7 +56,7 @@ class SEWBlock(TTModule):
     ) -> None:
         super().__init__()
         for name, module in (("body", body), ("shortcut", shortcut)):
-            if not isinstance(module, nn.Module) and (name == "body" or module is not None):
+            if not isinstance(module, nn.Module) and (name, module) != ("shortcut", None):
                 raise TypeError(f"{name} must be an nn.Module, got {type(module).__name__}.")
         self.body = body
         self.combine = combine
@@ -76,9 +75,8 @@ class SEWBlock(TTModule):
                 )
         # torch.fx, with which tt.nir follows a forward, has no shapes
         if isinstance(a, Tensor) and a.shape != s.shape:
-            path = path_on_stack(self)
             raise ValueError(
-                f"{f'block {path!r}' if path else 'the block'} combines outputs of one shape; its "
+                f"block {path_on_stack(self) or 'SEWBlock'!r} combines outputs of one shape; its "
                 f"body gave {list(a.shape)}, its shortcut {list(s.shape)}. Give it a shortcut that "
                 "changes the shape as the body does."
             )

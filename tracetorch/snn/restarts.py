@@ -1,10 +1,8 @@
 """Restart samples inside a sequence: ``tt.unroll(..., reset=)``.
 
 A sequence that is cut anywhere computes the same, so between two parts ``zero_states(where=)`` does
-what it does between two steps: so every layer with a memory runs. A neuron restarts inside its
-compiled loop instead, where one cut for each step at which any sample restarts would leave little
-of the loop: ``where(restarts, initial, state)`` stands before its step (``Cell.restarting``), and
-gradient and kernels follow from that.
+what it does between two steps. A neuron restarts inside its compiled loop instead:
+``where(restarts, initial, state)`` stands before its step (``Cell.restarting``).
 """
 
 from __future__ import annotations
@@ -30,10 +28,7 @@ class Restarts(Opaque):
 
     @property
     def steps(self) -> list[bool]:
-        """For every step whether a sample starts anew; true where nobody can read the mask.
-
-        ``zero_states`` draws random numbers in some layers: it is called where it does something.
-        """
+        """For every step whether a sample starts anew; true where nobody can read the mask."""
         if self._steps is None:
             unread = torch.compiler.is_compiling() or observed_by((self.mask,)) is not None
             self._steps = (

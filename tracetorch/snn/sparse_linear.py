@@ -1,8 +1,7 @@
 """``SparseLinear``: a linear layer along a list of edges, as large as that and no larger.
 
 Its lists by source are derived from ``edges`` and ``delay`` where they are needed, checked, and
-kept until either is another tensor or was written to: so they need no place in a ``state_dict``,
-follow ``.to()``, and no kernel reads an index that nobody has checked.
+kept until either is another tensor or was written to: no kernel reads what nobody has checked.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,18 +27,14 @@ from tracetorch.core.checks import (
 )
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
-from tracetorch.fuse.runtime.sparse_segments import Edges
-from tracetorch.snn.connectivity import check_signs, plain_class
-from tracetorch.snn.delay.base import PastLayer
+from tracetorch.snn.connectivity import check_signs, connectivity, plain_class
+from tracetorch.snn.delay import PastLayer
 from tracetorch.snn.passes import weight_in_loop
 from tracetorch.snn.restarts import Restarts
-from tracetorch.snn.sparse import sources
-from tracetorch.snn.sparse.edge_plan import EdgePlan, check_range, edges_by_chunk, sorted_by_source
-from tracetorch.snn.sparse.product import Wiring, product
+from tracetorch.snn.sparse.product import EdgePlan, EdgeWiring, product, sorted_by_source
 
 _MOST = 2**31  # an index has 32 bits
 _MOST_DENSE = 2**24  # values of a dense weight that is made
-_SIGNS = "signs must be 1 (excitatory) or -1 (inhibitory)"
 
 
 class _Parameter:
@@ -57,31 +53,24 @@ class SparseLinear(PastLayer):
         w = weight,  weight[group],  signs * |weight|
 
     Nothing is ever as large as inputs times outputs: a weight takes 4 bytes, an edge 8, and the
-    lists by which products find the edges of a source 8 more, 4 more each with delays, groups, and
-    1 with signs. On the CPU time goes by events: an input that is 0 costs nothing, and adds
-    nothing, even where its weight is infinite or NaN, and the gradient of a weight is computed
-    where its source is not 0. The gradient of the input visits every edge, 16 rows at once, and is
-    left out where nobody wants it; in a :class:`Recurrent` along the edges it visits fewer. Sums
-    have one order, by time, source and place of the edge, so results are the same for any number of
-    threads. On other devices, under ``torch.func``, forward
-    mode and ``torch.compile`` operations of PyTorch's compute the same but for rounding, in memory
+    lists by which products find the edges of a source 4 more, as many again for the order of edges
+    that are not sorted, for delays and for groups, and 1 for signs. On the CPU time goes by events:
+    an input that is 0 costs nothing, and adds nothing, even where its weight is infinite or NaN,
+    and the gradient of a weight is computed where its source is not 0. That of the input visits
+    every edge, where somebody wants it. Sums have one order, by time, source and place of the edge,
+    for any number of threads. On other devices, under ``torch.func``, forward mode and
+    ``torch.compile`` operations of PyTorch's compute the same but for rounding, in memory
     O(rows * edges) where they record a graph. Derivatives of any order are there.
 
-    Edges sorted by source, as the builders (:func:`random_edges` and others) give them, are fastest
-    to read. Edges between the same two neurons add up; a neuron may have an edge to itself, or none
-    at all. ``weight`` is read at every call; ``edges`` and ``delay`` are sorted when they are met,
-    and again when they are written to, but not where that is by ``.data``, which nothing counts.
+    Edges between the same two neurons add up. ``weight`` is read at every call; ``edges`` and
+    ``delay`` are sorted when they are met, and again when they are written to, but not where that
+    is by ``.data``, which nothing counts. ``state_dict`` has them too; loading checks them.
 
-    With delays the layer keeps the inputs of the last steps, in its state ``past``: in a pass by
-    layer all steps are one product. As the connection of a :class:`Recurrent` the delays come on
-    top of the one step that this has itself.
-
+    With delays the layer keeps the inputs of the last steps, in its state ``past``. As the
+    connection of a :class:`Recurrent` the delays come on top of the one step that this has itself.
     Signs (Dale's law): the weights of excitatory sources are at least 0, those of inhibitory at
     most 0, as those of :func:`connect`: the derivative by ``weight`` is 1 or -1 at zero too.
     Groups: edges of a kind share a weight, which is then as long as there are groups.
-
-    ``state_dict`` has the edges beside the weights, so that a file is complete; loading checks
-    them. The layer has no dense form inside: :meth:`dense_weight` makes one, of small layers.
 
     Args:
         in_features: size of the last dimension of the input, the number of sources.
@@ -140,17 +129,33 @@ class SparseLinear(PastLayer):
         sizes = check_count("in_features", in_features), check_count("out_features", out_features)
         if max(sizes) >= _MOST:
             raise ValueError(f"a layer has fewer than 2**31 features, got {max(sizes)}.")
-        edges = _checked_edges(edges, *sizes)
+        edges = _checked_edges(edges)
         super().__init__(sizes[0])
         self.in_features, self.out_features = sizes
-        delays, largest = _checked_delay(delay, edges)
-        group = None if group is None else _checked_group(group, edges)
+        if is_readable(edges) and (problem := self._problem("edges", edges)) is not None:
+            raise ValueError(f"edges lead out of the layer: {problem}.")
+        if delay is not None:
+            number = not isinstance(delay, Tensor)
+            delay = torch.tensor(check_integer("delay", delay), device="cpu") if number else delay
+            delay = _checked_integers("delay", delay)
+            check_each("delay", delay, edges.shape[1], "edge")
+        if group is not None:
+            group = _checked_integers("group", group)
+            if group.shape != edges.shape[1:]:
+                raise ValueError(
+                    f"group must be [{edges.shape[1]}], the number of each edge's group, got shape "
+                    f"{list(group.shape)}."
+                )
         signs = None if signs is None else _checked_signs(signs, edges, sizes[0])
+        largest = 0 if delay is None or not delay.numel() else int(delay.max())
         self._make_parameters(edges, weight, check_flag("bias", bias), group)
-        self.option("max_delay", largest, fixed=True)
-        self._state_kind = StateKind(tail=(largest,), learned=largest > 0)
+        self.option("max_delay", max(0, min(largest, _MOST - 1)), fixed=True)
+        for name, values in (("delay", delay), ("group", group)):
+            if (problem := self._problem(name, values)) is not None:
+                raise ValueError(f"{problem}.")
+        self._state_kind = StateKind(tail=(self.max_delay,), learned=self.max_delay > 0)
         device = self.weight.device
-        buffers = {"edges": edges, "delay": delays, "signs": signs, "group": group}
+        buffers = {"edges": edges, "delay": delay, "signs": signs, "group": group}
         for name, values in buffers.items():
             kind = torch.int8 if name == "signs" else torch.int32
             # copies, of memory of their own
@@ -170,10 +175,11 @@ class SparseLinear(PastLayer):
         if group is not None:
             given = isinstance(weight, Tensor) and weight.ndim == 1
             count = len(cast(Tensor, weight)) if given else int(group.max()) + 1 if count else 0
-            if problem := _group_problem(group, count):
-                raise ValueError(f"{problem}.")
         if isinstance(weight, Tensor):
-            values = _checked_weight(weight, count)
+            if not weight.is_floating_point():
+                raise TypeError(f"weight must be floats, got {weight.dtype}. Convert it: .float().")
+            check_each("weight", weight, count, "edge or group")
+            values = weight.detach().expand(count).clone(memory_format=torch.contiguous_format)
         elif weight is not None:
             values = torch.full((count,), check_number("weight", weight))
         else:
@@ -210,8 +216,34 @@ class SparseLinear(PastLayer):
             >>> layer.edges.tolist(), layer.weight.tolist()
             ([[1, 0], [0, 1]], [2.0, 3.0])
         """
-        named = sources.options_without(options, "edges", "weight", "group")
-        return cls(*sources.from_matrix(matrix), **named)
+        for name in {"edges", "weight", "group"} & {*options}:
+            raise TypeError(f"{name} follows from what the layer is made of: leave it out.")
+        if isinstance(matrix, Tensor):
+            if matrix.layout not in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+                raise TypeError(
+                    f"matrix must be sparse, coo, csr or csc, got {matrix.layout}. Try "
+                    "matrix.to_sparse(), or SparseLinear.from_linear."
+                )
+            matrix = cast(Any, matrix.detach()).to_sparse_coo()
+            edges, weight = matrix._indices().flip(0), matrix._values()
+        elif hasattr(matrix, "tocoo"):
+            matrix = matrix.tocoo()
+            if matrix.data.dtype.kind not in "iufb":
+                raise TypeError(f"weights must be numbers, got {matrix.data.dtype}.")
+            edges = torch.from_numpy(np.stack([matrix.col, matrix.row]))
+            # NumPy's default dtype is float64, whatever is meant
+            weight = torch.from_numpy(matrix.data.astype("float64")).to(torch.get_default_dtype())
+        else:
+            raise TypeError(
+                "matrix must be a sparse tensor of PyTorch, or a sparse matrix of SciPy, got "
+                f"{type(matrix).__name__}."
+            )
+        shape = list(matrix.shape)
+        if len(shape) != 2 or weight.ndim != 1:
+            raise ValueError(f"matrix must be [out_features, in_features], got shape {shape}.")
+        if not weight.is_floating_point():
+            weight = weight.to(torch.get_default_dtype())
+        return cls(shape[1], shape[0], edges, weight, **options)
 
     @classmethod
     def from_linear(cls, linear: nn.Module, *, delay: Tensor | int | None = None) -> SparseLinear:
@@ -231,14 +263,21 @@ class SparseLinear(PastLayer):
             >>> SparseLinear.from_linear(linear).edges.tolist()
             [[0, 1, 2], [0, 1, 2]]
         """
-        given, signs = sources.from_linear(linear)
-        bias = cast(nn.Linear, linear).bias
-        if signs is not None:  # of each edge, which is the same however many there are
-            signs = signs[given.edges[0]].unsqueeze(0)
-        layer = cls(*given, delay=delay, bias=bias is not None, signs=signs)
+        if plain_class(linear) is not nn.Linear:
+            raise TypeError(
+                f"from_linear takes an nn.Linear, plain or connected, got {type(linear).__name__}."
+            )
+        weight, rule = cast(Tensor, linear.weight).detach(), connectivity(linear)
+        mask = weight != 0 if rule is None or rule.mask is None else rule.mask
+        edges = mask.t().nonzero().t()
+        signs = None
+        if rule is not None and rule.signs is not None:  # of each edge, however many there are
+            signs = rule.signs.flatten()[edges[0]].unsqueeze(0)
+        given = *weight.shape[::-1], edges, weight[edges[1], edges[0]]
+        layer = cls(*given, delay=delay, bias=linear.bias is not None, signs=signs)
         if layer.bias is not None:
             with torch.no_grad():
-                layer.bias.copy_(bias)
+                layer.bias.copy_(cast(Tensor, linear.bias))
         return layer
 
     # What there is
@@ -256,32 +295,23 @@ class SparseLinear(PastLayer):
             ValueError: what was written to ``edges`` or ``delay`` leads out of the layer.
         """
         edges, delay = self.edges, self.delay
-        sizes = self.in_features, self.out_features
-        versions = version_of(edges), None if delay is None else version_of(delay)
-        key = (edges, delay, *versions, *sizes)
+        versions = version_of(edges), 0 if delay is None else version_of(delay)
+        key = (*versions, self.in_features, self.out_features)
         known = self.__dict__.get("_known_plan")
-        # nobody counts what is written to tensors of inference mode
-        unknown = versions[0] is None or (delay is not None and versions[1] is None)
-        if known is None or unknown or not all(map(_is_same, known[0], key)):
-            problem = check_range(edges, *sizes) or _delay_problem(delay, self.max_delay)
-            delays = delay if delay is not None and delay.ndim else None
-            if delays is not None and delays.shape != edges.shape[1:]:
-                problem = f"{edges.shape[1]} edges have delays of shape {list(delays.shape)}"
+        if (
+            known is None
+            or None in versions  # nobody counts what is written to tensors of inference mode
+            or (known[0] is not edges or known[1] is not delay or known[2] != key)
+        ):
+            problem = self._problem("edges", edges) or self._problem("delay", delay)
+            if delay is not None and delay.ndim and delay.shape != edges.shape[1:]:
+                problem = f"{edges.shape[1]} edges have delays of shape {list(delay.shape)}"
             if problem is not None:
                 raise ValueError(f"{self._label()} cannot run: {problem}.")
-            known = key, sorted_by_source(edges, delays, self.in_features)
+            known = edges, delay, key, sorted_by_source(edges, delay, self.in_features)
             self.__dict__["_known_plan"] = known
-        plan: EdgePlan = known[1]
+        plan: EdgePlan = known[3]
         return plan
-
-    def edges_by_chunk(self, chunks: tuple[int, int]) -> Edges:
-        """Return the edges sorted by source and then by chunk of targets, as a loop reads them."""
-        plan, known = self.plan, self.__dict__.get("_known_edges")
-        if known is None or known[0] is not plan or known[1] != chunks:
-            known = plan, chunks, edges_by_chunk(plan, self.delay, chunks)
-            self.__dict__["_known_edges"] = known
-        edges: Edges = known[2]
-        return edges
 
     @property
     def computes_as_its_class(self) -> bool:
@@ -383,7 +413,7 @@ class SparseLinear(PastLayer):
         sizes = self.in_features, self.out_features
         # checked now, and not held by the graph as a method would be, with the layer
         has_plan = self.edges.is_cpu and is_readable(self.edges)
-        wiring = Wiring(self.edges, delay, reach, *sizes, self.plan if has_plan else None)
+        wiring = EdgeWiring(self.edges, delay, reach, *sizes, self.plan if has_plan else None)
         if reach and rows.ndim > 2:
             rows = rows.flatten(1, -2)
         else:
@@ -404,7 +434,7 @@ class SparseLinear(PastLayer):
     # Keeping
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: v for name, v in super().__getstate__().items() if name not in _KNOWN}
+        return {name: v for name, v in super().__getstate__().items() if name != "_known_plan"}
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *arguments: Any
@@ -425,37 +455,41 @@ class SparseLinear(PastLayer):
                 continue
             if loaded.dtype not in INTEGERS:
                 return f"{name} must be integers, got {loaded.dtype}"
-            if loaded.shape != own.shape:
-                continue  # PyTorch says so
-            if name == "edges":
-                problem = check_range(loaded, self.in_features, self.out_features)
-            elif name == "delay":
-                problem = _delay_problem(loaded, self.max_delay)
-            elif name == "signs":
-                problem = _SIGNS if bool((loaded.abs() != 1).any()) else None
-            else:
-                problem = _group_problem(loaded, len(self.weight))
+            # PyTorch says so where the shape is another one
+            problem = self._problem(name, loaded) if loaded.shape == own.shape else None
             if problem is not None:
                 return problem
         return None
 
+    def _problem(self, name: str, values: Tensor | None) -> str | None:
+        """Return what is wrong with the values of a buffer, or ``None``."""
+        if values is None or values.numel() == 0:
+            return None
+        if name == "edges":
+            sizes = ("source", self.in_features), ("target", self.out_features)
+            for row, (end, size) in zip(values, sizes, strict=True):
+                if (bad := _outside(row, size - 1)) is not None:
+                    edge = int((row == bad).nonzero()[0])
+                    return f"edge {edge} has the {end} {bad}, and there are {size}, 0 to {size - 1}"
+            return None
+        if name == "signs":
+            wrong = bool((values.abs() != 1).any())
+            return "signs must be 1 (excitatory) or -1 (inhibitory)" if wrong else None
+        most = self.max_delay if name == "delay" else len(self.weight) - 1
+        if name == "delay" and values.ndim == 0 and 0 <= int(values) != most:
+            return f"it was built with delay={most}, and has {int(values)} now. Build another layer"
+        bad = _outside(values, most)
+        return None if bad is None else f"{name} must be whole numbers, 0 to {most}, got {bad}"
 
-_KNOWN = frozenset({"_known_plan", "_known_edges"})  # derived, in no copy
+
 # what a step calls, and a user may have set on a layer or patched in the class
 _OWN = ("forward_step", "_run", "_finish", "edge_weight", "_check_input", "_states_for")
 _code_of = operator.attrgetter(*_OWN)
 _CODE = _code_of(SparseLinear)
 
 
-def _checked_integers(name: str, values: object) -> Tensor:
-    checked = check_integers(name, values)
-    if checked.is_meta:
-        raise ValueError(f"{name} has no values on the meta device. Give it on the CPU.")
-    return checked
-
-
-def _checked_edges(edges: object, inputs: int, outputs: int) -> Tensor:
-    """Return edges ``[2, E]`` that are in range."""
+def _checked_edges(edges: object) -> Tensor:
+    """Return edges ``[2, E]``."""
     checked = check_integers("edges", edges)
     if checked.ndim != 2 or len(checked) != 2:
         transposed = checked.ndim == 2 and checked.shape[1] == 2
@@ -469,20 +503,20 @@ def _checked_edges(edges: object, inputs: int, outputs: int) -> Tensor:
             f"a layer has fewer than 2**31 edges, got {checked.shape[1]}. Split them, by target "
             "say, over several layers."
         )
-    if is_readable(checked) and (problem := check_range(checked, inputs, outputs)) is not None:
-        raise ValueError(f"edges lead out of the layer: {problem}.")
     return checked
 
 
-def _checked_weight(weight: Tensor, count: int) -> Tensor:
-    if not weight.is_floating_point():
-        raise TypeError(f"weight must be floats, got {weight.dtype}. Convert it by .float().")
-    check_each("weight", weight, count, "edge or group")
-    return weight.detach().expand(count).clone(memory_format=torch.contiguous_format)
+def _checked_integers(name: str, values: object) -> Tensor:
+    checked = check_integers(name, values)
+    if checked.is_meta:
+        raise ValueError(f"{name} has no values on the meta device. Give it on the CPU.")
+    return checked
 
 
-def _is_same(one: object, other: object) -> bool:
-    return one is other or (isinstance(one, int) and one == other)
+def _outside(values: Tensor, most: int) -> int | None:
+    """Return a value that is not 0 to ``most``, if there is one."""
+    low, high = (int(found) for found in torch.aminmax(values))
+    return low if low < 0 else high if high > most else None
 
 
 def _counts(targets: Tensor, outputs: int) -> Tensor:
@@ -495,58 +529,6 @@ def _counts(targets: Tensor, outputs: int) -> Tensor:
 def _mean_bound(degrees: Tensor) -> float:
     """Return the root mean square, over edges, of one over the root of the edges to its target."""
     return math.sqrt(int((degrees > 0).sum()) / max(1, int(degrees.sum())))
-
-
-def _checked_delay(delay: object, edges: Tensor) -> tuple[Tensor | None, int]:
-    """Return delays as integers, ``[]`` or ``[E]``, and the largest."""
-    if delay is None:
-        return None, 0
-    if not isinstance(delay, Tensor):
-        delay = torch.tensor(check_integer("delay", delay), device="cpu")
-    checked = _checked_integers("delay", delay)
-    check_each("delay", checked, edges.shape[1], "edge")
-    if checked.numel() == 0:
-        return checked, 0
-    least, largest = (int(found) for found in torch.aminmax(checked))
-    if least < 0 or largest >= _MOST:
-        raise ValueError(
-            f"delay must be whole steps, from 0 on, got {least if least < 0 else largest}."
-        )
-    return checked, largest
-
-
-def _delay_problem(delay: Tensor | None, largest: int) -> str | None:
-    """Return what is wrong with delays of a layer that was built for a largest one, or ``None``."""
-    if delay is None or delay.numel() == 0:
-        return None
-    low, high = (int(found) for found in torch.aminmax(delay))
-    if delay.ndim == 0 and high != largest:
-        return f"it was built with delay={largest}, and has {high} now. Build another layer"
-    if low < 0 or high > largest:
-        bad = low if low < 0 else high
-        return (
-            f"its delays lie between 0 and {largest}, the largest that it was built with, got {bad}"
-        )
-    return None
-
-
-def _checked_group(group: object, edges: Tensor) -> Tensor:
-    checked = _checked_integers("group", group)
-    if checked.shape != edges.shape[1:]:
-        raise ValueError(
-            f"group must be [{edges.shape[1]}], the number of each edge's group, got shape "
-            f"{list(checked.shape)}."
-        )
-    return checked
-
-
-def _group_problem(group: Tensor, count: int) -> str | None:
-    if group.numel() == 0:
-        return None
-    low, high = (int(found) for found in torch.aminmax(group))
-    if low >= 0 and high < count:
-        return None
-    return f"group must be 0 to {count - 1}, one below the number of weights, got {low} to {high}"
 
 
 def _checked_signs(signs: object, edges: Tensor, inputs: int) -> Tensor:

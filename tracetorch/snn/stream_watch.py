@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tracetorch.core.torch_private import functorch_active, transformed_by
+from tracetorch.core.torch_private import functorch_active, observed_by
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.passes import Pass
 
@@ -63,7 +63,7 @@ def report_nan_behind(run: Pass, model: nn.Module) -> None:
     layers: list[tuple[Any, dict[str, Any]]] = []
     for entry in run.entries.values():  # a comprehension would be one more call
         layers.append((entry.module, entry.states))
-    if (found := state_with_nan(layers)) is not None and transformed_by() is None:
+    if (found := state_with_nan(layers)) is not None and observed_by(modes=False) is None:
         _report(found, layers, partial(path_of, model))
 
 
@@ -71,7 +71,7 @@ def count_step(layer: Any) -> None:
     """Count a single step outside of any pass, and look at the states now and then."""
     notes = layer.__dict__
     notes["_steps_run"] = number = notes.get("_steps_run", 0) + 1
-    if number % LOOK_EVERY == 0 and transformed_by() is None:
+    if number % LOOK_EVERY == 0 and observed_by(modes=False) is None:
         layers = [(module, module.__dict__) for module in layer.modules()]
         if (found := state_with_nan(layers)) is not None:
             _report(found, layers, lambda module, state: f"{state} of {module._label()}")

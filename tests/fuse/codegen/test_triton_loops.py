@@ -270,7 +270,7 @@ class TestParity:
         agree(cases.layer("SReadout", 3), x, ("mem",))
 
 
-# Faults planted in the source of a kernel, as tests/fuse/dispatch/test_first_run.py does on the CPU
+# Faults planted in the source of a kernel, as tests/fuse/dispatch/test_trial.py does on the CPU
 
 FAULTS = {
     "compile": (r"(    zero = )", r"    tl.no_such_function(lane)\n\1", "forward .* fails with "),

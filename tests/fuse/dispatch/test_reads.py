@@ -419,7 +419,7 @@ def test_functions_that_call_each_other_are_followed_once() -> None:
 def test_an_edited_step_that_takes_other_states_is_refused_by_a_new_layer() -> None:
     made = module(COMPILED["a literal"])
     made.Own.step.__code__ = (lambda x, other, *, beta, w, o: (x, other)).__code__
-    with pytest.raises(ValueError, match=r"states is \('mem',\), but Own.step takes \('other',\)"):
+    with pytest.raises(ValueError, match=r"Own.step takes \('x', 'other'\)"):
         made.Own()
 
 

@@ -69,6 +69,7 @@ ONE: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]], l
 # What is launched again for every step
 MANY: dict[str, tuple[Callable[[], nn.Module], Callable[[int], dict[str, Any]]]] = {
     'by="step"': (layers(snn.LIF(3)), lambda steps: {"by": "step"}),
+    "Recurrent": (layers(snn.Recurrent(snn.LIF(3), nn.Linear(3, 3))), lambda steps: {}),
     "Recurrent around other modules": (
         layers(snn.Recurrent(nn.Sequential(nn.Linear(3, 3), snn.LIF(3)), nn.Tanh(), 3)),
         lambda steps: {},

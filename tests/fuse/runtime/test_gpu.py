@@ -19,8 +19,8 @@ from tests import cases
 from tests.fuse.fake_gpu import Launch
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.triton_loops import BLOCK, LEAST
-from tracetorch.fuse.dispatch import backends, plans
-from tracetorch.fuse.runtime import first_run, gpu
+from tracetorch.fuse.dispatch import backends, plans, trial
+from tracetorch.fuse.runtime import gpu
 from tracetorch.fuse.runtime.gpu import TritonBackend
 
 SECOND = torch.device("cuda", 1)
@@ -84,15 +84,15 @@ def test_a_kernel_runs_on_the_device_of_its_tensors(guards: list[torch.device]) 
     assert (seen, guards) == ([SECOND], [torch.device("cuda", 0)])
 
 
-def test_a_first_run_asks_and_waits_for_its_own_device(
+def test_a_trial_asks_and_waits_for_its_own_device(
     guards: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: guards[-1] == SECOND)
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    assert first_run.is_capturing(SECOND)
-    assert not first_run.is_capturing(torch.device("cuda", 0))
-    first_run._wait_for(SECOND)
+    assert trial.is_capturing(SECOND)
+    assert not trial.is_capturing(torch.device("cuda", 0))
+    trial._wait_for(SECOND)
     assert waited == [SECOND]
 
 

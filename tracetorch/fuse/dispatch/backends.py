@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
 
 import torch
 
 from tracetorch.core.requests import Request, Requests
 from tracetorch.fuse.runtime.backend import Backend
-from tracetorch.fuse.runtime.first_run import is_wanted
 
 # each imported at the first call
 _BACKENDS = {"cpu": ("cpu", "CpuBackend"), "triton": ("gpu", "TritonBackend")}
 _BY_DEVICE = {"cpu": "cpu", "cuda": "triton"}  # what "auto" selects
+SWITCH = "TRACETORCH_CHECK_KERNELS"
 NAMES = ("auto", *_BACKENDS, "eager")
 
 _log = logging.getLogger("tracetorch")
@@ -62,6 +63,17 @@ def requested_backend() -> str:
 def canonical_name(name: str) -> str:
     """Return the name of a backend, given that or an earlier one; else raise ``ValueError``."""
     return _requests.check(name)
+
+
+def is_wanted(backend: Backend) -> bool:
+    """Whether kernels are tried on a sample: by the environment, or where it says so."""
+    setting = os.environ.get(SWITCH, "")
+    if setting not in ("", "0", "1"):
+        raise ValueError(
+            f"{SWITCH} must be 1, which tries every kernel before it is used, or 0, none, got "
+            f"{setting!r}. Leave it out to try those for a GPU."
+        )
+    return type(backend).tried if setting == "" else setting == "1"
 
 
 @functools.cache

@@ -7,19 +7,18 @@ need none of that, and dispatching lists of tensors costs more than a small laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from tracetorch.core.double_backward import saved_tensors
-from tracetorch.core.torch_private import global_modes_off, has_values
-from tracetorch.fuse.dispatch.backends import backend_named, report_fallback
+from tracetorch.core.torch_private import global_modes_off, has_values, saved_tensors
+from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.dispatch.plans import plan_of
+from tracetorch.fuse.dispatch.trial import is_believed
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime import eager, first_run
+from tracetorch.fuse.runtime import eager
 from tracetorch.fuse.runtime.backend import Grads, Operands
 from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
 
@@ -168,37 +167,10 @@ torch.library.register_autograd("tracetorch::backward", no_second_gradient, lib=
 # Kernels, and eager steps where one has failed
 
 
-def is_believed(
-    plan: Plan, device: torch.device, kernel: Hashable, failure: Callable[[], str | None]
-) -> bool:
-    """Whether a kernel of a plan is to run; ``failure`` tries it the first time on a device."""
-    if device in plan.program.refused:
-        return False
-    key = kernel, device
-    if key in plan.tried or first_run.is_capturing(device):
-        return True
-    reason = failure()
-    if reason is None:
-        plan.tried.add(key)
-        return True
-    plan.program.refused[device] = reason
-    report_fallback(plan.program.layer, plan.backend, reason)
-    return False
-
-
-def _is_believed(plan: Plan, layout: Layout, given: Operands, *, backward: bool) -> bool:
-    """Whether a kernel is to run; one that has nothing to do cannot be tried."""
-    backend, device = backend_named(plan.backend), given.inputs[0].device
-    if not layout.lanes and device not in plan.program.refused:
-        return True
-    fail = partial(first_run.failure_of, backend, plan, given, backward=backward)
-    return is_believed(plan, device, backward, fail)
-
-
 def run_forward(plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
     """Return outputs, final states, trajectories and checkpoints, where a kernel may be tried."""
     backend = backend_named(plan.backend)
-    if not backend.tried or _is_believed(plan, layout, given, backward=False):
+    if not backend.tried or is_believed(backend, plan, layout, given, backward=False):
         return backend.forward(plan, layout, given)
     output, ends, records, checkpoints = allocate_results(plan, layout, given.inputs[0])
     results = [output, *ends, *records]
@@ -222,7 +194,7 @@ def run_backward(
     """Return the gradients of inputs, states, parameters; an empty tensor for one not needed."""
     backend = backend_named(plan.backend)
     try:
-        if not backend.tried or _is_believed(plan, layout, given, backward=True):
+        if not backend.tried or is_believed(backend, plan, layout, given, backward=True):
             return backend.backward(plan, layout, given, checkpoints, grads)
         with global_modes_off():
             return eager.plan_gradients(plan, given, grads)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell
-from tracetorch.core.double_backward import noticed, saved_tensors
-from tracetorch.core.torch_private import observed_by, unsafe_view
+from tracetorch.core.torch_private import noticed, observed_by, saved_tensors, unsafe_view
 from tracetorch.fuse.codegen.sparse_loop import BITS, TILE
 from tracetorch.fuse.dispatch.operators import incoming_gradients, no_second_gradient
 from tracetorch.fuse.dispatch.plans import recurrent_plan_for
@@ -25,14 +24,13 @@ from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.runtime import sparse_segments
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.sparse_segments import (
-    EdgeGradients,
     Edges,
     Kept,
+    LoopGradients,
     Part,
     Rows,
     Sequences,
     SparseLoop,
-    Wanted,
     chunks_of,
     events_of,
     spikes_of,
@@ -49,7 +47,7 @@ class Recurrence(NamedTuple):
     """Outputs before the first step, as many as the largest delay and one, the oldest first."""
     weight: Tensor  # of each edge, in the order in which the layer has them
     bias: Tensor | None
-    edges: Callable[[tuple[int, int]], Edges]  # returns the edges by chunk, as the loop reads them
+    linear: Any  # the layer of both, whose ``plan`` has the edges as the loop reads them
 
     @property
     def active(self) -> list[Tensor]:
@@ -79,15 +77,19 @@ def _plan(loop: Recurrence, x: Tensor, *learned: Tensor) -> RecurrentPlan | None
 
 
 def _run(
-    loop: Recurrence, call: _SparseRun, given: Tensor | None
+    loop: Recurrence,
+    plan: RecurrentPlan,
+    x: Tensor,
+    given: Tensor | None,
+    request: EventRequest | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the results of a call, and the final states, as they are given."""
-    samples = call.shape[0]
-    states = [state.reshape(samples, -1) for state in loop.active]
-    params = call.plan.program.tensors(loop.kwargs)
-    first = loop.first.reshape(len(loop.first), samples, -1)
+    """Return the results of an input like ``x``, and the final states, as they are given."""
+    shape = x[0, ..., 0].numel(), x.shape[-1]
+    call = _SparseRun(plan, loop.linear.plan.by_chunk(chunks_of(*shape)), shape, len(x), request)
+    states = [state.reshape(shape) for state in loop.active]
     results = _SparseRecurrence.apply(  # type: ignore[no-untyped-call]
-        call, given, first, loop.weight, loop.bias, *states, *params
+        *(call, given, loop.first.reshape(-1, *shape), loop.weight, loop.bias),
+        *(*states, *plan.program.tensors(loop.kwargs)),
     )
     ends = zip(loop.active, results[call.results :], strict=True)
     return list(results[: call.results]), [_like(state, end) for state, end in ends]
@@ -111,15 +113,8 @@ def run_sparse_recurrence(
     plan = _plan(loop, x)
     if plan is None:
         return None
-    shape = x[0, ..., 0].numel(), x.shape[-1]
-    call = _TensorRun(plan, loop.edges(chunks_of(*shape)), shape, len(x), ())
-    (output, last), ends = _run(loop, call, x.reshape(len(x), *shape))
+    (output, last), ends = _run(loop, plan, x, x.reshape(len(x), -1, x.shape[-1]))
     return _like(x, output), _like(x[0], last), ends
-
-
-_Start: TypeAlias = tuple[Tensor, Sequence[Tensor]]  # first outputs and states
-_Ran: TypeAlias = tuple[list[Tensor], list[Tensor], Kept]  # results, final states
-_Grads: TypeAlias = tuple[list[Tensor | None], list[Tensor | None]]  # of these
 
 
 @dataclass(frozen=True)
@@ -130,15 +125,16 @@ class _SparseRun:
     edges: Edges
     shape: tuple[int, int]  # samples and neurons
     steps: int
-    read: Sequence[Tensor]  # what the backward pass reads once more
+    request: EventRequest | None  # ``None``: it takes and returns tensors of all steps
 
-    results: ClassVar[int]
-    """Results that are no states, of which the last one is the last outputs."""
+    @property
+    def results(self) -> int:
+        """Results that are no states, of which the last one is the last outputs."""
+        return 2 if self.request is None else 4
 
     def loop(
         self, plan: Plan, weight: Tensor, bias: Tensor | None, params: Sequence[Tensor]
     ) -> SparseLoop:
-        """Return the loop of a plan."""
         edges, neurons = self.edges, self.shape[1]
         ordered = weight.detach()
         ordered = ordered if edges.order is None else ordered.index_select(0, edges.order)
@@ -147,16 +143,6 @@ class _SparseRun:
             shift[:neurons] = bias.detach()
         values = [param.detach().contiguous() for param in params]
         return SparseLoop(plan, values, self.shape, edges, ordered.contiguous(), shift, self.steps)
-
-    def run(self, loop: SparseLoop, given: Tensor | None, start: _Start, keep: bool) -> _Ran:
-        """Run forward."""
-        raise NotImplementedError
-
-    def back(
-        self, loop: SparseLoop, kept: Kept, grads: _Grads, wanted: Wanted
-    ) -> tuple[Tensor | None, EdgeGradients]:
-        """Return the gradient of what is given, and the others."""
-        raise NotImplementedError
 
 
 class _SparseRecurrence(torch.autograd.Function):
@@ -175,11 +161,15 @@ class _SparseRecurrence(torch.autograd.Function):
         plan = call.plan
         count = len(plan.program.states)
         loop = call.loop(plan, weight, bias, tensors[count:])
-        start = first.detach(), tensors[:count]
-        found, ends, kept = call.run(loop, given, start, plan.has_backward)
+        start, keep, request = (first.detach(), tensors[:count]), plan.has_backward, call.request
+        if request is None:
+            found, ends, kept = _run_tensors(loop, cast(Tensor, given), start, keep)
+        else:
+            found, ends, kept = _run_events(loop, request, start, keep)
+        read = () if request is None else request.read
         ctx.call = call
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, weight, bias, *tensors[count:], *noticed(*call.read))
+        ctx.save_for_backward(*kept, weight, bias, *tensors[count:], *noticed(*read))
         smooth = [plan.smooth_results[0]] * len(found) + [*plan.smooth_results[2:]]
         named = zip([*found, *ends], smooth, strict=True)
         ctx.mark_non_differentiable(*(end for end, has_gradient in named if not has_gradient))
@@ -196,49 +186,54 @@ class _SparseRecurrence(torch.autograd.Function):
         plan = call.plan.given((some, last, *grads[call.results :]), call.steps)
         loop = call.loop(plan, weight, bias, tensors[: len(plan.program.params)])
         # nothing of the connection is reached where no input of a step is
-        _, *needs = [need and "x" in plan.reached for need in ctx.needs_input_grad[:5]]
+        _, *wanted = [need and "x" in plan.reached for need in ctx.needs_input_grad[:5]]
         there = iter(incoming_gradients(weight, [g for g in grads if g is not None], 0))
         resolved = [None if g is None else next(there).resolve_neg() for g in grads]
-        split = resolved[: call.results], resolved[call.results :]
-        kept = Kept(bits, checkpoints, drive)
-        of_given, found = call.back(loop, kept, split, Wanted(*needs))
-        named = zip(plan.program.states, found.states, strict=True)
+        (*given, last), ends = resolved[: call.results], resolved[call.results :]
+        back = loop, Kept(bits, checkpoints, drive), ends, wanted, last
+        if call.request is None:
+            d_given, found = _back_tensors(*back, *given)
+        else:
+            d_given, found = _back_events(*back, given[0], given[1], call.request)
+        named = zip(plan.program.states, found[3], strict=True)
         of_states = [end if f"s_{name}" in plan.reached else None for name, end in named]
-        of_params = map(found.params.get, plan.program.params)
-        return None, of_given, *found[:3], *of_states, *of_params
+        of_params = map(found[4].get, plan.program.params)
+        return None, d_given, *found[:3], *of_states, *of_params
 
 
-class _TensorRun(_SparseRun):
-    """A call that takes and returns tensors of all steps."""
+# By tensors
 
-    results = 2
 
-    def run(self, loop: SparseLoop, given: Tensor | None, start: _Start, keep: bool) -> _Ran:
-        """Run forward."""
-        output = large_empty((self.steps, *self.shape), loop.dtype)
-        # in the place of the input, so that no edge is visited again
-        drive = large_empty((self.steps, *self.shape), loop.dtype) if keep else None
-        parts = _sequence(given)
-        ends, kept = sparse_segments.forward(
-            loop, parts, *start, output=output, drive=drive, keep=keep
-        )
-        return [output, output[-1].clone()], ends, kept
+def _run_tensors(
+    loop: SparseLoop, given: Tensor, start: tuple[Tensor, Sequence[Tensor]], keep: bool
+) -> tuple[list[Tensor], list[Tensor], Kept]:
+    output = large_empty((loop.steps, *loop.shape), loop.dtype)
+    # in the place of the input, so that no edge is visited again
+    drive = torch.empty_like(output) if keep else None
+    ends, kept = sparse_segments.forward(
+        loop, _sequence(given), *start, output=output, drive=drive, keep=keep
+    )
+    return [output, output[-1].clone()], ends, kept
 
-    def back(
-        self, loop: SparseLoop, kept: Kept, grads: _Grads, wanted: Wanted
-    ) -> tuple[Tensor | None, EdgeGradients]:
-        """Return the gradient of the input, and the others."""
-        (output, last), ends = grads
-        d_x = large_empty((self.steps, *self.shape), loop.dtype) if wanted.given else None
 
-        def seen(begin: int, part: Tensor) -> None:
-            if d_x is not None:
-                d_x[begin : begin + len(part)] = part
+def _back_tensors(
+    loop: SparseLoop,
+    kept: Kept,
+    ends: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    last: Tensor | None,
+    output: Tensor | None,
+) -> tuple[Tensor | None, LoopGradients]:
+    d_x = large_empty((loop.steps, *loop.shape), loop.dtype) if wanted[0] else None
 
-        newest = None if last is None else last.unsqueeze(0)
-        outgoing = _with_last(_sequence(output), newest, self.steps)
-        nothing = _sequence(None)
-        return d_x, sparse_segments.backward(loop, nothing, kept, (outgoing, ends), wanted, seen)
+    def seen(begin: int, part: Tensor) -> None:
+        if d_x is not None:
+            d_x[begin : begin + len(part)] = part
+
+    newest = None if last is None else last.unsqueeze(0)
+    outgoing = _with_last(_sequence(output), newest, loop.steps)
+    given = _sequence(None)
+    return d_x, sparse_segments.backward(loop, given, kept, outgoing, ends, wanted, seen)
 
 
 def _sequence(values: Tensor | None) -> Sequences:
@@ -290,71 +285,67 @@ def run_sparse_events(
     Return outputs ``[T, samples, k]``, counts ``[bins, samples, neurons]`` and events ``[n, 3]``;
     the last outputs, as many as there are and edges reach back to; and final states.
     """
-    shape = request.samples, loop.first.shape[-1]
     # has a shape and no memory
-    x = loop.first.new_zeros(()).expand(request.steps, *shape)
+    x = loop.first.new_zeros(()).expand(request.steps, request.samples, loop.first.shape[-1])
     plan = _plan(loop, x, *(() if values is None else (values,)))
     if plan is None:
         return None
-    edges = loop.edges(chunks_of(*shape))
-    call = _EventListRun(plan, edges, shape, request.steps, request.read, request)
-    (*found, last), ends = _run(loop, call, values)
+    (*found, last), ends = _run(loop, plan, x, values, request)
     return found, last, ends
 
 
-@dataclass(frozen=True)
-class _EventListRun(_SparseRun):
-    """A call whose input and output are not as long as all neurons."""
+def _run_events(
+    loop: SparseLoop, request: EventRequest, start: tuple[Tensor, Sequence[Tensor]], keep: bool
+) -> tuple[list[Tensor], list[Tensor], Kept]:
+    (samples, neurons), bins = loop.shape, request.bins
+    counts = torch.zeros(-(-loop.steps // bins) if bins else 0, *loop.shape, dtype=loop.dtype)
+    outputs, events = [], [torch.zeros(0, 3, dtype=torch.int64)]
+    recent = torch.zeros(0, samples, loop.words, dtype=torch.int64)
 
-    request: EventRequest
+    def seen(begin: int, bits: Tensor) -> None:
+        nonlocal recent
+        outputs.append(spikes_of(bits, request.neurons, loop.dtype))
+        for row, neuron in events_of(bits) if bins or request.lists else ():
+            step, sample = begin + row // samples, row % samples
+            if bins:
+                place = (step // bins * samples + sample) * neurons + neuron
+                one = counts.new_ones(()).expand(len(place))
+                counts.view(-1).index_add_(0, place, one)
+            if request.lists:
+                events.append(torch.stack([step, sample, neuron], 1))
+        # a copy: the memory of the bits is used again
+        recent = torch.cat([recent, bits[-loop.taps :]])[-loop.taps :]
 
-    results = 4
+    ends, kept = sparse_segments.forward(loop, _given(request), *start, keep=keep, seen=seen)
+    last = spikes_of(recent, torch.arange(neurons), loop.dtype)
+    return [torch.cat(outputs), counts, torch.cat(events), last], ends, kept
 
-    def _given(self, begin: int, end: int) -> Part:
-        return Part(rows=self.request.given(begin, end))
 
-    def run(self, loop: SparseLoop, given: Tensor | None, start: _Start, keep: bool) -> _Ran:
-        """Run forward."""
-        request, (samples, neurons), bins = self.request, self.shape, self.request.bins
-        counts = torch.zeros(-(-self.steps // bins) if bins else 0, *self.shape, dtype=loop.dtype)
-        outputs, events = [], [torch.zeros(0, 3, dtype=torch.int64)]
-        recent = torch.zeros(0, samples, loop.words, dtype=torch.int64)
+def _back_events(
+    loop: SparseLoop,
+    kept: Kept,
+    ends: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    last: Tensor | None,
+    outputs: Tensor | None,
+    counts: Tensor | None,
+    request: EventRequest,
+) -> tuple[Tensor | None, LoopGradients]:
+    step, sample, neuron = request.learned.unbind(1)
+    d_values = torch.zeros(len(step), dtype=loop.dtype)
 
-        def seen(begin: int, bits: Tensor) -> None:
-            nonlocal recent
-            outputs.append(spikes_of(bits, request.neurons, loop.dtype))
-            for row, neuron in events_of(bits) if bins or request.lists else ():
-                step, sample = begin + row // samples, row % samples
-                if bins:
-                    place = (step // bins * samples + sample) * neurons + neuron
-                    one = counts.new_ones(()).expand(len(place))
-                    counts.view(-1).index_add_(0, place, one)
-                if request.lists:
-                    events.append(torch.stack([step, sample, neuron], 1))
-            # a copy: the memory of the bits is used again
-            recent = torch.cat([recent, bits[-loop.taps :]])[-loop.taps :]
+    def seen(begin: int, part: Tensor) -> None:
+        some = (step >= begin) & (step < begin + len(part))
+        d_values[some] = part[step[some] - begin, sample[some], neuron[some]]
 
-        ends, kept = sparse_segments.forward(loop, self._given, *start, keep=keep, seen=seen)
-        last = spikes_of(recent, torch.arange(neurons), loop.dtype)
-        return [torch.cat(outputs), counts, torch.cat(events), last], ends, kept
+    outgoing = _with_last(_requested(request, outputs, counts, loop.shape), last, loop.steps)
+    given = _given(request)
+    found = sparse_segments.backward(loop, given, kept, outgoing, ends, wanted, seen)
+    return d_values if wanted[0] else None, found
 
-    def back(
-        self, loop: SparseLoop, kept: Kept, grads: _Grads, wanted: Wanted
-    ) -> tuple[Tensor | None, EdgeGradients]:
-        """Return the gradient of the values, and the others."""
-        (outputs, counts, _, last), ends = grads
-        step, sample, neuron = self.request.learned.unbind(1)
-        d_values = torch.zeros(len(step), dtype=loop.dtype)
 
-        def seen(begin: int, part: Tensor) -> None:
-            some = (step >= begin) & (step < begin + len(part))
-            d_values[some] = part[step[some] - begin, sample[some], neuron[some]]
-
-        outgoing = _with_last(
-            _requested(self.request, outputs, counts, self.shape), last, self.steps
-        )
-        found = sparse_segments.backward(loop, self._given, kept, (outgoing, ends), wanted, seen)
-        return d_values if wanted.given else None, found
+def _given(request: EventRequest) -> Sequences:
+    return lambda begin, end: Part(rows=request.given(begin, end))
 
 
 def _requested(

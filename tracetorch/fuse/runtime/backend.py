@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import transformed_by
+from tracetorch.core.torch_private import observed_by
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.runtime.layout import Layout
@@ -50,7 +50,7 @@ class Backend(abc.ABC):
             wanted = self.device_type()
             if device.type != wanted:
                 return f"its kernels are for {wanted}, the input is on {device.type}"
-            if (reason := transformed_by()) is not None:
+            if (reason := observed_by(modes=False)) is not None:
                 return reason
         return self.uninstalled_reason()
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition
-from tracetorch.core.double_backward import explain_double_backward
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.backend import Grads, Operands
 from tracetorch.fuse.step_results import check_step_results
@@ -38,9 +37,8 @@ def run(
         outputs.append(output)
         for name, trajectory in trajectories.items():
             trajectory.append(active[name])
-    stacked = [torch.stack(outputs), *(torch.stack(t) for t in trajectories.values())]
-    output, *results = explain_double_backward([*stacked, *active.values()])
-    return output, results[len(record) :], results[: len(record)]
+    records = [torch.stack(trajectory) for trajectory in trajectories.values()]
+    return torch.stack(outputs), list(active.values()), records
 
 
 def run_plan(plan: Plan, given: Operands) -> list[Tensor]:

@@ -383,39 +383,27 @@ def forward(
 # Backward
 
 
-class Wanted(NamedTuple):
-    """The gradients that somebody wants, besides those of states and parameters."""
-
-    given: bool
-    first: bool
-    weight: bool
-    bias: bool
-
-
-class EdgeGradients(NamedTuple):
-    """Gradients of a backward pass; ``None``: nobody wants them."""
-
-    first: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    states: list[Tensor]
-    params: dict[str, Tensor]  # by name
+LoopGradients: TypeAlias = tuple[
+    Tensor | None, Tensor | None, Tensor | None, list[Tensor], dict[str, Tensor]
+]
+"""Those of the outputs before the first step, weights and bias, of states, and of parameters."""
 
 
 def backward(
     loop: SparseLoop,
     given: Sequences,
     kept: Kept,
-    grads: tuple[Sequences, Sequence[Tensor | None]],
-    wanted: Wanted,
+    g_output: Sequences,
+    g_ends: Sequence[Tensor | None],
+    wanted: Sequence[bool],
     seen: Callable[[int, Tensor], None],
-) -> EdgeGradients:
+) -> LoopGradients:
     """Return the gradients, from those of outputs and of final states.
 
-    ``seen`` is called with the first of some steps and the gradient of what they are given, from
-    the last ones on.
+    ``wanted`` are those of what is given, and of the first three. ``seen`` is called with the first
+    of some steps and the gradient of what they are given, from the last ones on.
     """
-    g_output, g_ends = grads
+    _, wants_first, wants_weight, wants_bias = wanted
     (samples, neurons), dtype = loop.shape, loop.dtype
     cotangents = torch.zeros(len(g_ends), *loop.shape, dtype=dtype)
     for cotangent, grad in zip(cotangents, g_ends, strict=True):
@@ -423,8 +411,8 @@ def backward(
             cotangent.copy_(grad.view_as(cotangent))
     trained, tiles = max(1, len(loop.plan.trained)), -(-neurons // TILE)
     sums = torch.zeros(samples, tiles, trained * TILE, dtype=torch.float64)
-    d_bias = torch.zeros(loop.shape, dtype=dtype) if wanted.bias else None
-    d_weight = large_empty((len(loop.weight),), dtype).zero_() if wanted.weight else None
+    d_bias = torch.zeros(loop.shape, dtype=dtype) if wants_bias else None
+    d_weight = large_empty((len(loop.weight),), dtype).zero_() if wants_weight else None
     tail = torch.zeros(loop.taps, *loop.shape, dtype=dtype)
     for i, (begin, end) in reversed(list(enumerate(loop.segments()))):
         steps = end - begin
@@ -450,7 +438,7 @@ def backward(
             d_bias += d_part[:steps].sum(0)
         seen(begin, d_part[:steps])
         tail = d_part[: loop.taps]
-    d_first = _by_first(loop, tail) if wanted.first else None
+    d_first = _by_first(loop, tail) if wants_first else None
     if d_weight is not None and loop.edges.order is not None:
         d_weight = torch.empty_like(d_weight).index_copy_(0, loop.edges.order.long(), d_weight)
     with np.errstate(all="ignore"):  # gradients that are not finite are the user's to find
@@ -461,7 +449,7 @@ def backward(
         each = torch.cat([parts, last], 1)[: len(loop.plan.trained)]
         d_params = parameter_gradients(loop.plan, loop.params, each.numpy())
     d_bias = None if d_bias is None else d_bias.sum(0)
-    return EdgeGradients(d_first, d_weight, d_bias, list(cotangents), d_params)
+    return d_first, d_weight, d_bias, list(cotangents), d_params
 
 
 def _back(

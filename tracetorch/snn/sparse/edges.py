@@ -1,8 +1,7 @@
 """Draw edges of sparse connectivity, and masks: by probability, in-degree, distance, populations.
 
 Memory goes by the edges that there will be, and time, but for distances. Edges are sorted by
-source, as products read them fastest. No number depends on the number of threads. A mask is edges
-written into a matrix.
+source. No number depends on the number of threads. A mask is edges written into a matrix.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +34,8 @@ describe_drawn = SharedDescriptions(
         "probability": "of every connection by itself, in [0, 1].",
         "degree": "number of inputs of each output, all different; at most as many as there are.",
         "self_connections": "``False``: none from a neuron to itself, in a recurrent connection.",
+        "kernel": "a function of distances ``[n]``, in the unit of the positions, that returns "
+        "probabilities in [0, 1]: ``lambda d: torch.exp(-d / 0.2)``.",
         "generator": "source of the random numbers; PyTorch's own where it is ``None``.",
     },
     raises={
@@ -102,11 +103,7 @@ def in_degree_edges(
     most = inputs - (not self_connections)
     if not 0 <= check_integer("degree", degree) <= most:
         raise ValueError(f"degree must be 0 to {most}, the number of inputs, got {degree}.")
-    if degree > most // 2:  # those that are not there are drawn
-        absent = _distinct(outputs, most, most - degree, generator)
-        chosen = _others(absent, most)
-    else:
-        chosen = _distinct(outputs, most, degree, generator)
+    chosen = _distinct(outputs, most, degree, generator)
     targets = torch.arange(outputs, device=chosen.device).unsqueeze(1)
     if not self_connections:  # the inputs are numbered without the output itself
         chosen += chosen >= targets
@@ -131,9 +128,7 @@ def distance_edges(
     Args:
         outputs: positions of the neurons behind the connection, ``[outputs, D]``.
         inputs: positions of those before it, ``[inputs, D]``.
-        kernel: a function of distances ``[n]``, in the unit of the positions, that returns
-            probabilities in [0, 1]: ``lambda d: torch.exp(-d / 0.2)``.
-        radius: positive; no edge is longer.
+        radius: positive; no edge is longer. It may be infinite.
 
     Returns:
         Integers ``[2, E]``, for :class:`SparseLinear`.
@@ -143,8 +138,26 @@ def distance_edges(
         >>> distance_edges(line, line, torch.ones_like, radius=1.0).tolist()
         [[0, 0, 1, 1, 1, 2, 2, 2, 3, 3], [0, 1, 0, 1, 2, 1, 2, 3, 2, 3]]
     """
-    radius = check_positive("radius", radius)
-    return _edges_by_distance(outputs, inputs, kernel, radius, self_connections, generator)
+    if radius != math.inf:
+        radius = check_positive("radius", radius)
+    _check_positions(outputs, inputs, kernel)
+    _check_sizes(len(outputs), len(inputs), self_connections)
+    device = None if generator is None else generator.device
+    rows = max(1, _PAIRS // len(outputs))
+    found = [torch.zeros(2, 0, dtype=torch.int64, device=inputs.device)]
+    for start in range(0, len(inputs), rows):
+        # differences, not a product of matrices, whose rounding depends on its shape
+        exact = "donot_use_mm_for_euclid_dist"
+        length = torch.cdist(inputs[start : start + rows], outputs, compute_mode=exact)
+        near = length <= radius
+        if not self_connections:
+            near.diagonal(start).fill_(False)
+        edges = near.nonzero().t()
+        probability = _checked_probabilities(kernel, length[near])
+        drawn = torch.rand(edges.shape[1], generator=generator, device=device)
+        edges[0] += start
+        found.append(edges[:, drawn.to(probability.device) < probability])
+    return torch.cat(found, 1)
 
 
 @describe_drawn
@@ -215,12 +228,12 @@ def _distinct(rows: int, size: int, count: int, generator: torch.Generator | Non
     """Draw ``count`` different numbers below ``size`` for every row, in order.
 
     What is there twice is drawn anew: no number is treated unlike another, so all sets are as
-    likely.
+    likely. Of half and more, those of the largest of as many random numbers.
     """
     device = None if generator is None else generator.device
-    drawn = torch.empty(rows, count, dtype=torch.int64, device=device)
-    if count == 0:
-        return drawn
+    if 2 * count >= size:
+        keys = torch.rand(rows, size, dtype=torch.float64, generator=generator, device=device)
+        return keys.topk(count).indices.sort(1).values
     drawn = torch.randint(size, (rows, count), generator=generator, device=device).sort(1).values
     open_rows = torch.arange(rows, device=device)
     part = drawn
@@ -237,15 +250,6 @@ def _distinct(rows: int, size: int, count: int, generator: torch.Generator | Non
         drawn[open_rows] = part
 
 
-def _others(chosen: Tensor, size: int) -> Tensor:
-    """Return for every row the numbers below ``size`` that are not there, in order."""
-    rows, count = chosen.shape
-    numbers = torch.arange(size - count, device=chosen.device).expand(rows, -1).contiguous()
-    # how many of those that are there lie below each of the others
-    below = (chosen - torch.arange(count, device=chosen.device)).contiguous()
-    return numbers + torch.searchsorted(below, numbers, right=True)
-
-
 def _by_source(edges: Tensor, outputs: int) -> Tensor:
     """Sort edges, none of which is there twice, by source and then target."""
     places = edges[0] * outputs + edges[1]
@@ -255,36 +259,6 @@ def _by_source(edges: Tensor, outputs: int) -> Tensor:
         places = places.sort().values
     sources = places // outputs
     return torch.stack([sources, places - sources * outputs])
-
-
-def _edges_by_distance(
-    outputs: Tensor,
-    inputs: Tensor,
-    kernel: Callable[[Tensor], Tensor],
-    radius: float,
-    self_connections: bool,
-    generator: torch.Generator | None,
-) -> Tensor:
-    _check_positions(outputs, inputs, kernel)
-    _check_sizes(len(outputs), len(inputs), self_connections)
-    if not bool(outputs.isfinite().all() and inputs.isfinite().all()):
-        raise ValueError("positions must be finite, got infinite values or NaN.")
-    device = None if generator is None else generator.device
-    rows = max(1, _PAIRS // len(outputs))
-    found = [torch.zeros(2, 0, dtype=torch.int64, device=inputs.device)]
-    for start in range(0, len(inputs), rows):
-        # differences, not a product of matrices, whose rounding depends on its shape
-        exact = "donot_use_mm_for_euclid_dist"
-        length = torch.cdist(inputs[start : start + rows], outputs, compute_mode=exact)
-        near = length <= radius
-        if not self_connections:
-            near.diagonal(start).fill_(False)
-        edges = near.nonzero().t()
-        probability = _checked_probabilities(kernel, length[near])
-        drawn = torch.rand(edges.shape[1], generator=generator, device=device)
-        edges[0] += start
-        found.append(edges[:, drawn.to(probability.device) < probability])
-    return torch.cat(found, 1)
 
 
 # Masks
@@ -309,8 +283,8 @@ def random_mask(
         >>> mask.shape, round(mask.float().mean().item(), 2)
         (torch.Size([200, 100]), 0.1)
     """
-    drawn = partial(random_edges, self_connections=self_connections, generator=generator)
-    return _mask(drawn(outputs, inputs, probability), outputs, inputs)
+    options: dict[str, Any] = {"self_connections": self_connections, "generator": generator}
+    return _mask(random_edges(outputs, inputs, probability, **options), outputs, inputs)
 
 
 @describe_drawn
@@ -331,8 +305,8 @@ def in_degree_mask(
         >>> in_degree_mask(3, 100, 10).sum(1).tolist()
         [10, 10, 10]
     """
-    drawn = partial(in_degree_edges, self_connections=self_connections, generator=generator)
-    return _mask(drawn(outputs, inputs, degree), outputs, inputs)
+    options: dict[str, Any] = {"self_connections": self_connections, "generator": generator}
+    return _mask(in_degree_edges(outputs, inputs, degree, **options), outputs, inputs)
 
 
 @describe_drawn
@@ -349,8 +323,6 @@ def distance_mask(
     Args:
         outputs: positions of the neurons behind the connection, ``[outputs, D]``.
         inputs: positions of those before it, ``[inputs, D]``.
-        kernel: a function of distances ``[n]``, in the unit of the positions, that returns
-            probabilities in [0, 1]: ``lambda d: torch.exp(-d / 0.2)``.
 
     Returns:
         Booleans ``[outputs, inputs]``, for :func:`connect`.
@@ -360,7 +332,8 @@ def distance_mask(
         >>> distance_mask(line, line, lambda d: (d <= 1).float()).int().tolist()
         [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
     """
-    edges = _edges_by_distance(outputs, inputs, kernel, math.inf, self_connections, generator)
+    options: dict[str, Any] = {"self_connections": self_connections, "generator": generator}
+    edges = distance_edges(outputs, inputs, kernel, radius=math.inf, **options)
     return _mask(edges, len(outputs), len(inputs))
 
 
@@ -373,13 +346,13 @@ def _mask(edges: Tensor, outputs: int, inputs: int) -> Tensor:
 # Checks
 
 
-def _check_positions(outputs: object, inputs: object, kernel: object) -> None:
+def _check_positions(outputs: Tensor, inputs: Tensor, kernel: object) -> None:
     """Raise unless these are positions ``[n, D]`` of floats, and a function of distances."""
     for name, places in (("outputs", outputs), ("inputs", inputs)):
         if not isinstance(places, Tensor) or not places.is_floating_point():
             got = places.dtype if isinstance(places, Tensor) else type(places).__name__
             raise TypeError(f"{name} must be positions, a tensor of floats, got {got}.")
-    shapes = [list(each.shape) for each in (outputs, inputs) if isinstance(each, Tensor)]
+    shapes = [list(each.shape) for each in (outputs, inputs)]
     if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
         raise ValueError(
             "outputs and inputs must be positions [outputs, D] and [inputs, D], got "
@@ -387,6 +360,8 @@ def _check_positions(outputs: object, inputs: object, kernel: object) -> None:
         )
     if not callable(kernel):
         raise TypeError(f"kernel must be a function of distances, got {kernel!r}.")
+    if not all(bool(each.isfinite().all()) for each in (outputs, inputs)):
+        raise ValueError("positions must be finite, got infinite values or NaN.")
 
 
 def _checked_probabilities(kernel: Callable[[Tensor], Tensor], distances: Tensor) -> Tensor:
@@ -404,8 +379,7 @@ def _checked_probabilities(kernel: Callable[[Tensor], Tensor], distances: Tensor
     return probability
 
 
-def _check_sizes(outputs: int, inputs: int, self_connections: bool) -> tuple[int, int]:
-    """Return the sizes of a connection, checked."""
+def _check_sizes(outputs: int, inputs: int, self_connections: bool) -> None:
     check_count("outputs", outputs)
     check_count("inputs", inputs)
     if not check_flag("self_connections", self_connections) and outputs != inputs:
@@ -413,4 +387,3 @@ def _check_sizes(outputs: int, inputs: int, self_connections: bool) -> tuple[int
             f"self_connections=False is for a recurrent connection, and {inputs} inputs are not "
             f"the {outputs} outputs."
         )
-    return outputs, inputs

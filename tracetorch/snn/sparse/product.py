@@ -1,13 +1,9 @@
 """Multiply inputs by the weights of edges: ``product``, and its derivatives of any order.
 
 Let ``sum w[e] x[t, source] g[t + d, target]`` be over all edges. The output is its derivative by
-``g``, and the gradients of inputs and weights are those by ``x`` and ``w``. So the backward pass of
-each of the three has the other two, one node of the graph is all of them, and no derivative ends
-anywhere.
-
-Kernels compute them where tensors are plain memory on the CPU, PyTorch's operations elsewhere.
-Whoever must see every operation (``torch.func``, forward mode, ``torch.compile``, an export) gets
-those, and no node. What is 0 adds nothing, whatever the weight is, by either road.
+``g``, the gradients of inputs and weights are those by ``x`` and ``w``: so the backward pass of
+each of the three has the other two. Whoever must see every operation (``torch.func``, forward mode,
+``torch.compile``, an export) gets PyTorch's. What is 0 adds nothing, by either road.
 """
 
 from __future__ import annotations
@@ -18,15 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tracetorch.core.double_backward import noticed
-from tracetorch.core.torch_private import has_values, is_tracing, observed_by
+from tracetorch.core.torch_private import has_values, is_tracing, noticed, observed_by
 from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
+from tracetorch.fuse.runtime.sparse_segments import Edges
 from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
-from tracetorch.snn.sparse import kernels
-from tracetorch.snn.sparse.edge_plan import EdgePlan
-from tracetorch.snn.sparse.kernels import LANES
+from tracetorch.snn.sparse import product_kernels
+from tracetorch.snn.sparse.product_kernels import LANES
 
 _VALUES = 1 << 23  # of a chunk, where PyTorch's operations hold one for every edge and row
 _LEAST_STEPS = 8  # of a task with delays, which reads ``reach`` more
@@ -34,7 +29,73 @@ _TASKS_PER_THREAD = 4
 _PLAIN = (torch.float32, torch.float64)
 
 
-class Wiring(NamedTuple):
+class EdgePlan(NamedTuple):
+    """Edges sorted by source; those of one source stay in the order in which they were given.
+
+    ``starts[source]`` is where the edges of a source begin in the other lists. All are copies, so
+    that no kernel reads what was written to a layer since they were checked.
+    """
+
+    order: Tensor | None  # place of each edge in the weights, ``[E]`` int32; ``None``: its own
+    starts: Tensor  # ``[inputs + 1]`` int64
+    targets: Tensor  # ``[E]`` int32
+    delays: Tensor | None  # steps of each edge, ``[E]`` int32; ``None``: all edges have the same
+    least: int  # the smallest delay
+    most: int  # the largest delay
+    chunked: dict[tuple[int, int], Edges]  # what :meth:`by_chunk` gave last
+
+    def by_chunk(self, chunks: tuple[int, int]) -> Edges:
+        """Return the edges of each source sorted by the chunk of the target, as a loop reads them.
+
+        Those to one target stay in their order, so that its sums do. ``chunks`` are how many there
+        are, and their neurons.
+        """
+        if chunks not in self.chunked:
+            self.chunked.clear()
+            self.chunked[chunks] = self._by_chunk(*chunks)
+        return self.chunked[chunks]
+
+    def _by_chunk(self, count: int, per_chunk: int) -> Edges:
+        order, starts, targets, delays = self.order, self.starts, self.targets, self.delays
+        if count > 1:
+            sources = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+            keys = sources.mul_(count).add_(targets // per_chunk)
+            starts = _starts(keys, (len(starts) - 1) * count)
+            if not bool((keys[1:] >= keys[:-1]).all()):
+                place = keys.argsort(stable=True)
+                targets = targets.index_select(0, place)
+                delays = None if delays is None else delays.index_select(0, place)
+                order = place.int() if order is None else order.index_select(0, place)
+        if self.least == self.most:
+            delays = None
+        return Edges(starts, targets, delays, order, self.least, self.most)
+
+
+def sorted_by_source(edges: Tensor, delay: Tensor | None, inputs: int) -> EdgePlan:
+    """Return the plan of edges ``[2, E]`` that are in range, with a delay of all or of each."""
+    (sources, targets), short = edges, torch.int32
+    starts = _starts(sources, inputs)
+    delays = delay if delay is not None and delay.ndim else None
+    order = None
+    if not bool((sources[1:] >= sources[:-1]).all()):
+        order = sources.argsort(stable=True).to(short)
+        targets = targets.index_select(0, order)
+        delays = None if delays is None else delays.index_select(0, order)
+    least = most = 0
+    if delay is not None and delay.numel():
+        least, most = (int(found) for found in torch.aminmax(delay))
+    targets = targets.to(short, copy=order is None).contiguous()
+    delays = None if delays is None else delays.to(short, copy=order is None).contiguous()
+    return EdgePlan(order, starts, targets, delays, least, most, {})
+
+
+def _starts(sorted_by: Tensor, size: int) -> Tensor:
+    """Return where each number below ``size`` begins in a sorted list of as many."""
+    counts = torch.bincount(sorted_by, minlength=size)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+class EdgeWiring(NamedTuple):
     """Edges of a product, their delays, and how many inputs and outputs there are."""
 
     edges: Tensor  # ``[2, E]``, sources and targets
@@ -45,7 +106,7 @@ class Wiring(NamedTuple):
     plan: EdgePlan | None  # the edges by source; ``None`` where no kernel may run
 
 
-def product(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
+def product(wiring: EdgeWiring, window: Tensor, weight: Tensor) -> Tensor:
     """Return the outputs ``[steps, samples, outputs]``.
 
     Args:
@@ -60,7 +121,7 @@ def product(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
 _WINDOW, _WEIGHT, _GRADS = range(3)
 
 
-def _derivative(by: int, wiring: Wiring, *others: Tensor) -> Tensor:
+def _derivative(by: int, wiring: EdgeWiring, *others: Tensor) -> Tensor:
     """Return the derivative of the sum by one of the three, from the others in their order."""
     observed = torch.compiler.is_compiling() or observed_by(others) is not None
     if observed or not all(map(has_values, others)):  # those of is_grads_batched have none
@@ -70,7 +131,7 @@ def _derivative(by: int, wiring: Wiring, *others: Tensor) -> Tensor:
 
 class _Derivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, by: int, wiring: Wiring, *others: Tensor) -> Tensor:
+    def forward(ctx: Any, by: int, wiring: EdgeWiring, *others: Tensor) -> Tensor:
         ctx.save_for_backward(*others, *noticed(wiring.edges, wiring.delays))
         ctx.by, ctx.wiring = by, wiring
         plan = _kernel_plan(wiring, *others)
@@ -93,7 +154,7 @@ class _Derivative(torch.autograd.Function):
 # By kernels
 
 
-def _kernel_plan(wiring: Wiring, *tensors: Tensor) -> EdgePlan | None:
+def _kernel_plan(wiring: EdgeWiring, *tensors: Tensor) -> EdgePlan | None:
     """Return what a kernel reads; ``None`` where there is none for these tensors."""
     dtype = tensors[0].dtype
     has_kernel = (
@@ -117,15 +178,14 @@ def _run(
     scratch: tuple[int, ...] = (),
 ) -> None:
     """Run a kernel; the lists of edges come behind its sizes and arrays."""
-    delays = () if plan.delays is None else (plan.delays,)
-    letters = "i" * len(sizes) + "r" * len(arrays) + "lnn" + "n" * len(delays)
-    lists = (plan.starts, plan.order, plan.targets, *delays)
-    given = (*sizes, *arrays, *lists)
-    dtype, form = arrays[0].dtype, (bool(delays),)
+    lists = [plan.targets, *(each for each in (plan.order, plan.delays) if each is not None)]
+    letters = "i" * len(sizes) + "r" * len(arrays) + "l" + "n" * len(lists)
+    given: tuple[int | Tensor, ...] = (*sizes, *arrays, plan.starts, *lists)
+    dtype, form = arrays[0].dtype, (plan.delays is not None, plan.order is not None)
     run_written(write, letters, dtype, tasks, *given, work=work, scratch=scratch, form=form)
 
 
-def _kernel_forward(wiring: Wiring, plan: EdgePlan, window: Tensor, weight: Tensor) -> Tensor:
+def _kernel_forward(wiring: EdgeWiring, plan: EdgePlan, window: Tensor, weight: Tensor) -> Tensor:
     samples, reach = window.shape[1], wiring.reach
     steps = len(window) - reach
     y = large_empty((steps, samples, wiring.outputs), window.dtype).zero_()
@@ -135,28 +195,28 @@ def _kernel_forward(wiring: Wiring, plan: EdgePlan, window: Tensor, weight: Tens
     tasks = -(-steps // per_task) * samples
     sizes = per_task, steps, samples, reach, wiring.inputs, wiring.outputs
     work = steps * samples * (wiring.inputs + len(weight) // 32)
-    _run(kernels.sparse_forward, plan, tasks, sizes, window, weight, y, work=work)
+    _run(product_kernels.sparse_forward, plan, tasks, sizes, window, weight, y, work=work)
     return y
 
 
-def _kernel_by_weight(wiring: Wiring, plan: EdgePlan, window: Tensor, grads: Tensor) -> Tensor:
+def _kernel_by_weight(wiring: EdgeWiring, plan: EdgePlan, window: Tensor, grads: Tensor) -> Tensor:
     steps, samples, _ = grads.shape
     total = large_empty((wiring.edges.shape[1],), window.dtype).zero_()
     per_task, tasks = shared_out(-(-wiring.inputs // LANES), 1)
     sizes = per_task * LANES, steps, samples, wiring.reach, wiring.inputs, wiring.outputs
     work = len(window) * samples * (wiring.inputs + len(total) // 32)
-    _run(kernels.sparse_by_weight, plan, tasks, sizes, window, grads, total, work=work)
+    _run(product_kernels.sparse_by_weight, plan, tasks, sizes, window, grads, total, work=work)
     return total
 
 
-def _kernel_by_window(wiring: Wiring, plan: EdgePlan, weight: Tensor, grads: Tensor) -> Tensor:
-    if not plan.is_sorted:
+def _kernel_by_window(wiring: EdgeWiring, plan: EdgePlan, weight: Tensor, grads: Tensor) -> Tensor:
+    if plan.order is not None:
         weight = weight.index_select(0, plan.order)
     steps, samples, outputs = grads.shape
     length, size = steps + wiring.reach, grads.dtype.itemsize
     window = large_empty((length, samples, wiring.inputs), grads.dtype)
     _run(
-        kernels.sparse_by_window,
+        product_kernels.sparse_by_window,
         plan,
         -(-length // LANES) * samples,
         (steps, samples, wiring.reach, wiring.inputs, outputs),
@@ -170,7 +230,7 @@ def _kernel_by_window(wiring: Wiring, plan: EdgePlan, weight: Tensor, grads: Ten
 # By operations of PyTorch's
 
 
-class _Chunk(NamedTuple):
+class _EdgeChunk(NamedTuple):
     """Some edges of a wiring, and where each leads from and to at every step."""
 
     edges: slice
@@ -191,7 +251,7 @@ class _Chunk(NamedTuple):
         return torch.where((inputs == 0) & ~weight.isfinite(), 0.0, weight)
 
 
-def _chunks(wiring: Wiring, steps: int, samples: int) -> Iterator[_Chunk]:
+def _chunks(wiring: EdgeWiring, steps: int, samples: int) -> Iterator[_EdgeChunk]:
     edges, delays = wiring.edges, wiring.delays
     count = edges.shape[1]
     if torch.compiler.is_compiling() or is_tracing():
@@ -205,10 +265,10 @@ def _chunks(wiring: Wiring, steps: int, samples: int) -> Iterator[_Chunk]:
         if delays is not None:
             time = torch.arange(steps, device=edges.device).unsqueeze(1)
             times = time + (wiring.reach - delays[some].long())
-        yield _Chunk(some, edges[0, some], edges[1, some], times)
+        yield _EdgeChunk(some, edges[0, some], edges[1, some], times)
 
 
-def _plain_forward(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
+def _plain_forward(wiring: EdgeWiring, window: Tensor, weight: Tensor) -> Tensor:
     steps, samples = window.shape[0] - wiring.reach, window.shape[1]
     y = window.new_zeros(steps, samples, wiring.outputs)
     for chunk in _chunks(wiring, steps, samples):
@@ -217,7 +277,7 @@ def _plain_forward(wiring: Wiring, window: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def _plain_by_weight(wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
+def _plain_by_weight(wiring: EdgeWiring, window: Tensor, grads: Tensor) -> Tensor:
     steps, samples, _ = grads.shape
     parts = [
         (chunk.inputs(window) * grads.index_select(-1, chunk.targets)).sum((0, 1))
@@ -226,7 +286,7 @@ def _plain_by_weight(wiring: Wiring, window: Tensor, grads: Tensor) -> Tensor:
     return torch.cat(parts) if parts else window.new_zeros(0)
 
 
-def _plain_by_window(wiring: Wiring, weight: Tensor, grads: Tensor) -> Tensor:
+def _plain_by_window(wiring: EdgeWiring, weight: Tensor, grads: Tensor) -> Tensor:
     steps, samples, _ = grads.shape
     window = grads.new_zeros(steps + wiring.reach, samples, wiring.inputs)
     for chunk in _chunks(wiring, steps, samples):

@@ -18,10 +18,9 @@ from tests.fuse.cases import CONFIGURATIONS, agree, ends, fused, make, name_of
 from tests.snn import test_inputs
 from tracetorch import fuse, snn
 from tracetorch.core.torch_private import TorchDispatchMode
-from tracetorch.fuse.dispatch import backends, plans, uniforms
+from tracetorch.fuse.dispatch import backends, plans, trial
 from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.ir.trace import Program
-from tracetorch.fuse.runtime import first_run
 from tracetorch.fuse.runtime.backend import Operands
 from tracetorch.fuse.runtime.cpu import CpuBackend
 from tracetorch.fuse.runtime.gpu import TritonBackend
@@ -42,13 +41,13 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> None:
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Count the trials: whether each was of a backward kernel."""
     found: list[bool] = []
-    failure_of = first_run.failure_of
+    failure_of = trial.failure_of
 
     def noted(*given: Any, backward: bool) -> str | None:
         found.append(backward)
         return failure_of(*given, backward=backward)
 
-    monkeypatch.setattr(first_run, "failure_of", noted)
+    monkeypatch.setattr(trial, "failure_of", noted)
     return found
 
 
@@ -226,7 +225,7 @@ def test_a_device_that_a_kernel_has_broken(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(device: torch.device) -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(first_run, "_wait_for", broken)
+    monkeypatch.setattr(trial, "_wait_for", broken)
     with pytest.raises(RuntimeError, match="cpu unusable for this process, an illegal memory"):
         cases.layer("LIF", 3).forward_sequence(torch.ones(4, 2, 3))
 
@@ -235,10 +234,10 @@ def test_a_graph_of_kernels_that_is_recorded_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, trials: list[bool]
 ) -> None:
     layer, x = cases.layer("LIF", 3), torch.ones(4, 2, 3)
-    monkeypatch.setattr(first_run, "is_capturing", lambda device: True)
+    monkeypatch.setattr(trial, "is_capturing", lambda device: True)
     layer.forward_sequence(x)
     assert trials == []
-    monkeypatch.setattr(first_run, "is_capturing", lambda device: False)
+    monkeypatch.setattr(trial, "is_capturing", lambda device: False)
     layer.forward_sequence(x)
     assert trials == [False]
 
@@ -251,13 +250,13 @@ def test_random_numbers_too(
         if name == "wrong":
             wrong = staticmethod(lambda *given: compiled_uniforms(*given)[::-1])
             monkeypatch.setattr(CpuBackend, "uniforms", wrong)
-            uniforms._failures.clear()
+            trial._failures.clear()
             backends._reported.clear()
         assert torch.equal(snn.Noise(5, seed=0)(torch.ones(2, 5)), expected)
     # one that is known to be wrong is not recorded either
-    monkeypatch.setattr(first_run, "is_capturing", lambda device: True)
+    monkeypatch.setattr(trial, "is_capturing", lambda device: True)
     assert torch.equal(snn.Noise(5, seed=0)(torch.ones(2, 5)), expected)
-    uniforms._failures.clear()
+    trial._failures.clear()
     says = "Noise runs step by step in plain PyTorch: the cpu kernel of random numbers in torch.f"
     assert [each.startswith(says) for each in warnings_of(caplog)] == [True, True]
 
@@ -359,17 +358,17 @@ def test_right_kernels_of_several_inputs(dim: int, shape: tuple[int, ...]) -> No
     ("setting", "cpu", "gpu"), [(None, False, True), ("0", False, False), ("1", True, True)]
 )
 def test_switch(setting: str | None, cpu: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(first_run.SWITCH, raising=False)
+    monkeypatch.delenv(backends.SWITCH, raising=False)
     if setting is not None:
-        monkeypatch.setenv(first_run.SWITCH, setting)
-    assert first_run.is_wanted(CpuBackend()) == cpu
-    assert first_run.is_wanted(TritonBackend()) == gpu
+        monkeypatch.setenv(backends.SWITCH, setting)
+    assert backends.is_wanted(CpuBackend()) == cpu
+    assert backends.is_wanted(TritonBackend()) == gpu
 
 
 def test_switch_refuses_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(first_run.SWITCH, "yes")
+    monkeypatch.setenv(backends.SWITCH, "yes")
     with pytest.raises(ValueError, match=r"TRACETORCH_CHECK_KERNELS must be 1, which .* got 'yes'"):
-        first_run.is_wanted(CpuBackend())
+        backends.is_wanted(CpuBackend())
 
 
 def test_without_the_switch_nothing_is_tried(

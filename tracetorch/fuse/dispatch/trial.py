@@ -1,18 +1,14 @@
 """Run a kernel on a small sample before it is believed, beside the eager step.
 
-The first time a kernel runs on a device, it runs on a few lanes and steps, with the parameters of
-the call: its results are those of the eager step, or its gradients. What does not compile, launch
-or agree is refused there. Some inputs are those next to which, by one last place, a neuron spikes
-or not, and some are NaN or infinite. The sample is waited for, so that an error of the device shows
-here, and not somewhere behind the call.
-
-A kernel that never returns cannot be found so, nor one that is wrong in long sequences alone.
+Each kernel the first time that it runs on a device, with the parameters of the call. What does not
+compile, launch or agree is refused by name, and the eager step runs. The sample is waited for, so
+that an error of the device shows here. A kernel that never returns cannot be found so, nor one that
+is wrong in long sequences alone.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -21,15 +17,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tracetorch.core.torch_private import global_modes_off
+from tracetorch.core.torch_private import dispatch_modes, global_modes_off, has_values
 from tracetorch.core.version import __version__
+from tracetorch.fuse.dispatch.backends import report_fallback, select_backend
 from tracetorch.fuse.ir.graph import COMPARISONS, LOGIC
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime import eager
 from tracetorch.fuse.runtime.backend import Backend, Operands
-from tracetorch.fuse.runtime.layout import layout_of
-
-SWITCH = "TRACETORCH_CHECK_KERNELS"
+from tracetorch.fuse.runtime.layout import Layout, layout_of
+from tracetorch.fuse.runtime.threefry import uniforms
 
 _STEPS = 5
 _NEURONS, _LANES = 43, 129  # awkward: the last block of lanes is never full
@@ -38,17 +34,26 @@ _NEURONS, _LANES = 43, 129  # awkward: the last block of lanes is never full
 _EPSILONS = 1024
 # Operations that have one right result, which PyTorch and a kernel must both give.
 _EXACT = {"add", "sub", "mul", "neg", "abs", "max", "min", "where", "float", *COMPARISONS, *LOGIC}
+# of the kernels of random numbers, by backend, device and dtype; None where one is right
+_failures: dict[tuple[str, torch.device, torch.dtype], str | None] = {}
 
 
-def is_wanted(backend: Backend) -> bool:
-    """Whether kernels of a backend are tried: by the environment, or where it says so."""
-    setting = os.environ.get(SWITCH, "")
-    if setting not in ("", "0", "1"):
-        raise ValueError(
-            f"{SWITCH} must be 1, which tries every kernel before it is used, or 0, none, got "
-            f"{setting!r}. Leave it out to try those for a GPU."
-        )
-    return type(backend).tried if setting == "" else setting == "1"
+def is_believed(
+    backend: Backend, plan: Plan, layout: Layout, given: Operands, *, backward: bool
+) -> bool:
+    """Whether a kernel is to run; tried where that is new, but where it has nothing to do."""
+    device = given.inputs[0].device
+    if device in plan.program.refused:
+        return False
+    if not layout.lanes or (backward, device) in plan.tried or is_capturing(device):
+        return True
+    reason = failure_of(backend, plan, given, backward=backward)
+    if reason is None:
+        plan.tried.add((backward, device))
+        return True
+    plan.program.refused[device] = reason
+    report_fallback(plan.program.layer, backend.name, reason)
+    return False
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -61,32 +66,25 @@ def is_capturing(device: torch.device) -> bool:
 
 def failure_of(backend: Backend, plan: Plan, given: Operands, *, backward: bool) -> str | None:
     """Return how a kernel of a plan fails on a sample of a call, as a reason, or ``None``."""
-
-    def found_in(sample: Operands) -> str | None:
-        if backward:
-            return _compare_gradients(backend, plan, sample)
-        _meet_thresholds(plan, sample)
-        found = _compare_results(backend, plan, sample)
-        return found or _compare_results(backend, plan, _with_nan(sample))
+    # of the same kernels, in segments so short that a sample has two
+    tile = plan.tile * -(-plan.checkpoint_interval // (_STEPS - 1))
+    short = replace(plan, tile=tile, whole=plan.whole and replace(plan.whole, tile=tile))
+    difference_in = _difference_backward if backward else _difference_forward
 
     def compare() -> str | None:
+        found: str | None = None
         # in one sample a sum may cancel, or a membrane lie where exp in its last place decides
-        return found_in(samples[0]) and found_in(samples[1])
+        for seed in range(2):
+            found = difference_in(backend, short, _sample_of(plan, given, seed))
+            if found is None:
+                break
+        return found
 
-    plan = _in_short_segments(plan)
-    with global_modes_off():
-        samples = [_sample_of(plan, given, seed) for seed in range(2)]
     name = f"{'backward' if backward else 'forward'} of program {plan.program.key}"
-    return failure_in(compare, f"the {backend.name} kernel {name}", given.inputs[0].device)
+    return _failure_in(compare, f"the {backend.name} kernel {name}", given.inputs[0].device)
 
 
-def _in_short_segments(plan: Plan) -> Plan:
-    """Return a plan of the same kernels of which a sample has two segments."""
-    tile = plan.tile * -(-plan.checkpoint_interval // (_STEPS - 1))
-    return replace(plan, tile=tile, whole=plan.whole and replace(plan.whole, tile=tile))
-
-
-def failure_in(compare: Callable[[], str | None], what: str, device: torch.device) -> str | None:
+def _failure_in(compare: Callable[[], str | None], what: str, device: torch.device) -> str | None:
     """Return how a kernel fails in a comparison, or ``None``; raise if it has broken the device."""
     with global_modes_off():
         try:
@@ -124,23 +122,22 @@ def _sample_of(plan: Plan, given: Operands, seed: int) -> Operands:
         sizes[0 if place else -1] = _LANES // (neurons * inner) + 1
     shape = (min(len(x), _STEPS), *sizes)
 
+    # multiples of a power of two that sums and products keep exact, half of them 0
+    def values_like(each: Tensor) -> Tensor:
+        peak = float(each[:_STEPS].detach().abs().max())
+        size = math.frexp(peak if 0 < peak < math.inf else 1.0)[1] - 3
+        values = torch.randint(-8, 9, shape, generator=generator, device="cpu")
+        values *= torch.randint(0, 2, shape, generator=generator, device="cpu")
+        return (values * 2.0**size).to(each)
+
     corner = tuple([slice(neurons if dim == place else 1) for dim in range(ndim)])
     states = [state.detach()[corner].nan_to_num(0, 0, 0) for state in given.states]
     params = [param.detach().reshape(-1) for param in given.params]
     return Operands(
-        [random_like(each, shape, generator) for each in given.inputs],
+        [values_like(each) for each in given.inputs],
         [state.expand(sizes).clone() for state in states],
         [param[: neurons if param.numel() > 1 else 1].clone() for param in params],
     )
-
-
-def random_like(like: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return multiples of a power of two that sums and products keep exact, half of them 0."""
-    peak = float(like[:_STEPS].detach().abs().max())
-    size = math.frexp(peak if 0 < peak < math.inf else 1.0)[1] - 3
-    values = torch.randint(-8, 9, tuple(shape), generator=generator, device="cpu")
-    values *= torch.randint(0, 2, tuple(shape), generator=generator, device="cpu")
-    return (values * 2.0**size).to(like)
 
 
 def _meet_thresholds(plan: Plan, sample: Operands) -> None:
@@ -178,20 +175,23 @@ def _with_nan(sample: Operands) -> Operands:
     return spoiled
 
 
-def _compare_results(backend: Backend, plan: Plan, sample: Operands) -> str | None:
+def _difference_forward(backend: Backend, plan: Plan, sample: Operands) -> str | None:
     """Compare what a forward kernel returns with the eager loop."""
-    with torch.no_grad():
-        expected = eager.run_plan(plan, sample)
-    found = backend.forward(plan, layout_of(sample.inputs[0], plan.dim), sample)[:-1]
-    return difference(plan.results, found, expected)
+    _meet_thresholds(plan, sample)
+    for each in (sample, _with_nan(sample)):
+        with torch.no_grad():
+            expected = eager.run_plan(plan, each)
+        found = backend.forward(plan, layout_of(each.inputs[0], plan.dim), each)[:-1]
+        reason = _difference(plan.results, found, expected)
+        if reason is not None:
+            return reason
+    return None
 
 
-def _compare_gradients(backend: Backend, plan: Plan, sample: Operands) -> str | None:
+def _difference_backward(backend: Backend, plan: Plan, sample: Operands) -> str | None:
     """Compare what a backward kernel returns with autograd of the eager loop."""
-    program, x = plan.program, sample.inputs[0]
-    layout = layout_of(x, plan.dim)
-    whole = plan.whole or plan
-    *results, checkpoints = backend.forward(whole, layout, sample)
+    program, layout = plan.program, layout_of(sample.inputs[0], plan.dim)
+    *results, checkpoints = backend.forward(plan.whole or plan, layout, sample)
     generator = torch.Generator("cpu").manual_seed(1)
     grads: list[Tensor | None] = []
     for name, smooth, result in zip(plan.results, plan.smooth_results, results, strict=True):
@@ -204,14 +204,14 @@ def _compare_gradients(backend: Backend, plan: Plan, sample: Operands) -> str | 
     expected = eager.plan_gradients(plan, sample, grads)
     names = (*program.inputs, *program.states, *program.params)
     computed = [i for i, value in enumerate(expected) if value.numel()]
-    return difference(
+    return _difference(
         [f"the gradient of {names[i]}" for i in computed],
         [found[i] for i in computed],
         [expected[i] for i in computed],
     )
 
 
-def difference(
+def _difference(
     names: Sequence[str], found: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> str | None:
     """Say where values differ by more than rounding, and by how much."""
@@ -242,3 +242,38 @@ def _versions(device: torch.device) -> str:
     triton = sys.modules.get("triton")
     others = [] if triton is None else [f"Triton {triton.__version__}"]
     return ", ".join([named, f"tracetorch {__version__}", f"PyTorch {torch.__version__}", *others])
+
+
+# Random numbers
+
+
+def draw_uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return what :func:`.threefry.uniforms` does, by a kernel where one can run."""
+    device = position.device
+    backend = None if torch.compiler.is_compiling() else select_backend(device)
+    if (
+        backend is None
+        or dispatch_modes()
+        or not has_values(position)
+        or backend.unavailable_reason(device) is not None
+    ):
+        return uniforms(position, steps, dtype)
+    key = backend.name, device, dtype
+    if backend.tried and key not in _failures and not is_capturing(device):
+        _failures[key] = _failure_of_uniforms(backend, device, dtype)
+    reason = _failures.get(key) if backend.tried else None
+    if reason is None:
+        return backend.uniforms(position, steps, dtype)
+    report_fallback("Noise", backend.name, reason)
+    return uniforms(position, steps, dtype)
+
+
+def _failure_of_uniforms(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
+    def compare() -> str | None:
+        lanes = torch.arange(131, device=device)
+        position = 2**32 - 2 + lanes.remainder(3) + (lanes << 33)
+        found, expected = (draw(position, 3, dtype) for draw in (backend.uniforms, uniforms))
+        return None if all(map(torch.equal, found, expected)) else "gives other numbers"
+
+    what = f"the {backend.name} kernel of random numbers in {dtype}"
+    return _failure_in(compare, what, device)

@@ -2,12 +2,8 @@
 
 Inputs are a window ``[reach + steps, samples, inputs]``, outputs ``[steps, samples, outputs]``; an
 edge with a delay of ``d`` steps leads from time ``t`` of the window to step ``t + d - reach``.
-Without delays ``reach`` is 0, and there is no array of them. Edges are sorted by source:
-``starts[source]`` is where those of a source begin, and ``order`` their places in the weight.
-
-Every sum has one order, whatever the tasks are, so that no number of threads changes a bit: an
-output is added to by time, source and then edge; a weight's gradient by time and then sample; an
-input's by edge.
+Every sum has one order, whatever the tasks are: an output is added to by time, source and then
+edge; a weight's gradient by time and then sample; an input's by edge.
 """
 
 from __future__ import annotations
@@ -43,30 +39,43 @@ def _events(k: TaskWriter, line: Array, first: Value, last: Value) -> Iterator[V
             bit.next = (mask & (mask - 1),)
 
 
-@contextmanager
-def _reached(
-    k: TaskWriter, arrays: tuple[Array, Array | None], edge: Value, time: Value, ends: list[Value]
-) -> Iterator[tuple[Value, Value]]:
-    """Run what is written inside for the step and the target that an edge leads to, if it does.
+class _Lists:
+    """Edges by source: where those of a source begin, their targets, places in the weight, delays.
 
-    ``ends`` are the first step, that behind the last one, and ``reach``.
+    Without delays the reach is 0; edges that are given in this order have the place of their own.
     """
-    targets, delays = arrays
-    first, last, reach = ends
-    if delays is None:
-        yield time, targets[edge]
-        return
-    step = time + delays[edge] - reach
-    with k.when((step >= first) & (step < last)):
-        yield step, targets[edge]
+
+    def __init__(self, k: TaskWriter, delayed: bool, ordered: bool) -> None:
+        self.k, self.starts, self.targets = k, k.array(WORD), k.array("i32")
+        self.order = k.array("i32") if ordered else None
+        self.delays = k.array("i32") if delayed else None
+
+    @contextmanager
+    def of(self, source: Value) -> Iterator[tuple[Value, Value]]:
+        """Run what is written inside for each edge of a source, and its place in the weight."""
+        with self.k.loop(self.starts[source], self.starts[source + 1]) as edge:
+            yield edge.index, edge.index if self.order is None else self.order[edge.index]
+
+    @contextmanager
+    def reached(self, edge: Value, time: Value, ends: tuple[Value, ...]) -> Iterator[Value]:
+        """Run what is written inside for the step that an edge leads to, if it does.
+
+        ``ends`` are the first step, that behind the last one, and the reach.
+        """
+        first, last, reach = ends
+        if self.delays is None:
+            yield time
+            return
+        step = time + self.delays[edge] - reach
+        with self.k.when((step >= first) & (step < last)):
+            yield step
 
 
-def sparse_forward(k: TaskWriter, real: str, delayed: bool) -> None:
+def sparse_forward(k: TaskWriter, real: str, delayed: bool, ordered: bool) -> None:
     """Add to some steps of the outputs of a sample."""
     per_task, steps, samples, reach, inputs, outputs = k.integers(6)
     window, weight, y = k.array(real), k.array(real), k.array(real)
-    starts, order, targets = k.array(WORD), k.array("i32"), k.array("i32")
-    delays = k.array("i32") if delayed else None
+    edges = _Lists(k, delayed, ordered)
     sample, first = k.number % samples, k.number // samples * per_task
     last = k.least(first + per_task, steps)
     zero = k.literal(0, WORD)
@@ -74,35 +83,33 @@ def sparse_forward(k: TaskWriter, real: str, delayed: bool) -> None:
         line = window.at((time.index * samples + sample) * inputs)
         with _events(k, line, zero, inputs) as source:
             value = line[source]
-            with k.loop(starts[source], starts[source + 1]) as edge:
-                product = value * weight[order[edge.index]]
-                ends = [first, last, reach]
-                with _reached(k, (targets, delays), edge.index, time.index, ends) as (step, target):
-                    place = (step * samples + sample) * outputs + target
+            with edges.of(source) as (edge, at):
+                product = value * weight[at]
+                with edges.reached(edge, time.index, (first, last, reach)) as step:
+                    place = (step * samples + sample) * outputs + edges.targets[edge]
                     y[place] = y[place] + product
 
 
-def sparse_by_weight(k: TaskWriter, real: str, delayed: bool) -> None:
+def sparse_by_weight(k: TaskWriter, real: str, delayed: bool, ordered: bool) -> None:
     """Add to the gradient of the weights of some sources, where they are not 0."""
     per_task, steps, samples, reach, inputs, outputs = k.integers(6)
     window, grads, total = k.array(real), k.array(real), k.array(real)
-    starts, order, targets = k.array(WORD), k.array("i32"), k.array("i32")
-    delays = k.array("i32") if delayed else None
+    edges = _Lists(k, delayed, ordered)
     first, zero = k.number * per_task, k.literal(0, WORD)
     last = k.least(first + per_task, inputs)
     with k.loop(0, steps + reach) as time, k.loop(0, samples) as sample:
         line = window.at((time.index * samples + sample.index) * inputs)
         with _events(k, line, first, last) as source:
             value = line[source]
-            with k.loop(starts[source], starts[source + 1]) as edge:
-                ends = [zero, steps, reach]
-                with _reached(k, (targets, delays), edge.index, time.index, ends) as (step, target):
-                    row = grads.at((step * samples + sample.index) * outputs)
-                    place = order[edge.index]
-                    total[place] = total[place] + value * row[target]
+            with (
+                edges.of(source) as (edge, at),
+                edges.reached(edge, time.index, (zero, steps, reach)) as step,
+            ):
+                row = grads.at((step * samples + sample.index) * outputs)
+                total[at] = total[at] + value * row[edges.targets[edge]]
 
 
-def sparse_by_window(k: TaskWriter, real: str, delayed: bool) -> None:
+def sparse_by_window(k: TaskWriter, real: str, delayed: bool, ordered: bool) -> None:
     """Write the gradient of some times of a sample: all of them at once, by edge.
 
     Weights are sorted as the edges are, for every one is read. The gradients of the outputs are
@@ -111,8 +118,7 @@ def sparse_by_window(k: TaskWriter, real: str, delayed: bool) -> None:
     """
     steps, samples, reach, inputs, outputs = k.integers(5)
     grads, weight, window = k.array(real), k.array(real), k.array(real)
-    starts, _, targets = k.array(WORD), k.array("i32"), k.array("i32")
-    delays = k.array("i32") if delayed else None
+    edges = _Lists(k, delayed, ordered)
     table, sums = k.scratch(real), k.scratch(real)
     sample, first = k.number % samples, k.number // samples * LANES
     times = k.least(steps + reach - first, LANES)
@@ -135,10 +141,11 @@ def sparse_by_window(k: TaskWriter, real: str, delayed: bool) -> None:
         k.choose(is_step, copied, cleared)
     with k.loop(0, inputs) as source:
         none = k.literal(0.0, f"<{LANES} x {real}>")
-        with k.loop(starts[source.index], starts[source.index + 1], none) as edge:
-            place = targets[edge.index] * width
-            if delays is not None:
-                place = place + delays[edge.index]
+        first_edge, end = edges.starts[source.index], edges.starts[source.index + 1]
+        with k.loop(first_edge, end, none) as edge:
+            place = edges.targets[edge.index] * width
+            if edges.delays is not None:
+                place = place + edges.delays[edge.index]
             factor = k.spread(weight[edge.index], LANES)
             edge.next = (edge.carried[0] + factor * table.vector(place, LANES),)
         sums.store(0, edge.carried[0])
