@@ -505,7 +505,7 @@ def test_names_that_were_there_before_stay() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((3,), {}, TypeError, "declares a state and takes a name, got int"),
+        ((3,), {}, ValueError, "cannot call a memory 3: .* must be an identifier"),
         (("e",), {}, ValueError, "cannot call a memory 'e'"),
         (("forward",), {}, ValueError, "cannot call a memory 'forward'"),
         (("last",), {}, ValueError, "cannot call a memory 'last'"),

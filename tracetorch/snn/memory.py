@@ -81,13 +81,8 @@ def declare(
     module: Any, name: str, shape: int | Sequence[int] | None, init: float | Tensor, learn: bool
 ) -> None:
     """Declare a memory of a module, as :meth:`.TTModule.memory` says."""
-    if not isinstance(name, str):
-        raise TypeError(
-            f"{type(module).__name__}.memory(name, ...) declares a state and takes a name, got "
-            f"{type(name).__name__}."
-        )
     for each in (name, f"initial_{name}"):
-        if not each.isidentifier() or hasattr(module, each):
+        if not isinstance(name, str) or not each.isidentifier() or hasattr(module, each):
             raise ValueError(
                 f"{type(module).__name__} cannot call a memory {name!r}: {each!r} must be an "
                 "identifier that is not yet taken."

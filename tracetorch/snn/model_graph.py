@@ -129,10 +129,7 @@ class ModelGraph:
         return calls
 
     def run(self, *inputs: Any, call: Call | None = None) -> Any:
-        """Compute the output from inputs, one for each node of :attr:`inputs`.
-
-        ``call`` computes each further node, as :func:`compute` does, of values of any kind.
-        """
+        """Compute the output from inputs; ``call`` computes a node of values of any kind."""
         values: dict[Node, Any] = dict(zip(self.inputs, _cloned(inputs), strict=True))
 
         def valued(given: Any) -> Any:
@@ -156,12 +153,10 @@ def compute(node: Node, args: Any, kwargs: Any) -> Any:
 def read_model(
     model: nn.Module, *args: Any, is_leaf: IsLeaf = is_layer, strict: bool = True, **kwargs: Any
 ) -> ModelGraph:
-    """Return the graph of one step of a model in evaluation, from rest; nothing of it changes.
+    """Return the graph of one step of a model in evaluation, from rest; a leaf is one node.
 
-    A module for which ``is_leaf`` is true is one node; all others are looked into. With ``strict``
-    what a graph does not tell is refused: hooks, a branch that depends on data, what ``forward``
-    keeps, reads or writes of the model's own, a memory that is no neuron's. A model that cannot run
-    on these inputs raises what it raises.
+    With ``strict`` what a graph does not tell is refused: hooks, a branch that depends on data,
+    what ``forward`` keeps, reads or writes of the model's own, a memory that is no neuron's.
     """
     modules = dict(named_modules(model))
     if strict:

@@ -175,10 +175,7 @@ class TTModule(nn.Module):
             self._refuse_stale_states()
 
     def _mark_states_current(self) -> None:
-        """Note that the states belong to this trace, or to the backward pass that runs this again.
-
-        Whoever sets states from outside calls it; a step that was not reached by it raises there.
-        """
+        """Note the trace or backward pass that the states belong to: who sets them calls it."""
         self._zeroed_in_trace = is_tracing()
         if not torch.compiler.is_compiling():
             self._zeroed_in_backward = current_backward()
@@ -390,10 +387,7 @@ def layer_label(layer: object, path: str | None) -> str:
 
 
 class _Traversal(threading.local):
-    """The modules that the call in progress has reached, and the call whose ``super()`` it awaits.
-
-    Of each thread, for models may be zeroed in several at once.
-    """
+    """The modules that a call has reached, and whose ``super()`` it awaits, in each thread."""
 
     def __init__(self) -> None:
         # set here, not on the class: torch.compile specialises on the attributes of the object
@@ -478,8 +472,7 @@ def check_mask(where: object) -> None:
         got = f"a tensor of {where.dtype}" if isinstance(where, Tensor) else type(where).__name__
         raise TypeError(
             f"where must be a boolean tensor, got {got}. Try where=torch.as_tensor(done, "
-            "dtype=torch.bool); of indices mask = torch.zeros(batch, dtype=torch.bool); "
-            "mask[indices] = True; where=mask."
+            "dtype=torch.bool)."
         )
     if where.ndim != 1:
         raise ValueError(

@@ -334,10 +334,7 @@ class Neuron(SequenceLayer):
         return super()._restarted(x, record, reset, further)
 
     def _restarts_in_loop(self, cell: Cell | StepDefinition) -> bool:
-        """Whether samples can start anew inside the loop.
-
-        Not where methods of the layer's own, or states of another shape, must see it happen.
-        """
+        """Whether samples can start anew inside the loop, and no method of the layer's own sees."""
         kind = type(self)
         return (
             isinstance(cell, Cell)
@@ -464,10 +461,7 @@ def has_step(layer: object) -> TypeGuard[Neuron]:
 
 
 def beside_step(layer: Neuron) -> str | None:
-    """Return which code of a neuron its step and parameters do not tell of; ``None`` where none.
-
-    What is made of step and parameters alone, NIR, integers or a page, computes something else.
-    """
+    """Return which code of a neuron its step and parameters do not tell of; ``None`` where none."""
     if type(layer).forward is not Neuron.forward or "forward" in vars(layer):
         return "has a forward of its own"
     cell = layer.cell

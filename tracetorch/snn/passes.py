@@ -90,15 +90,7 @@ class Entry:
 
 
 class Pass:
-    """The states of the layers that a call meets, and how time runs in it.
-
-    Args:
-        steps: how many time steps are folded into the batch of what the layers are given.
-        folded: whether time is folded, by layer; else a call of a layer is one step.
-        from_rest: states begin from rest, and are not to be committed.
-        reset: where samples start anew before a step, by layer; ``None`` for nowhere.
-        recorder: what is given the inputs, states and outputs to record; ``None`` for nothing.
-    """
+    """The states of the layers that a call meets; ``folded``: by layer, ``steps`` in the batch."""
 
     def __init__(
         self,
@@ -351,6 +343,3 @@ class State:
             layer.__dict__[self.name] = value
         else:
             run.states_of(layer, f"set its state {self.name}")[self.name] = value
-
-    def __delete__(self, layer: Any) -> None:
-        del layer.__dict__[self.name]
