@@ -33,7 +33,7 @@ from tracetorch import snn
 from tracetorch.chips import xylo
 from tracetorch.core.files import atomic_replace_all
 from tracetorch.data import Batch
-from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.snn.neuron import spike_functions
 from tracetorch.snn.states import named_neurons
 from tracetorch.zoo.networks import FOLDER, NETWORKS, Data
 

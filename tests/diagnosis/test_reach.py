@@ -8,7 +8,7 @@ import tracetorch as tt
 from tests.cases import LAYERS, PLACES, SPIKING, SURROGATES, layer, sequence
 from tracetorch import snn
 from tracetorch.diagnosis.reach import SpikeInputs, derivative, spike_inputs
-from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.snn.neuron import spike_functions
 
 
 def run(module: snn.Neuron, x: Tensor) -> tuple[Tensor, SpikeInputs | None]:

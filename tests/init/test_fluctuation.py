@@ -15,7 +15,7 @@ from tests.cases import LAYERS, NEURONS, layer
 from tests.refusals import check, refusals, unchanged
 from tracetorch import neurons, snn
 from tracetorch.init import fluctuation_, impulse_response
-from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.snn.neuron import spike_functions
 
 RATE = 0.1
 PAIR = (nn.Linear(3, 3), snn.LIF(3))

@@ -13,7 +13,7 @@ from tests.cases import LAYERS, NEURONS, READOUTS
 from tests.plot.test_save_playground import Plain, neurons_of, page_of
 from tracetorch import snn
 from tracetorch.plot.firing_lines import firing_lines, silent_step
-from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.snn.neuron import spike_functions
 
 # how many, where it is not one
 COUNTS = dict.fromkeys(READOUTS, 0) | {"SigmaDelta": 0, "MultiLevelLIF": 4}

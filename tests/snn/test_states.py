@@ -108,7 +108,7 @@ REC = "cells.1.rec"
         ({REC: torch.tensor(1.0)}, ValueError, r"needs rec with 3 neurons.*shape \[\]"),
         ({REC: torch.ones(1, 3)}, ValueError, "needs its states in one shape and"),
         ({REC: torch.ones(2, 3).double()}, ValueError, "in one shape and dtype"),
-        ({REC: torch.ones(2, 3).half()}, TypeError, "got a tensor of torch.flo"),
+        ({REC: torch.ones(2, 3).half()}, TypeError, "got torch.float16"),
         ({REC: [1.0]}, TypeError, "keeps rec in float32 or float64, got list"),
         (None, TypeError, "states must be a mapping of names to tensors"),
     ],

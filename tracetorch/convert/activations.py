@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_positive
 from tracetorch.integers.arithmetic import clamped, straight_through
-from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, Clamp, SpikeFunction, Value, Weight
+from tracetorch.snn.spiking import describe_neuron
 
 _TINIEST = 1e-30  # of a threshold, far below any that float32 membranes could tell from zero
 _SMALLEST = 1e-6  # of a clip that learns

@@ -11,10 +11,10 @@ from torch import nn
 from tracetorch.core.checks import check_has_values, check_module, check_unsharded
 from tracetorch.core.torch_private import BatchNormBase, pytree
 from tracetorch.core.walk import named_modules
+from tracetorch.snn.batch_norm import WeightedLayer, fold_into
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.delay import DelayedLinear
 from tracetorch.snn.model_graph import Node, check_plain_weights, read_model
-from tracetorch.snn.norm_folding import WeightedLayer, fold_into
 from tracetorch.unrolling.inputs import parse_inputs
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

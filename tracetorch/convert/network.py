@@ -15,9 +15,9 @@ from tracetorch.convert.activations import QuantizedReLU
 from tracetorch.core.torch_private import BatchNormBase
 from tracetorch.quantize.prepared import unparametrized
 from tracetorch.snn import model_graph
+from tracetorch.snn.batch_norm import norm_affine, scale_product
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.model_graph import check_plain_weights, is_layer, read_model
-from tracetorch.snn.norm_folding import norm_affine, scale_product
 
 Kind: TypeAlias = Literal["input", "linear", "max", "cat", "sum", "activation"]
 

@@ -14,7 +14,7 @@ from tracetorch.init.membranes import neurons_last
 from tracetorch.init.response import decay_names
 from tracetorch.metrics.activity import SATURATED
 from tracetorch.ragged import filled
-from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.snn.neuron import spike_functions
 from tracetorch.unrolling.inputs import tensors_by_name
 
 _NEARLY_ALL = 0.9  # of the neurons: a warning; all of them: an error

@@ -33,11 +33,10 @@ from tracetorch.probe.watch import watch
 from tracetorch.ragged import real_steps_first
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import has_step
+from tracetorch.snn.neuron import has_step, spike_functions
 from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.snn.states import get_states, set_states
 from tracetorch.unrolling import unroll
 from tracetorch.unrolling.inputs import Inputs, call

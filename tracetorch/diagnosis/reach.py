@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tracetorch.snn.neuron import Neuron
-from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.snn.neuron import Neuron, spike_functions
 
 _REACH = 0.1  # of the peak of the derivative
 _GRID = torch.linspace(-4, 4, 4001, dtype=torch.float64, device="cpu")  # includes 0

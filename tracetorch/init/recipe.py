@@ -28,10 +28,9 @@ from tracetorch.init.membranes import Trial, holds_already, measure, root_mean_s
 from tracetorch.init.response import to_first_spike
 from tracetorch.snn.connectivity import raw_weight
 from tracetorch.snn.delay import DelayingLayer
-from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.neuron import Neuron, has_step, spike_functions
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.parameters import is_decay
-from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import mask_first, parse_inputs
 
 _MEMBRANE = "beta"  # the decay of the membrane, in every neuron that has one

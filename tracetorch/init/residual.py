@@ -28,9 +28,8 @@ from tracetorch.init.stages import (
 from tracetorch.snn.batch_norm import BatchNormThroughTime
 from tracetorch.snn.connectivity import raw_weight
 from tracetorch.snn.module import zero_states
-from tracetorch.snn.neuron import has_step
+from tracetorch.snn.neuron import has_step, spike_functions
 from tracetorch.snn.residual import SEWBlock
-from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.unrolling.inputs import parse_inputs
 
 

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_unsharded
 from tracetorch.snn.module import layer_label
-from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.neuron import Neuron, has_step, spike_functions
 from tracetorch.snn.noise import Noise
 from tracetorch.snn.parameters import is_decay
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.spike_functions import spike_functions
 
 States: TypeAlias = dict[str, Tensor]
 

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_nonnegative
-from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.snn.neuron import spike_functions
 
 # Activations in NeuroBench's sense, besides neurons that spike; layers whose weights it counts
 _ACTIVATIONS = (nn.ReLU, nn.Sigmoid)

@@ -7,10 +7,9 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from tracetorch.functional import boxcar_surrogate, sigmoid_surrogate
-from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, SpikeFunction, Threshold
-from tracetorch.snn.spiking import LIF
+from tracetorch.snn.spiking import LIF, describe_neuron
 
 
 class NeuronBuilder(Protocol):

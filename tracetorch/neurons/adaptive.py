@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tracetorch.core.checks import check_finite, check_flag
-from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -16,6 +15,7 @@ from tracetorch.snn.parameters import (
     ThresholdSetup,
     WeightSetup,
 )
+from tracetorch.snn.spiking import describe_neuron
 
 
 @describe_neuron

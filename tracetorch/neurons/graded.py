@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count
 from tracetorch.functional import boxcar_surrogate
-from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import DEFAULT_SURROGATE, DecaySetup, SpikeFunction, ThresholdSetup
+from tracetorch.snn.spiking import describe_neuron
 
 STRAIGHT_THROUGH = boxcar_surrogate(1.0)
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_positive
-from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     DEFAULT_SURROGATE,
@@ -18,6 +17,7 @@ from tracetorch.snn.parameters import (
     WeightSetup,
     clamp,
 )
+from tracetorch.snn.spiking import describe_neuron
 
 LARGEST_ANGLE = 3.1415925  # the float32 below pi
 LARGEST_PHASE = 1 - 1e-6  # dt times omega, where the derivative of its square root is still finite

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_count
 from tracetorch.functional import atan_surrogate
-from tracetorch.snn.descriptions import describe_neuron
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
     THRESHOLD,
@@ -22,6 +21,7 @@ from tracetorch.snn.parameters import (
     completed,
     resolve_setup,
 )
+from tracetorch.snn.spiking import describe_neuron
 
 # that of the other layers in units of 20 mV, about the way from rest to threshold
 MILLIVOLTS = atan_surrogate(0.1)

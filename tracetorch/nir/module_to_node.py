@@ -24,9 +24,9 @@ from tracetorch.nir.nodes import (
     elementwise,
 )
 from tracetorch.snn import Delay, LeakyIntegrator, LockedDropout, Neuron, Recurrent, SparseLinear
+from tracetorch.snn.batch_norm import norm_affine
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.neuron import beside_step
-from tracetorch.snn.norm_folding import norm_affine
 
 # Modules that pass their input on where nothing is trained.
 PASSING = (

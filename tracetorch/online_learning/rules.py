@@ -25,7 +25,7 @@ from tracetorch.online_learning.lanes import (
     gradients,
     multiplied,
 )
-from tracetorch.snn.spike_functions import spike_functions
+from tracetorch.snn.neuron import spike_functions
 
 Rule: TypeAlias = Literal["exact", "eprop", "ottt", "local"]
 

@@ -31,9 +31,8 @@ from tracetorch.plot.playground_data import (
     the_spike,
 )
 from tracetorch.snn.model_graph import read_model
-from tracetorch.snn.neuron import Neuron, has_step
+from tracetorch.snn.neuron import Neuron, has_step, spike_functions
 from tracetorch.snn.parameters import sigmoid
-from tracetorch.snn.spike_functions import spike_functions
 
 _NDIM = 2  # of the tensor of one step, [B, features]
 _ALLOWED = "nn.Linear and neuron layers with a step"

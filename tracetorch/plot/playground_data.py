@@ -37,9 +37,8 @@ from tracetorch.plot.firing_lines import firing_lines, smallest_shape, spike_alo
 from tracetorch.plot.playground_story import FAMILY, described_story
 from tracetorch.plot.recorded import check_index
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
-from tracetorch.snn.neuron import Neuron, beside_step
+from tracetorch.snn.neuron import Neuron, beside_step, spike_functions
 from tracetorch.snn.parameters import fraction, is_decay, negative_softplus, softplus
-from tracetorch.snn.spike_functions import spike_functions
 
 # What the page takes a parameter for, by its constraint; decays are found by is_decay.
 KINDS = {fraction: "fraction", softplus: "positive", negative_softplus: "negative"}

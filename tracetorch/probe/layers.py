@@ -13,10 +13,10 @@ from tracetorch.core.snapshot import restored
 from tracetorch.core.spike_values import SPIKE_NAMES, Kind
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.module import TTModule
+from tracetorch.snn.neuron import spike_functions
 from tracetorch.snn.passes import Pass
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.spike_functions import spike_functions
 from tracetorch.snn.states import named_holders, named_neurons
 from tracetorch.unrolling.inputs import Inputs, call
 from tracetorch.unrolling.trajectories import recordable

@@ -14,13 +14,13 @@ from tracetorch.chips.target import FloatProduct, Stage
 from tracetorch.core.hooks import front_padding
 from tracetorch.core.walk import join_path
 from tracetorch.quantize.reader import Call, Chain, Join, flat
+from tracetorch.snn.batch_norm import fold_into
 from tracetorch.snn.connectivity import connectivity, plain_class
 from tracetorch.snn.delay import Delay, DelayedLinear
 from tracetorch.snn.dropout import LockedDropout
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.model_graph import label
 from tracetorch.snn.neuron import beside_step, starts_from_zero
-from tracetorch.snn.norm_folding import fold_into
 from tracetorch.snn.recurrent import Recurrent
 
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, DelayedLinear)

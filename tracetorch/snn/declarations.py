@@ -367,7 +367,7 @@ class DeclaringLayer(TTModule):
 
     def __dir__(self) -> list[str]:
         """List the parameters by name too, and leave out the parts that the layer does not have."""
-        names: set[str] = set(super().__dir__())
+        names: set[str] = set(super().__dir__())  # type: ignore[no-untyped-call]
         names -= {"__signature__", "memory"}  # of the class alone
         attributes = self.__dict__
         names.update(self.constraints)

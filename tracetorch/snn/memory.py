@@ -1,139 +1,75 @@
-"""Memory of a module's own: a state that its ``forward`` reads and writes (``TTModule.memory``).
+"""Memory of a module's own: a state that its ``forward`` reads and assigns (``TTModule.memory``).
 
-A memory is a state as those of neuron layers are: zeroed, restarted by a mask, detached, moved,
-copied, saved and exported by the same functions. It is read and written as the attribute of its
-name, and kept under another one, which is ``None`` at rest: a value that is never there cannot be
-mistaken for one that is, by a compiler that has seen the module at rest.
-
-Shape. Nothing but the first assignment can say how large a memory is, unless its declaration does;
-and nothing but the input of a call how many samples there are. So every call of a module with a
-memory notes the batch of its first tensor, and compares it with the states that are held.
-
-Writes. The value is copied when it is assigned and when it is read: no in-place operation reaches a
-state. Such a write into what was read would be lost, and is an error: what is handed out is noted
-with PyTorch's count of its writes, and looked at when the call ends, or, of a value that was read
-outside a call and thrown away, when the next begins or reads it. A compiler, and ``vmap``, keep no
-such count: there it is lost.
-
-By layer all steps are one call, which cannot go from step to step: such a model is refused by name,
-and runs by step. Inside a ``Recurrent`` everything runs by step.
+It is kept under another name, ``None`` at rest. Only the input of a call says how many samples
+there are, so a call notes its first tensor. Within it what is read is a copy, for outputs of steps
+must not share one, and a write into it that is not assigned would be lost: an error at its end.
+Outside of a call the state itself is read. A compiler, and ``vmap``, count no writes.
 """
 
 from __future__ import annotations
 
-import inspect
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import update_wrapper
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_count, check_finite, check_flag
-from tracetorch.core.torch_private import dispatch_modes, is_jit_tracing, is_leaked_tracer
-from tracetorch.core.walk import Opaque
+from tracetorch.core.torch_private import (
+    dispatch_modes,
+    is_jit_tracing,
+    is_leaked_tracer,
+    version_of,
+)
 from tracetorch.snn.passes import current_pass, states_of
 
-P = ParamSpec("P")
-R = TypeVar("R")
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
 _PREFIX = "_memory_"  # what the attribute begins with that holds a memory
+CALL = "_memory_call"
+"""What the call of a module that runs is noted as."""
 
 
-class Memory(NamedTuple):
-    """The declaration of a memory."""
+class ModuleCall(NamedTuple):
+    """Batch, dtype and device of a call of a module with memory, and what it has read."""
 
-    shape: tuple[int, ...] | None  # of one sample; ``None``: that of the value first assigned
-
-
-class Call(NamedTuple):
-    """Batch, dtype and device of a call, which a memory needs to know."""
-
-    batch: int  # the size of dimension 0 of the first tensor
+    shape: tuple[int, ...]  # of the first tensor that has a dimension; empty if there is none
     dtype: torch.dtype  # of the first floating-point tensor, or the default one
-    device: torch.device  # of the first tensor
-    argument: int | str  # the place of that tensor among the arguments, or its name
-    shape: tuple[int, ...]  # of that tensor
-
-    def source(self, forward: Callable[..., object]) -> str:
-        """Say which tensor of a call of ``forward`` gave the batch."""
-        argument = self.argument
-        if isinstance(argument, int):
-            names = [*inspect.signature(forward).parameters]
-            argument = names[argument] if argument < len(names) else f"number {argument}"
-        return (
-            f"argument {argument}, dimension 0, shape {list(self.shape)}; a call is one time step "
-            'of a module with memory, and tt.unroll(..., by="step") runs [T, B, ...]'
-        )
+    device: torch.device | None
+    reads: list[
+        tuple[str, Tensor, int | None, Tensor | None]
+    ]  # name, copy, its version, and the state
 
 
-class Read(NamedTuple):
-    """A value of a memory that was handed out, and what tells that it was written to."""
+class GivingWay:
+    """A method that gives way to a module, parameter or buffer of its name, and to a neuron's."""
 
-    name: str
-    value: weakref.ref[Tensor]
-    shared: Tensor  # with its memory and its count of writes
-    version: int  # that count when it was handed out
-    state: Tensor | None  # the state that it is a copy of; ``None`` at rest
-
-
-class UnknownBatchError(ValueError, AttributeError):
-    """A memory has no value before the module is called: to ``hasattr`` it is not there."""
-
-
-def call_of(args: Iterable[object], kwargs: Mapping[str, object]) -> Call | None:
-    """Note the batch of a call, and where it is computed; ``None`` without a batch."""
-    every: list[tuple[int | str, object]] = [*enumerate(args), *kwargs.items()]
-    given = [(key, each) for key, each in every if isinstance(each, Tensor) and each.ndim > 0]
-    if not given:
-        return None
-    dtypes = [each.dtype for _, each in given if each.is_floating_point()]
-    dtype = dtypes[0] if dtypes else torch.get_default_dtype()
-    key, first = given[0]
-    return Call(first.shape[0], dtype, first.device, key, tuple(first.shape))
-
-
-class unless_taken(Generic[P, R]):  # noqa: N801 (used as a decorator)
-    """Make a method that gives way to what a module holds under its name.
-
-    A module, a parameter or a buffer of that name was one before there was such a method; and a
-    neuron layer may have a state or a parameter of that name. They are found as if there were none.
-    """
-
-    def __init__(self, method: Callable[Concatenate[Any, P], R]) -> None:
+    def __init__(self, method: Callable[..., Any]) -> None:
         self.method = method
-        update_wrapper(cast("Callable[P, R]", self), method)
 
-    def __get__(self, module: Any, kind: type) -> Callable[P, R]:
+    def __get__(self, module: Any, kind: type) -> Any:
         if module is None:
-            return self.method  # type: ignore[return-value]
+            return self.method
         name = self.method.__name__
         taken = any(name in module.__dict__.get(each, ()) for each in _REGISTRIES)
         if taken or not module._declares_memory:
             raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
-        return self.method.__get__(module)  # type: ignore[no-any-return]
+        return self.method.__get__(module)
 
 
-class Notes(Opaque):
-    """Notes of the call of a module with memory that runs, in its pass or by itself."""
+def leaked_message(label: str, name: str) -> str:
+    """Say that a state has no values any more."""
+    return (
+        f"{label} holds a state {name} without values, left behind by a traced or transformed "
+        "call. Call zero_states()."
+    )
 
-    def __init__(self) -> None:
-        self.call: Call | None = None
-        self.reads: list[Read] = []  # that may yet be written to
-        self.is_called = False  # the end of the call looks at them then
 
-
-def notes_of(module: Any) -> Notes:
-    """Return the notes of the call of a module that runs."""
+def notes_of(module: Any) -> dict[str, Any]:
+    """Return where the call of a module is noted: in the pass that runs, or on the module."""
     run = current_pass()
-    if run is None:
-        own: Notes = module.__dict__["_memory_notes"]
-        return own
-    found: Notes | None = run.notes.get(id(module))
-    if found is None:
-        found = run.notes[id(module)] = Notes()
-    return found
+    own: dict[str, Any] = module.__dict__
+    return own if run is None else run.notes.setdefault(id(module), {})
 
 
 def attribute_of(name: str) -> str:
@@ -145,39 +81,25 @@ def declare(
     module: Any, name: str, shape: int | Sequence[int] | None, init: float | Tensor, learn: bool
 ) -> None:
     """Declare a memory of a module, as :meth:`.TTModule.memory` says."""
-    if not isinstance(name, str):
-        raise TypeError(
-            f"{type(module).__name__}.memory(name, ...) declares a state and takes a name, got "
-            f"{type(name).__name__}."
-        )
     for each in (name, f"initial_{name}"):
-        if not each.isidentifier() or each in module._memories or hasattr(module, each):
+        if not isinstance(name, str) or not each.isidentifier() or hasattr(module, each):
             raise ValueError(
                 f"{type(module).__name__} cannot call a memory {name!r}: {each!r} must be an "
                 "identifier that is not yet taken."
             )
     sizes = None if shape is None else checked_shape(name, shape)
-    value = checked_init(name, init, sizes, check_flag("learnable", learn))
+    value = _checked_init(name, init, sizes, check_flag("learnable", learn))
     if learn and value is not None:
         module.register_parameter(f"initial_{name}", nn.Parameter(value))
     elif value is not None:
         module.register_buffer(f"initial_{name}", value)
     attributes = module.__dict__
     if not module._memories:
-        attributes["_memories"] = {}
-        attributes["_memory_notes"] = Notes()
+        attributes[CALL] = None
         module.register_forward_pre_hook(begin_call, with_kwargs=True)
-        module.register_forward_hook(end_call)
+        module.register_forward_hook(end_call, always_call=True)
     attributes[_PREFIX + name] = None
-    attributes["_memories"][name] = Memory(sizes)
-
-
-def check_no_memory(module: Any, name: str) -> None:
-    """Raise where a memory has the name of what is to be registered."""
-    if name in module._memories:
-        raise ValueError(
-            f"{name!r} is taken: it is a memory of {type(module).__name__}. Use another name."
-        )
+    attributes["_memories"] = {**module._memories, name: sizes}  # copies declare for themselves
 
 
 def start_of(
@@ -194,50 +116,37 @@ def start_of(
 
 def begin_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Note the batch of a call of a module with memory that begins: a forward pre-hook."""
-    notes, call = notes_of(module), call_of(args, kwargs)
-    compiling = torch.compiler.is_compiling()
-    if not compiling:
-        if not notes.is_called:  # or the call before has failed
-            check_reads(module, notes)
-        notes.reads = []
-        notes.is_called = True
-    notes.call = call
+    given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim > 0]
+    dtypes = [each.dtype for each in given if each.is_floating_point()]
+    dtype = dtypes[0] if dtypes else torch.get_default_dtype()
+    shape, device = (tuple(given[0].shape), given[0].device) if given else ((), None)
+    call = ModuleCall(shape, dtype, device, [])
     states = states_of(module, "use its memory")
     for name in module._memories:
         state: Tensor | None = states[_PREFIX + name]
-        if call is None or state is None or state.ndim == 0 or is_leaked_tracer(state):
+        if not given or state is None or state.ndim == 0 or is_leaked_tracer(state):
             continue
-        if state.shape[0] != call.batch:
+        if state.shape[0] != shape[0]:
             raise ValueError(
-                f"{module._label()} holds {name} of shape {list(state.shape)}, and is given "
-                f"a batch of {call.batch} ({call.source(module.forward)}). Call zero_states() "
-                "before a new sequence or another batch size, zero_states(where=mask) to "
-                "restart some samples."
+                f"{module._label()} holds {name} of shape {list(state.shape)}, and is given a "
+                f"batch of {shape[0]}, dimension 0 of its first tensor of shape {list(shape)}. A "
+                'call is one time step: tt.unroll(..., by="step") runs [T, B, ...]. Call '
+                "zero_states() before a new sequence or another batch size, "
+                "zero_states(where=mask) to restart some samples."
             )
+    notes_of(module)[CALL] = call
 
 
 def end_call(module: Any, args: tuple[Any, ...], output: object) -> None:
-    """Look for writes that the call has lost: a forward hook of a module with memory."""
-    if not torch.compiler.is_compiling():
-        notes = notes_of(module)
-        notes.is_called = False
-        check_reads(module, notes, every=True)
-
-
-def check_reads(module: Any, notes: Notes, every: bool = False) -> None:
-    """Raise where a value that was handed out was written to, and forget those that are gone.
-
-    With ``every`` those too that somebody still holds, and all are forgotten.
-    """
-    reads = notes.reads
-    notes.reads = [] if every else [r for r in reads if r.value() is not None]
-    for read in reads:
-        if (
-            read.shared._version != read.version
-            and states_of(module)[_PREFIX + read.name] is read.state  # or another was set since
-            and (every or read.value() is None)
-        ):
-            name = read.name
+    """Raise where a write is lost: a forward hook of a module with memory, also if it failed."""
+    notes = notes_of(module)
+    call, notes[CALL] = notes.get(CALL), None
+    failed = output is None and sys.exc_info()[0] is not None
+    if torch.compiler.is_compiling() or call is None or failed:
+        return
+    states = states_of(module)
+    for name, value, version, state in call.reads:
+        if version_of(value) != version and states[_PREFIX + name] is state:  # none was assigned
             raise ValueError(
                 f"{name} of {module._label()} was written to in place, and the write is "
                 f"lost: what is read is a copy. Assign: {name} = self.{name}; {name}[:, 0] = "
@@ -246,69 +155,55 @@ def check_reads(module: Any, notes: Notes, every: bool = False) -> None:
             )
 
 
-def recall(module: Any, name: str) -> Tensor:
-    """Return a memory, and note that it was handed out."""
-    state = states_of(module, f"read its memory {name}")[_PREFIX + name]
+def recall(module: Any, name: str) -> Tensor | None:
+    """Return a memory: within a call of the module a copy, or what it starts from."""
+    state: Tensor | None = states_of(module, f"read its memory {name}")[_PREFIX + name]
+    call: ModuleCall | None = notes_of(module).get(CALL)
+    if call is None:
+        return state
     if torch.compiler.is_compiling() or dispatch_modes() or is_jit_tracing():
-        return _value_of(module, name, state)
-    notes = notes_of(module)
-    if not notes.is_called:
-        check_reads(module, notes)
+        return _value_of(module, name, state, call)
     if torch.is_inference_mode_enabled():  # whose own tensors do not count writes
         with torch.inference_mode(False), torch.no_grad():
-            value = _value_of(module, name, state)
+            value = _value_of(module, name, state, call)
     else:
-        value = _value_of(module, name, state)
-    # outside a call nobody may be waiting for it: not its graph
-    shared = value if notes.is_called else value.detach()
-    notes.reads.append(Read(name, weakref.ref(value), shared, value._version, state))
+        value = _value_of(module, name, state, call)
+    call.reads.append((name, value, version_of(value), state))
     return value
 
 
-def _value_of(module: Any, name: str, state: Tensor | None) -> Tensor:
+def _value_of(module: Any, name: str, state: Tensor | None, call: ModuleCall) -> Tensor:
     """Return a copy of a memory: what was assigned last, or what it starts from."""
     module._check_states_current()
     if state is not None:
         if is_leaked_tracer(state):
-            raise ValueError(
-                f"{module._label()} holds a state {name} without values, left behind by a traced "
-                "or transformed call. Call zero_states()."
-            )
+            raise ValueError(leaked_message(module._label(), name))
         return state.clone()
-    shape, call = module._memories[name].shape, notes_of(module).call
+    shape: tuple[int, ...] | None = module._memories[name]
     value: Tensor | None = getattr(module, f"initial_{name}", None)
     if shape is None:
-        if value is not None:
-            return value.clone()
-        return torch.zeros((), device=None if call is None else call.device)
-    if call is None:
-        raise UnknownBatchError(
-            f"{module._label()} has no value of {name} yet, and knows no batch: it is that "
-            "of the first tensor, with a dimension, that the module is called with. Call the "
-            "module, not its forward, or assign a value before."
+        return torch.zeros((), device=call.device) if value is None else value.clone()
+    if call.device is None:
+        raise ValueError(
+            f"{module._label()} has no value of {name} yet, and knows no batch: it is that of the "
+            "first tensor, with a dimension, that the module is called with."
         )
     exact = value is not None and not value.is_floating_point()
     dtype = value.dtype if value is not None and exact else call.dtype
-    return start_of(module, name, (call.batch, *shape), dtype, call.device)
+    return start_of(module, name, (call.shape[0], *shape), dtype, call.device)
 
 
 def remember(module: Any, name: str, value: object) -> None:
     """Assign a memory; ``None`` returns it to what it starts from."""
     states = states_of(module, f"set its memory {name}")
-    notes = notes_of(module)
-    if not torch.compiler.is_compiling():
-        notes.reads = [read for read in notes.reads if read.name != name]
     if value is not None:
         module._check_states_current()
         # a copy, which a later in-place operation on the value does not reach
-        call = notes.call if notes.is_called else None
-        value = check_value(module, name, value, call=call).clone()
+        value = check_value(module, name, value).clone()
     states[_PREFIX + name] = value
 
 
-def check_value(
-    module: Any, name: str, value: object, label: str | None = None, call: Call | None = None
-) -> Tensor:
+def check_value(module: Any, name: str, value: object, label: str | None = None) -> Tensor:
     """Return a value of a memory, or raise where it does not fit the declaration."""
     if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         raise TypeError(
@@ -316,12 +211,11 @@ def check_value(
             f"{type(value).__name__}. What it starts from is declared by "
             f"self.memory({name!r}, init=..., learnable=...)."
         )
-    shape = module._memories[name].shape
+    shape: tuple[int, ...] | None = module._memories[name]
     if shape is not None and (value.ndim == 0 or value.shape[1:] != shape):
-        batch = "" if call is None else f" B is {call.batch}: {call.source(module.forward)}."
         raise ValueError(
             f"{label or module._label()} remembers {name} as [B, "
-            f"{', '.join(map(str, shape))}], got shape {list(value.shape)}.{batch}"
+            f"{', '.join(map(str, shape))}], got shape {list(value.shape)}."
         )
     return value
 
@@ -333,7 +227,7 @@ def checked_shape(name: str, shape: object) -> tuple[int, ...]:
     return tuple([check_count(f"the shape of {name}", size) for size in shape])
 
 
-def checked_init(
+def _checked_init(
     name: str, init: object, shape: tuple[int, ...] | None, learnable: bool
 ) -> Tensor | None:
     """Return the initial value to keep; ``None`` where it is zero, and is not learned."""

@@ -1,13 +1,9 @@
 """Read a model as a graph: which modules one step calls, in what order, and what joins them.
 
 The model is run and watched, not parsed: a hook sees each call of a layer, a torch function mode
-each operation between them. So what is read is what ran, with the shapes that it had, also where
-``forward`` is no program that ``torch.fx`` could follow. A value is known by its tensor, and by how
-often that was written, so an operation in place is one like any other, and a view of what was
-written since is refused.
-
-The second of two steps is read, for the states of a first one are ``None``, and a ``forward`` may
-ask for that.
+each operation between them, in the second of two steps, for the states of a first one are ``None``.
+A value is known by its tensor and by how often that was written, so that an operation in place is
+one like any other, and a view of what was written since is refused.
 """
 
 from __future__ import annotations
@@ -26,13 +22,14 @@ from torch.overrides import TorchFunctionMode
 
 from tracetorch.core.hooks import WEIGHT_HOOKS, forward_hooks, hooked_weights
 from tracetorch.core.snapshot import restored
-from tracetorch.core.torch_private import global_hooks, is_compiled, pytree
+from tracetorch.core.torch_private import global_hooks, is_compiled, pytree, version_of
 from tracetorch.core.walk import join_path, named_modules
 from tracetorch.snn.module import keeps_states
 from tracetorch.snn.passes import Pass, states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
 
 IsLeaf: TypeAlias = Callable[[nn.Module], bool]
+_NodeCall: TypeAlias = tuple[nn.Module | None, Any, Any, Any]  # with function, args, kwargs
 
 # what forward may ask of a value without knowing the numbers in it
 _OF_THE_SHAPE = {
@@ -70,9 +67,7 @@ class Node:
     """Value of a model: an input, what a module returned, or what a function did."""
 
     index: int  # place among the nodes of the graph
-    # unique among them: of an input that of the argument, of a module its path, of a function its
-    # name
-    name: str
+    name: str  # unique among them, after the argument, the module's path, or the function
     path: str  # of the module; of a function that of the module whose forward calls it
     place: str  # how messages name it: fc1 (Linear), add() in the model's forward
     module: nn.Module | None  # what was called; None of an input and a function
@@ -134,10 +129,7 @@ class ModelGraph:
         return calls
 
     def run(self, *inputs: Any, call: Call | None = None) -> Any:
-        """Compute the output from inputs, one for each node of :attr:`inputs`.
-
-        ``call`` computes each further node, as :func:`compute` does, of values of any kind.
-        """
+        """Compute the output from inputs; ``call`` computes a node of values of any kind."""
         values: dict[Node, Any] = dict(zip(self.inputs, _cloned(inputs), strict=True))
 
         def valued(given: Any) -> Any:
@@ -161,12 +153,10 @@ def compute(node: Node, args: Any, kwargs: Any) -> Any:
 def read_model(
     model: nn.Module, *args: Any, is_leaf: IsLeaf = is_layer, strict: bool = True, **kwargs: Any
 ) -> ModelGraph:
-    """Return the graph of one step of a model in evaluation, from rest; nothing of it changes.
+    """Return the graph of one step of a model in evaluation, from rest; a leaf is one node.
 
-    A module for which ``is_leaf`` is true is one node; all others are looked into. With ``strict``
-    what a graph does not tell is refused: hooks, a branch that depends on data, what ``forward``
-    keeps, reads or writes of the model's own, a memory that is no neuron's. A model that cannot run
-    on these inputs raises what it raises.
+    With ``strict`` what a graph does not tell is refused: hooks, a branch that depends on data,
+    what ``forward`` keeps, reads or writes of the model's own, a memory that is no neuron's.
     """
     modules = dict(named_modules(model))
     if strict:
@@ -259,7 +249,7 @@ class _Watch(TorchFunctionMode):
         self.read: set[int] = set()
         self.names: set[str] = {path for path, each in modules.items() if is_leaf(each)}
         # by identity the tensor, kept so that no other takes its place, its version and its node
-        self.values: dict[int, tuple[Tensor, int, Node]] = {}
+        self.values: dict[int, tuple[Tensor, int | None, Node]] = {}
         self.inside: list[str] = []  # the modules that are looked into
         self.depth = 0  # modules entered in a leaf
         self.given: tuple[Any, dict[str, Any]] = (), {}
@@ -301,7 +291,7 @@ class _Watch(TorchFunctionMode):
             output = torch.ops.aten.alias(output)
         again = any(each.module is module for each in self.nodes)
         name, (given, named) = self.unused(path) if again else path, self.given
-        self.add(output, name, path, label(path, module), module, None, given, named)
+        self.add(output, name, path, label(path, module), (module, None, given, named))
         super().__enter__()  # type: ignore[no-untyped-call]
         return output
 
@@ -325,11 +315,12 @@ class _Watch(TorchFunctionMode):
             before = self.node_of(known[0])
             zero = len(given) == 2 and type(given[1]) is int and given[1] == 0
             if before is not None and zero and name == "add":  # as sum() begins
-                self.values[id(value)] = value, _version(value), before
+                self.values[id(value)] = value, version_of(value), before
             # unless it is what was given, as contiguous() may return
             if self.node_of(value) is None:
                 name = self.unused(name.strip("_"))
-                self.add(value, name, owner, place, None, func, args_with_nodes, kwargs_with_nodes)
+                call = None, func, args_with_nodes, kwargs_with_nodes
+                self.add(value, name, owner, place, call)
         elif self.strict:
             raise ValueError(
                 f"{place} reads numbers of a value: what forward does may depend on "
@@ -338,26 +329,19 @@ class _Watch(TorchFunctionMode):
         return value
 
     def add(
-        self,
-        value: Any,
-        name: str,
-        path: str,
-        place: str,
-        module: nn.Module | None = None,
-        function: Callable[..., Any] | None = None,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, value: Any, name: str, path: str, place: str, call: _NodeCall = (None, None, (), {})
     ) -> None:
-        """Add a node, and one for each tensor of a value that is none."""
-        shape, index = value.shape if isinstance(value, Tensor) else None, len(self.nodes)
-        node = Node(index, name, path, place, module, function, args, kwargs or {}, shape)
+        """Add a node of a call, and one for each part of a value that is no tensor."""
+        shape = value.shape if isinstance(value, Tensor) else None
+        node = Node(len(self.nodes), name, path, place, *call, shape)
         self.nodes.append(node)
         if isinstance(value, Tensor):
-            self.values[id(value)] = value, _version(value), node
+            self.values[id(value)] = value, version_of(value), node
             return
         for i, each in enumerate(pytree.tree_leaves(value)):
             if isinstance(each, Tensor):
-                self.add(each, self.unused(f"{name}_{i}"), path, place, None, item, (node, i))
+                name_of_part = self.unused(f"{name}_{i}")
+                self.add(each, name_of_part, path, place, (None, item, (node, i), {}))
 
     def unused(self, name: str) -> str:
         """Return a name that no node has."""
@@ -368,7 +352,7 @@ class _Watch(TorchFunctionMode):
     def node_of(self, value: Any) -> Node | None:
         """Return the node of a value, if it was not written since."""
         _, version, node = self.values.get(id(value), (None, -1, None))
-        return node if node is not None and version == _version(value) else None
+        return node if node is not None and version == version_of(value) else None
 
     def with_nodes(self, values: Any, place: str) -> Any:
         """Return arguments with the node of each value in its place."""
@@ -415,7 +399,7 @@ class _Watch(TorchFunctionMode):
                     self.changed.setdefault(join_path(paths[each], name))
 
 
-def _attributes(module: nn.Module) -> dict[str, list[tuple[Any, int]]]:
+def _attributes(module: nn.Module) -> dict[str, list[tuple[Any, int | None]]]:
     """Return all objects that each attribute holds, tensors with their versions."""
     of_states = states_of(module) if keeps_states(module) else {}
     attributes = {**vars(module), **of_states, **module._parameters, **module._buffers}
@@ -426,8 +410,8 @@ def _attributes(module: nn.Module) -> dict[str, list[tuple[Any, int]]]:
     }
 
 
-def _objects(value: Any, depth: int = _DEPTH) -> Iterator[tuple[Any, int]]:
-    yield value, _version(value) if isinstance(value, Tensor) else 0
+def _objects(value: Any, depth: int = _DEPTH) -> Iterator[tuple[Any, int | None]]:
+    yield value, version_of(value) if isinstance(value, Tensor) else None
     if depth and isinstance(value, dict | list | tuple | set):
         for each in value.values() if isinstance(value, dict) else value:
             yield from _objects(each, depth - 1)
@@ -450,10 +434,6 @@ def setitem(value: Tensor, index: Any, part: Any) -> Tensor:
     """Write a part of a tensor, and return the tensor."""
     value[index] = part
     return value
-
-
-def _version(value: Tensor) -> int:
-    return -1 if value.is_inference() else value._version
 
 
 def unused(wanted: str, taken: Collection[str]) -> str:

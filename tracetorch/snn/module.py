@@ -1,16 +1,9 @@
 """``TTModule``: an ``nn.Module`` whose states are cleared and detached in one call.
 
-States. A module that keeps tensors from call to call says which (``active_states``), in which
-attributes they are (``state_attributes``), and what each is before the first step. They are plain
-attributes, never buffers: DistributedDataParallel broadcasts buffers and would overwrite the
-membranes of every process but one. They follow ``.to()`` (``_apply`` is overridden), stay out of
-the ``state_dict``, are kept as detached copies by pickle and deepcopy, and become ``None`` by
-``to_empty``. While a pass runs they are in the pass (``tracetorch/snn/passes.py``).
-
-Traversal. A ``TTModule`` may override ``zero_states`` or ``detach_states``. So a call on a model
-does not visit every layer itself: it calls the nearest ``TTModule``s below, and each of them goes
-on from there through ``super()``; a set of the modules reached makes an override run once. Inside
-``torch.compile`` registered modules alone can be followed, and a hidden one is an error.
+States are plain attributes, never buffers: DistributedDataParallel broadcasts buffers and would
+overwrite the membranes of every process but one. They follow ``.to()``, stay out of the
+``state_dict``, and are kept as detached copies by pickle and deepcopy. ``zero_states`` goes to the
+nearest ``TTModule``s below, each of which goes on through ``super()``, so that overrides run, once.
 """
 
 from __future__ import annotations
@@ -37,7 +30,16 @@ from tracetorch.core.torch_private import (
     kept_for_child,
 )
 from tracetorch.core.walk import named_modules, path_on_stack
-from tracetorch.snn import memory
+from tracetorch.snn.memory import (
+    CALL,
+    GivingWay,
+    attribute_of,
+    declare,
+    leaked_message,
+    recall,
+    remember,
+    start_of,
+)
 from tracetorch.snn.passes import WRITTEN, current_pass, note_written, states_of
 
 Action: TypeAlias = Literal["zero_states", "detach_states"]
@@ -81,7 +83,7 @@ class TTModule(nn.Module):
     """
 
     # none until there is one; a mapping proxy would be true for torch.compile, although it is empty
-    _memories: Mapping[str, memory.Memory] = {}
+    _memories: Mapping[str, tuple[int, ...] | None] = {}
     _declares_memory = True  # neuron layers have ``states`` instead
     # where the states were zeroed or set: in this trace, in this backward pass
     _zeroed_in_trace = False
@@ -130,15 +132,15 @@ class TTModule(nn.Module):
     @property
     def _state_attributes(self) -> tuple[str, ...]:
         """The names of the attributes that hold the states, in the order of ``active_states``."""
-        return tuple(map(memory.attribute_of, self._memories))
+        return tuple(map(attribute_of, self._memories))
 
     def _attribute_of(self, state: str) -> str:
         """Return the name of the attribute that holds a state; it is ``None`` at rest."""
-        return memory.attribute_of(state)
+        return attribute_of(state)
 
     def _start_of(self, state: str, like: Tensor) -> Tensor:
         """Return what a state is before the first step, in the shape of a live one."""
-        return memory.start_of(self, state, like.shape, like.dtype, like.device)
+        return start_of(self, state, like.shape, like.dtype, like.device)
 
     def _moved_state(self, state: Tensor, moved: Tensor) -> Tensor:
         """Return what a state becomes where ``.to()`` and its kin make ``moved`` of it."""
@@ -173,10 +175,7 @@ class TTModule(nn.Module):
             self._refuse_stale_states()
 
     def _mark_states_current(self) -> None:
-        """Note that the states belong to this trace, or to the backward pass that runs this again.
-
-        Whoever sets states from outside calls it; a step that was not reached by it raises there.
-        """
+        """Note the trace or backward pass that the states belong to: who sets them calls it."""
         self._zeroed_in_trace = is_tracing()
         if not torch.compiler.is_compiling():
             self._zeroed_in_backward = current_backward()
@@ -257,8 +256,8 @@ class TTModule(nn.Module):
             if state is not None:
                 state = kept_for_child(detached_state(self, name, state))
             attributes[attribute] = state
-        if self._memories:  # copies declare, and note, for themselves
-            attributes |= {"_memories": dict(self._memories), "_memory_notes": memory.Notes()}
+        if self._memories:
+            attributes[CALL] = None
         return attributes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TTModule:
@@ -288,7 +287,6 @@ class TTModule(nn.Module):
 
     # Memory of the module's own
 
-    @memory.unless_taken
     def memory(
         self,
         name: str,
@@ -306,10 +304,10 @@ class TTModule(nn.Module):
         some samples; ``detach_states``, ``.to()``, copies, ``tt.get_states``, ``tt.save`` and
         ``tt.export`` treat it as a state of a neuron. ``tt.unroll`` runs such a model by step.
 
-        What is read is a copy. A write into it in place, ``self.buf[:, 0] = x``, ``self.h.add_(x)``
-        or ``h = self.h; h += x``, is a ``ValueError`` at the end of the call, unless the memory is
-        assigned after it was read: ``buf = self.buf; buf[:, 0] = x; self.buf = buf``.
-        ``torch.compile`` and ``torch.vmap`` do not see it: run such a module once without them.
+        Assign, and do not write in place: what a call reads is a copy, and a write into it a
+        ``ValueError`` at its end, unless it is assigned: ``buf = self.buf; buf[:, 0] = x;
+        self.buf = buf``. ``torch.compile`` and ``torch.vmap`` do not see such a write. Outside of a
+        call the memory is read itself, as a neuron's state is, and is ``None`` at rest.
 
         Args:
             name: of the attribute; an identifier that is not taken.
@@ -336,45 +334,23 @@ class TTModule(nn.Module):
             >>> [model(torch.ones(1, 3)).tolist() for _ in range(2)]
             [[[1.0, 1.0, 1.0]], [[1.5, 1.5, 1.5]]]
         """
-        memory.declare(self, name, shape, init, learnable)
+        declare(self, name, shape, init, learnable)
 
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Add a buffer, as ``nn.Module.register_buffer``; a memory's name is taken."""
-        memory.check_no_memory(self, name)
-        super().register_buffer(name, tensor, persistent)
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Add a parameter, as ``nn.Module.register_parameter``; a memory's name is taken."""
-        memory.check_no_memory(self, name)
-        super().register_parameter(name, param)
-
-    def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a module, as ``nn.Module.add_module``; a memory's name is taken."""
-        memory.check_no_memory(self, name)
-        super().add_module(name, module)
+    if not TYPE_CHECKING:
+        memory = GivingWay(memory)
 
     if not TYPE_CHECKING:  # attributes have nn.Module's types
 
         def __getattr__(self, name):
             if name in self._memories:
-                return memory.recall(self, name)
+                return recall(self, name)
             return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._memories:
-            memory.remember(self, name, value)
+            remember(self, name, value)
         else:
             super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        if name in self._memories:
-            raise AttributeError(f"{name} is a memory, and is not deleted: assign None.")
-        super().__delattr__(name)
-
-    def __dir__(self) -> list[str]:
-        """List the memories too."""
-        names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
-        return [*names, *self._memories]
 
 
 class _EmptyLikeDetector(TorchFunctionMode):
@@ -407,121 +383,71 @@ def layer_label(layer: object, path: str | None) -> str:
     return f"layer {path!r}, {call}," if path else call
 
 
-def leaked_message(label: str, name: str) -> str:
-    """Say that a state has no values any more."""
-    return (
-        f"{label} holds a state {name} without values, left behind by a traced or transformed "
-        "call. Call zero_states()."
-    )
-
-
 # Traversal
 
 
-class _Traversal:
-    """The call in progress: its action, the modules it has reached, whose ``super()`` it awaits."""
+class _Traversal(threading.local):
+    """The modules that a call has reached, and whose ``super()`` it awaits, in each thread."""
 
     def __init__(self) -> None:
         # set here, not on the class: torch.compile specialises on the attributes of the object
-        self.action = ""
-        self.where: Tensor | None = None
-        self.reached: Any = None
-        self.awaited: nn.Module | None = None
-
-    def first_visit(self, module: nn.Module) -> bool:
-        """Whether ``module`` is reached for the first time."""
-        if id(module) in self.reached:
-            return False
-        self.reached.add(id(module))
-        return True
-
-    def start(self, root: nn.Module) -> None:
-        """Count ``root`` as reached, and nothing else."""
-        self.reached = {id(root)}
-
-    def nearest(self, root: nn.Module) -> list[nn.Module]:
-        """List the outermost stateful modules below ``root``."""
-        found = named_modules(root, closed=TTModule)
-        return [each for _, each in found if isinstance(each, TTModule) and each is not root]
+        self.reached: set[int] = set()
+        self.awaited: tuple[nn.Module, Action, Tensor | None] | None = None
 
 
-class _ThreadTraversal(_Traversal, threading.local):
-    """A traversal for each thread: models may be zeroed in several at once."""
-
-
-class _CompiledTraversal(_Traversal):
-    """The same for ``torch.compile``, which follows registered modules and compares by identity."""
-
-    def first_visit(self, module: nn.Module) -> bool:
-        if any(module is other for other in self.reached):
-            return False
-        self.reached.append(module)
-        return True
-
-    def start(self, root: nn.Module) -> None:
-        self.reached = [root]
-
-    def nearest(self, root: nn.Module) -> list[nn.Module]:
-        found: list[nn.Module] = []
-        entered: list[nn.Module] = []
-        pending = list(root.children())
-        for module in pending:
-            if any(module is other for other in entered):
-                continue
-            entered.append(module)
-            if isinstance(module, TTModule):
-                found.append(module)
-            else:
-                pending.extend(module.children())
-        return found
-
-
-_eager = _ThreadTraversal()
-_compiled = _CompiledTraversal()  # while a program is traced; it never runs in it
+_traversal = _Traversal()
 
 
 def traverse(root: nn.Module, action: Action, where: Tensor | None = None) -> None:
     """Call ``action`` of every stateful module below ``root``, each once."""
     compiling = torch.compiler.is_dynamo_compiling()
-    current: _Traversal = _compiled if compiling else _eager
-    if current.awaited is root and current.action == action and current.where is where:
-        # an override has called super(): go on with the call that has reached it
-        current.awaited = None
-        _visit(root, current)
-        return
-    # an export raises by itself, at the first step of a layer that was not reached
-    if compiling and not is_exporting() and _has_hidden_states(root):
-        graph_break(_HIDDEN)
-        _traverse_uncompiled(root, action, where)
-        return
-    if where is not None:
-        check_mask(where)
-        if not compiling:
-            for path, module in named_modules(root):
+    outer = awaited, reached = _traversal.awaited, _traversal.reached
+    # whether an override has called super(); whatever else it calls is a traversal of its own
+    goes_on = (
+        awaited is not None and awaited[0] is root and awaited[1] == action and awaited[2] is where
+    )
+    if not goes_on:
+        # an export raises by itself, at the first step of a layer that was not reached
+        if compiling and not is_exporting() and _has_hidden_states(root):
+            graph_break(_HIDDEN)
+            _traverse_uncompiled(root, action, where)
+            return
+        if where is not None:
+            check_mask(where)
+            for path, module in () if compiling else named_modules(root):
                 if isinstance(module, TTModule):
                     module._check_reset(path, where)
-    # whatever else an override calls is a traversal of its own: the outer one waits
-    outer = (current.action, current.where, current.reached, current.awaited)
-    current.action, current.where, current.awaited = action, where, None
-    current.start(root)
+        reached = {id(root)}
+        _traversal.reached = reached
     try:
-        _visit(root, current)
+        for module in _registered_below(root) if compiling else _nearest_below(root):
+            if id(module) not in reached:
+                reached.add(id(module))
+                _traversal.awaited = module, action, where
+                _call_action(module, action, where)
     finally:
-        current.action, current.where, current.reached, current.awaited = outer
+        _traversal.awaited, _traversal.reached = (None, reached) if goes_on else outer
 
 
-def _visit(root: nn.Module, current: _Traversal) -> None:
-    action, where = current.action, current.where
-    for module in current.nearest(root):
-        if current.first_visit(module):
-            current.awaited = module
-            _call_action(module, action, where)
-            current.awaited = None
+def _nearest_below(root: nn.Module) -> list[nn.Module]:
+    """List the outermost stateful modules below ``root``."""
+    found = named_modules(root, closed=TTModule)
+    return [each for _, each in found if isinstance(each, TTModule) and each is not root]
 
 
-def _call_action(module: nn.Module, action: Action | str, where: Tensor | None) -> None:
-    """Call the method; ``where`` only when given, for an override need not take it."""
-    if where is None:
+def _registered_below(root: nn.Module) -> list[nn.Module]:
+    """List those that are registered, which ``torch.compile`` can follow."""
+    found: list[nn.Module] = []
+    for module in root.children():
+        found += [module] if isinstance(module, TTModule) else _registered_below(module)
+    return found
+
+
+def _call_action(module: nn.Module, action: Action, where: Tensor | None = None) -> None:
+    """Call a method of a module; ``where`` only when given, for an override need not take it."""
+    if not isinstance(module, TTModule):
+        traverse(module, action, where)
+    elif where is None:
         getattr(module, action)()
     else:
         getattr(module, action)(where=where)
@@ -546,8 +472,7 @@ def check_mask(where: object) -> None:
         got = f"a tensor of {where.dtype}" if isinstance(where, Tensor) else type(where).__name__
         raise TypeError(
             f"where must be a boolean tensor, got {got}. Try where=torch.as_tensor(done, "
-            "dtype=torch.bool); of indices mask = torch.zeros(batch, dtype=torch.bool); "
-            "mask[indices] = True; where=mask."
+            "dtype=torch.bool)."
         )
     if where.ndim != 1:
         raise ValueError(
@@ -577,10 +502,7 @@ def zero_states(module: nn.Module, *, where: Tensor | None = None) -> None:
         True
     """
     check_module(module)
-    if isinstance(module, TTModule):
-        _call_action(module, "zero_states", where)
-    else:
-        traverse(module, "zero_states", where)
+    _call_action(module, "zero_states", where)
 
 
 def detach_states(module: nn.Module) -> None:
@@ -600,7 +522,4 @@ def detach_states(module: nn.Module) -> None:
         False
     """
     check_module(module)
-    if isinstance(module, TTModule):
-        module.detach_states()
-    else:
-        traverse(module, "detach_states")
+    _call_action(module, "detach_states")

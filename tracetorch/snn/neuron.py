@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.cell import METHODS, Cell, StepDefinition
 from tracetorch.core.torch_private import (
@@ -54,9 +54,6 @@ class Neuron(SequenceLayer):
     The arithmetic is float32 for bfloat16 and float16 inputs, otherwise in the input's dtype; the
     states have the arithmetic's dtype, the output has the input's.
 
-    E-prop (``tt.online``) leaves the reset out. Which states a spike resets is found from ``step``;
-    where that is not what is meant, the class lists them, ``reset_states = ("mem",)``.
-
     Args:
         num_neurons: size of the neuron dimension; at least 1.
         dim: the neuron dimension of the tensor of one step: -1 for ``[B, N]``, -3 for
@@ -94,7 +91,7 @@ class Neuron(SequenceLayer):
     """
 
     reset_states: ClassVar[tuple[str, ...]]
-    """The states that a spike resets, for e-prop (``tt.online``); left out: found from ``step``."""
+    """The states that a spike resets, which e-prop leaves out; not given: found from ``step``."""
     step: ClassVar[Callable[..., tuple[Any, ...]]]
 
     def __init__(self, num_neurons: int, dim: int = -1) -> None:
@@ -257,14 +254,10 @@ class Neuron(SequenceLayer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` at once: what a loop over them computes.
 
-        Steps of arithmetic and comparisons give the same bits, of square roots where PyTorch
-        rounds them to the nearest; ``exp`` and its like may differ in the last places, for kernels
-        call other libraries. Any number of threads gives the same bits. Gradients are summed in
-        another order.
-
-        It starts from the states the layer holds, initial ones where it holds none, and leaves the
-        last ones in it, part of the graph; so a sequence cut anywhere gives the same outputs and
-        gradients. When it fails the layer is as before.
+        Steps of arithmetic and comparisons give the same bits, with any number of threads; ``exp``
+        and its like may differ in the last places, for kernels call other libraries. Gradients are
+        summed in another order. It starts from the states the layer holds, and leaves the last ones
+        in it, part of the graph. When it fails the layer is as before.
 
         Args:
             x: the inputs ``[T, ...]``.
@@ -338,10 +331,7 @@ class Neuron(SequenceLayer):
         return super()._restarted(x, record, reset, further)
 
     def _restarts_in_loop(self, cell: Cell | StepDefinition) -> bool:
-        """Whether samples can start anew inside the loop.
-
-        Not where methods of the layer's own, or states of another shape, must see it happen.
-        """
+        """Whether samples can start anew inside the loop, and no method of the layer's own sees."""
         kind = type(self)
         return (
             isinstance(cell, Cell)
@@ -468,10 +458,7 @@ def has_step(layer: object) -> TypeGuard[Neuron]:
 
 
 def beside_step(layer: Neuron) -> str | None:
-    """Return which code of a neuron its step and parameters do not tell of; ``None`` where none.
-
-    What is made of step and parameters alone, NIR, integers or a page, computes something else.
-    """
+    """Return which code of a neuron its step and parameters do not tell of; ``None`` where none."""
     if type(layer).forward is not Neuron.forward or "forward" in vars(layer):
         return "has a forward of its own"
     cell = layer.cell
@@ -487,6 +474,26 @@ def starts_from_zero(layer: Neuron) -> bool:
     """Whether all states are declared to be zero before the first step."""
     declared = [getattr(layer, f"initial_{name}", None) for name in layer.states]
     return not any(bool(value.any()) for value in declared if value is not None)
+
+
+def spike_functions(layer: nn.Module) -> list[str]:
+    """List the options of a neuron layer that map to 0 and 1; none for a layer without spikes."""
+    if not isinstance(layer, SequenceLayer):
+        return []
+    return [name for name in layer._options if _is_spike_function(getattr(layer, name))]
+
+
+def _is_spike_function(option: object) -> bool:
+    if not callable(option):
+        return False
+    device = None
+    # A surrogate with parameters of its own runs on their device only.
+    if isinstance(option, nn.Module):
+        device = next((p.device for p in option.parameters()), None)
+    # Any callable may be a surrogate, so its values decide, not its type.
+    with torch.no_grad():
+        spikes = option(torch.linspace(-4, 4, 9, device=device))
+    return isinstance(spikes, Tensor) and bool(((spikes == 0) | (spikes == 1)).all())
 
 
 @constant_in_compile

@@ -1,21 +1,13 @@
 """``Pass``: the states of all layers that a call meets, read where they are met, committed at once.
 
-States live on layers between calls; during ``tt.unroll`` they live in a pass, which is ambient for
-its thread. A layer is called as ever, and runs one step, or, where time is folded into the batch,
-all of them, on the states that the pass holds. At the end all states are written to the layers
-together, by one call of C that nothing interrupts. So a call that fails has changed nothing, one
-from rest touches no layer, and several threads may run one model from rest at once.
+States live on layers between calls; during ``tt.unroll`` they live in a pass, ambient for its
+thread, and are written to the layers together, by one call of C that nothing interrupts: a call
+that fails has changed nothing, and threads may run one model from rest at once. A clock, read when
+a pass begins and in that call of C, tells one that would go on from the states of two.
 
-By layer time is folded into the batch, and only the layer that runs knows the states of a step: so
-a ``forward`` that reads, sets or clears them is refused, which is right by step. What runs inside a
-layer, in a ``Recurrent``, runs step by step, on the states of the same pass.
-
-A pass inside a pass, ``tt.unroll`` of a part of a model that runs by step, reads its states from
-the outer one and commits to it.
-
-Two threads that continue one stream leave the states of one of them. One that meets a layer whose
-states another pass has committed, or another thread has cleared, since it began would go on from a
-mixture of both, and raises: a clock is read when a pass begins, and in the call of C that commits.
+By layer a layer runs all steps, so a ``forward`` that reads, sets or clears states is refused; what
+runs inside a layer, in a ``Recurrent``, runs step by step, on the states of the same pass. A pass
+inside a pass, of a part of a model that runs by step, reads from the outer one and commits to it.
 """
 
 from __future__ import annotations
@@ -24,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import chain, count, islice
-from typing import Any, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,8 +25,6 @@ from tracetorch.core.torch_private import (
     NO_BACKWARD,
     current_backward,
     dispatch_modes,
-    functorch,
-    functorch_active,
     is_jit_tracing,
     is_tracing,
     unsafe_view,
@@ -49,47 +39,8 @@ WRITTEN = "_states_written"
 _clock = count(1)
 
 
-class Stateful(Protocol):
-    """A module with states: a ``TTModule``."""
-
-    __dict__: dict[str, Any]
-    training: bool
-    _zeroed_in_trace: bool
-    _zeroed_in_backward: int
-
-    @property
-    def _state_attributes(self) -> tuple[str, ...]: ...
-
-    def _label(self) -> str: ...
-
-    def _refuse_stale_states(self) -> None: ...
-
-
-class Layer(Stateful, Protocol):
-    """A layer that runs one step, or a sequence: a ``SequenceLayer``."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs."""
-
-    @property
-    def forward_step(self) -> Callable[..., Tensor]:
-        """Runs one step."""
-
-    @property
-    def forward_sequence(self) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
-        """Runs all the steps."""
-
-    def _check_input(self, x: object) -> Any:
-        """Raise where an input does not fit."""
-
-    def _all_further(
-        self, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
-    ) -> tuple[Tensor, ...]: ...
-
-    def _restarted(
-        self, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+Stateful: TypeAlias = Any  # a TTModule, whose file imports this one
+Layer: TypeAlias = Any  # a SequenceLayer
 
 
 class _Ambient(threading.local):
@@ -135,19 +86,11 @@ class Entry:
     called: bool
     module: Stateful
     states: dict[str, Any]
-    within: Stateful | None
+    within: Any
 
 
 class Pass:
-    """The states of the layers that a call meets, and how time runs in it.
-
-    Args:
-        steps: how many time steps are folded into the batch of what the layers are given.
-        folded: whether time is folded, by layer; else a call of a layer is one step.
-        from_rest: states begin from rest, and are not to be committed.
-        reset: where samples start anew before a step, by layer; ``None`` for nowhere.
-        recorder: what is given the inputs, states and outputs to record; ``None`` for nothing.
-    """
+    """The states of the layers that a call meets; ``folded``: by layer, ``steps`` in the batch."""
 
     def __init__(
         self,
@@ -162,15 +105,11 @@ class Pass:
         self.reset, self.recorder = reset, recorder
         self.parent = ambient.current
         self.entries: dict[int, Entry] = {}
-        self.running: Layer | None = None
-        """By layer the layer that runs its steps now."""
-        self.notes: dict[int, Any] = {}
-        """What a module keeps for the length of the call, by its id."""
+        self.running: Any = None  # by layer the layer that runs its steps now
+        self.notes: dict[int, Any] = {}  # what a module keeps for the length of the call, by its id
         self.weights: dict[int, Tensor] = {}  # what a loop computes once for all of its steps
         compiling = torch.compiler.is_compiling()
         self.began = 0 if compiling else next(_clock)
-        self.went_on = compiling
-        """Whether it has met a state that is not at rest; a compiler is not asked."""
         observed = not compiling and (dispatch_modes() or is_jit_tracing())
         self.traced = bool(observed) and is_tracing()
         self.backward = NO_BACKWARD if compiling else current_backward()
@@ -188,17 +127,15 @@ class Pass:
 
     def states_of(self, module: Stateful, action: str = "use its states") -> dict[str, Any]:
         """Return the states of a module by attribute, to read and to write."""
-        if self.folded:
-            if self.running is None:
-                raise ValueError(
-                    f"{module._label()} runs all of its time steps at once, so a forward "
-                    f'cannot {action} in each of them. Use tt.unroll(..., by="step").'
-                )
-            entry = self.entries.get(id(module)) or self._meet(module, self.running)
-            if entry.within is not self.running:
-                self._refuse_place(module)
-            return entry.states
-        entry = self.entries.get(id(module)) or self._meet(module, None)
+        running = self.running
+        if running is None and self.folded:
+            raise ValueError(
+                f"{module._label()} runs all of its time steps at once, so a forward cannot "
+                f'{action} in each of them. Use tt.unroll(..., by="step").'
+            )
+        entry = self.entries.get(id(module)) or self._meet(module, running)
+        if entry.within is not running:
+            self._refuse_place(module)
         return entry.states
 
     def _meet(self, module: Stateful, within: Stateful | None) -> Entry:
@@ -225,8 +162,6 @@ class Pass:
                 ):
                     module._refuse_stale_states()
             entry.states = {name: source[name] for name in names}
-            if not self.went_on:
-                self.went_on = list(entry.states.values()).count(None) < len(names)
         self.entries[id(module)] = entry
         return entry
 
@@ -238,10 +173,7 @@ class Pass:
         )
 
     def has_restarted(self, module: Stateful, where: Tensor) -> bool:
-        """Whether a module that the layer that runs restarts has run all of its steps before.
-
-        A module that computes an input of the layer, a ``Noise``, has then started anew itself.
-        """
+        """Whether a module has run all steps, and restarted, before the layer whose input it is."""
         if self.running is None or self.reset is None or self.reset.now is not where:
             return False
         entry = self.entries.get(id(module))
@@ -276,19 +208,6 @@ class Pass:
         )
         del olds
 
-    def check_outlives_transforms(self) -> None:
-        """Raise where states belong to a ``vmap``, over when the modules are called next."""
-        if not functorch_active() or self.parent is not None:
-            return
-        for entry in self.entries.values():
-            for name, state in entry.states.items():
-                if isinstance(state, Tensor) and functorch.is_batchedtensor(state):
-                    raise ValueError(
-                        f"{entry.module._label()} would keep a state {name} of all samples of "
-                        "a vmap, which is over when the layer is called next. Use "
-                        "tt.unroll(..., from_rest=True) in torch.vmap."
-                    )
-
     # Calls of layers
 
     def __call__(
@@ -298,11 +217,18 @@ class Pass:
         several = given or named or len(layer.inputs) > 1
         if not self.folded or self.running is not None:
             further = layer._all_further(x, given, named) if several else ()
-            y = layer.forward_step(x, *further)
-            return y if self.recorder is None else self.recorder.after_call(layer, x, y)
+            y: Tensor = layer.forward_step(x, *further)
+            if self.recorder is not None:
+                y = self.recorder.after_call(layer, x, y)
+            return y
         entry = self.entries.get(id(layer)) or self._meet(layer, layer)
-        if entry.called or entry.within is not layer:
-            self._refuse_call(layer, entry)
+        if entry.within is not layer:
+            self._refuse_place(layer)
+        if entry.called:
+            raise ValueError(
+                f"{layer._label()} is called twice in one step, so its steps cannot be run all at "
+                'once. Use unroll(..., by="step").'
+            )
         entry.called = True
         steps = self.steps
         if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] % steps:
@@ -333,16 +259,9 @@ class Pass:
             return unsafe_view(y, folded)
         return y.view(folded)
 
-    def _refuse_call(self, layer: Layer, entry: Entry) -> NoReturn:
-        if entry.within is not layer:
-            self._refuse_place(layer)
-        raise ValueError(
-            f"{layer._label()} is called twice in one step, so its steps cannot be run all at "
-            'once. Use unroll(..., by="step").'
-        )
-
     def _run_general(self, layer: Layer, x: Tensor, further: tuple[Tensor, ...]) -> Tensor:
         """Run the sequence of a layer with further inputs, restarts or a recorder."""
+        y: Tensor
         more: dict[str, Any] = {"further": further} if further else {}
         recorder = self.recorder
         record = () if recorder is None else recorder.states_wanted_of(layer)
@@ -359,7 +278,9 @@ class Pass:
                     'changes the batch. Use unroll(..., by="step").'
                 )
             y, trajectories = layer._restarted(x, record, self.reset, further)
-        return y if recorder is None else recorder.after_sequence(layer, x, y, trajectories)
+        if recorder is not None:
+            y = recorder.after_sequence(layer, x, y, trajectories)
+        return y
 
 
 def _unfolded(layer: Layer, value: Tensor, x: Tensor, steps: int) -> Tensor:
@@ -422,6 +343,3 @@ class State:
             layer.__dict__[self.name] = value
         else:
             run.states_of(layer, f"set its state {self.name}")[self.name] = value
-
-    def __delete__(self, layer: Any) -> None:
-        del layer.__dict__[self.name]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from tracetorch.snn.descriptions import describe_wrapper
 from tracetorch.snn.leaky_integrator import LeakyIntegrator
 from tracetorch.snn.parameters import Rank, Value
-from tracetorch.snn.spiking import setups
+from tracetorch.snn.spiking import describe_wrapper, setups
 
 
 @describe_wrapper

@@ -20,7 +20,8 @@ from tracetorch.core.checks import suggestion
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_leaked_tracer
 from tracetorch.snn.declarations import DeclaringLayer
-from tracetorch.snn.module import TTModule, leaked_message
+from tracetorch.snn.memory import leaked_message
+from tracetorch.snn.module import TTModule
 from tracetorch.snn.parameters import Value, Weight, resolve_setup
 from tracetorch.snn.passes import WRITTEN, State, ambient, in_one_commit, states_of
 from tracetorch.snn.restarts import run_between_restarts
@@ -35,7 +36,7 @@ ARITHMETIC_DTYPE = {
 }
 # what a call of a layer may change besides its states
 _NOTES = (
-    *("_memory_notes", "_nan_reported", "_steps_run", "_zeroed_in_backward", "_zeroed_in_trace"),
+    *("_memory_call", "_nan_reported", "_steps_run", "_zeroed_in_backward", "_zeroed_in_trace"),
     *("_sigma", "step_kwargs", "_known_plan"),
     WRITTEN,
 )

@@ -149,9 +149,7 @@ def _check(layer: SequenceLayer, states: dict[str, Tensor], path: str) -> None:
     dtypes = (torch.float32, torch.float64) if kind.dtype is None else (kind.dtype,)
     for name, state in states.items():
         if not isinstance(state, Tensor) or state.dtype not in dtypes:
-            got = (
-                f"a tensor of {state.dtype}" if isinstance(state, Tensor) else type(state).__name__
-            )
+            got = state.dtype if isinstance(state, Tensor) else type(state).__name__
             kept = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise TypeError(f"{owner} keeps {name} in {kept}, got {got}.")
         ndim = state.ndim - len(kind.tail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,11 +17,8 @@ LOOK_EVERY = 100  # single steps: a look takes microseconds, a step tens of them
 
 _log = logging.getLogger("tracetorch")
 
-LayersWithStates: TypeAlias = "Iterable[tuple[Any, dict[str, Any]]]"
-"""Modules that were met, each with what holds its states by their names."""
 
-
-def state_with_nan(layers: LayersWithStates) -> tuple[Any, str] | None:
+def state_with_nan(layers: Iterable[tuple[Any, dict[str, Any]]]) -> tuple[Any, str] | None:
     """Return a layer and the name of its state that is NaN; a GPU would have to be waited for."""
     for layer, states in layers:
         # a memory of a module's own may hold what it likes, and what a delay holds does not stay

@@ -27,8 +27,8 @@ from tracetorch.export.step import decomposed, export_step
 from tracetorch.fuse.ir.intervals import Interval, interval_of
 from tracetorch.integers.arithmetic import limits
 from tracetorch.integers.layers import Quantize
+from tracetorch.snn.batch_norm import needs_batch
 from tracetorch.snn.noise import Noise
-from tracetorch.snn.norm_folding import needs_batch
 from tracetorch.unrolling.inputs import Inputs
 
 
