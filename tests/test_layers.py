@@ -50,7 +50,7 @@ CEILINGS = {
     "__init__": 107,
     "__main__": 110,
     "cell": 317,
-    "checkpoint": 738,
+    "checkpoint": 739,
     "chips": 1126,
     "convert": 1183,
     "core": 1830,

@@ -113,8 +113,10 @@ def interleaves(model: nn.Module) -> bool:
     layers = [module for module in outside if isinstance(module, Recurrent)]
     inside = [m for layer in layers for _, m in modules_of(layer) if m is not layer]
     places = Counter(map(id, (*outside, *inside)))
+    # steps that read more than their arguments, which another module's code may write
+    readers = {id(m) for m in outside if has_step(m) and not m.cell.is_comparable}
     return (
-        any(has_step(m) and not m.cell.is_comparable for m in outside)
+        (bool(readers) and any(_is_own(m) for m in outside if id(m) not in readers))
         or any(computes_per_sample(type(m)) for m in outside)
         or any(map(_is_own, (*layers, *inside)))
         or any(places[id(m)] > 1 and (isinstance(m, TTModule) or m._buffers) for m in inside)
