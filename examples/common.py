@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 import tracetorch
+from tracetorch.core.checks import require
 from tracetorch.core.files import atomic_replace
-from tracetorch.core.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

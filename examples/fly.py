@@ -30,7 +30,7 @@ import tracetorch as tt
 from examples import common
 from examples.common import count, rate
 from tracetorch import snn
-from tracetorch.core.optional import require
+from tracetorch.core.checks import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import tracetorch as tt
 from examples.common import count, rate, seed_number
 from examples.demo import ConvSNN
-from tracetorch.core.optional import require
+from tracetorch.core.checks import require
 from tracetorch.data.digits import Digits, load_digits
 
 require("lightning", extra="lightning", by="examples.lightning_digits")

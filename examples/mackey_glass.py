@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from examples import common
 from tracetorch import snn
-from tracetorch.core.optional import require
+from tracetorch.core.checks import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,8 +29,8 @@ from tracetorch.fuse.ir.kernel import (
     Statement,
     Store,
     statements,
+    without_dead_lines,
 )
-from tracetorch.fuse.ir.simplify import without_dead_lines
 from tracetorch.fuse.runtime.kernel_cache import module_of
 
 # Name of a card's architecture: Triton's backend, its architecture, lanes of a warp.

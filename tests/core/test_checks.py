@@ -15,6 +15,7 @@ from tracetorch.core.checks import (
     check_nonnegative,
     check_number,
     check_share,
+    require,
     suggestion,
 )
 
@@ -100,3 +101,13 @@ def test_modules_and_suggestions() -> None:
 @pytest.mark.parametrize("allowed", [[], ["spike"]])
 def test_suggestion_is_empty_without_a_near_name(allowed: list[str]) -> None:
     assert suggestion("mem", allowed) == ""
+
+
+def test_missing_packages_and_their_extra_are_named() -> None:
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"tt\.plot needs absent_a and absent_b, .* Run: pip install absent_a absent_b; "
+        r"or, in a clone of traceTorch: pip install -e '\.\[plot\]'",
+    ):
+        require("torch", "absent_a", "absent_b", extra="plot", by="tt.plot")
+    require("torch", "numpy", extra="plot", by="tt.plot")

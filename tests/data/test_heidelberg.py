@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 import tracetorch as tt
 from tests.data.files import write_heidelberg
-from tracetorch.core import optional
+from tracetorch.core import checks
 from tracetorch.data import heidelberg
 from tracetorch.data.heidelberg import Archive, fetch, find
 
@@ -89,7 +89,7 @@ def test_missing_files_unknown_parts_and_a_missing_h5py_are_named(
     assert not (folder / "new").exists()
     with pytest.raises(ValueError, match=r"SHD has the parts 'train' or 'test', got 'valid'"):
         tt.data.SHD(folder, "valid")
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.data\.SHD needs h5py, .*\[data\]"):
         tt.data.SHD(folder)
 

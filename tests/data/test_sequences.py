@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tracetorch.core import optional
+from tracetorch.core import checks
 from tracetorch.data import Sequences, japanese_vowels, made_up_words
 
 
@@ -28,7 +28,7 @@ def test_utterances_are_ragged_and_standardised() -> None:
 def test_missing_sktime_and_a_wrong_number_of_labels_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"japanese_vowels needs sktime, .*\[data\]"):
         japanese_vowels()
     with pytest.raises(ValueError, match="got 1 sequences, but 2 labels"):

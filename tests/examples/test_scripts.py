@@ -436,9 +436,9 @@ def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_missing_package_is_an_error_of_one_line(tmp_path, monkeypatch, capsys) -> None:
-    from tracetorch.core import optional
+    from tracetorch.core import checks
 
-    monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "sktime" else True)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "sktime" else True)
     assert run("vowels", tmp_path) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ")

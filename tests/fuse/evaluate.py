@@ -145,7 +145,7 @@ class _Evaluator:
                 # a number from behind the end would be taken from the front
                 place = int(self.values[each] if isinstance(each, ir.Value) else each)
                 if place < 0:
-                    raise IndexError(f"{each} is {place} in {buffer}")
+                    raise IndexError(f"{each} is {place} in {buffer.label}")
                 found.append(place)
         return tuple(found)
 

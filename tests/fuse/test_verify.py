@@ -133,7 +133,7 @@ BROKEN: dict[str, Write] = {
         lambda k, x, y, t: k.store(y, (k.op("add", t, 1), LANE), 0.0),
     "before the first place of output":
         lambda k, x, y, t: k.store(y, (k.op("sub", t, 1), LANE), 0.0),
-    "behind the last place of input x":
+    "behind the last place of input_x":
         lambda k, x, y, t: k.load(x, (k.op("add", t, 1), LANE), "next"),
     "assigned twice": _twice,
     "nowhere is read before it is assigned":
@@ -149,7 +149,7 @@ BROKEN: dict[str, Write] = {
     "of another type than its operation": lambda k, x, y, t: k.append(
         Operation(Value("v", Dtype.FLOAT32), "neg", (_now(k, x, t),))
     ),
-    "input x is only read": lambda k, x, y, t: k.store(x, (t, LANE), 0.0),
+    "input_x is only read": lambda k, x, y, t: k.store(x, (t, LANE), 0.0),
     "not an argument": lambda k, x, y, t: k.store(replace(y, name="other"), (t, LANE), 0.0),
     "has 2 dimensions": lambda k, x, y, t: k.store(y, (LANE,), 0.0),
     "a dimension of lanes or neurons is indexed by them alone":
@@ -164,7 +164,7 @@ BROKEN: dict[str, Write] = {
     "lanes within lanes": _nested,
     "a condition is uniform": _condition,
     "outside of its block": _scope,
-    "before the first place of input x": _unguarded,
+    "before the first place of input_x": _unguarded,
     "behind the last place": _bounds,
     "is int64, not float32": _carried,
     "what a loop carries changes its type": _one_lane,

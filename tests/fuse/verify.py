@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
 from tracetorch.fuse.ir import kernel as ir
-from tracetorch.fuse.ir.graph import ARITY, COMPARISONS, LOGIC
+from tracetorch.fuse.ir.graph import BINARY, COMPARISONS, LOGIC, UNARY
 from tracetorch.fuse.runtime.layout import LARGEST
 
 INTEGER = frozenset({"add", "sub", "mul", "min", "rem"})
@@ -21,6 +21,14 @@ INTEGER = frozenset({"add", "sub", "mul", "min", "rem"})
 _Sum: TypeAlias = "tuple[int, tuple[tuple[ir.Value, int], ...]]"
 _DEPTH = 12
 _WORD = 2**63
+ARITY = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), "fma": 3}
+READ_ONLY = frozenset(
+    {
+        *(ir.Role.INPUT, ir.Role.PARAMETER, ir.Role.LITERALS, ir.Role.START, ir.Role.MATRIX),
+        *(ir.Role.GRAD_OUTPUT, ir.Role.GRAD_END, ir.Role.GRAD_RECORD, ir.Role.BIAS),
+        *(ir.Role.FIRST_OUTPUT, ir.Role.GRAD_LAST_OUTPUT),
+    }
+)
 
 
 class InvalidKernel(Exception):  # noqa: N818 (a finding about a kernel)
@@ -187,7 +195,7 @@ class _Verifier:
         if buffer not in self.kernel.buffers:
             self.fail("memory that is not an argument", where)
         if len(index) != len(buffer.shape):
-            self.fail(f"{buffer} has {len(buffer.shape)} dimensions", where)
+            self.fail(f"{buffer.label} has {len(buffer.shape)} dimensions", where)
         axes = {ir.Extent.LANES: ir.Axis.LANE, ir.Extent.NEURONS: ir.Axis.NEURON}
         found = False
         for place, extent in zip(index, buffer.shape, strict=True):
@@ -215,17 +223,17 @@ class _Verifier:
     ) -> None:
         """Check that places lie in a dimension of a buffer."""
         if not self.positive(lowest):
-            self.fail(f"{name} may lie before the first place of {buffer}", where)
+            self.fail(f"{name} may lie before the first place of {buffer.label}", where)
         if isinstance(extent, ir.Extent):
             raise TypeError("lanes and neurons have no size in a kernel")
         size = (extent, ()) if isinstance(extent, int) else (extent.plus, ((extent.value, 1),))
         if not self.positive(_minus(_plus(size, (-1, ())), highest)):
-            self.fail(f"{name} may lie behind the last place of {buffer}", where)
+            self.fail(f"{name} may lie behind the last place of {buffer.label}", where)
 
     def write(self, each: ir.Store) -> None:
         lanes = self.access(each.buffer, each.index, each)
-        if each.buffer.role in ir.READ_ONLY:
-            self.fail(f"{each.buffer} is only read", each)
+        if each.buffer.role in READ_ONLY:
+            self.fail(f"{each.buffer.label} is only read", each)
         if self.use(each.value, each.buffer.dtype, each) and not lanes:
             self.fail("all lanes write to one place", each)
         if not lanes:
@@ -245,7 +253,7 @@ class _Verifier:
                 self.fail("a product is of steps of sequences of lanes", each)
             if index[1] is not ir.Axis.LANE or buffer.dtype is not matrix.dtype:
                 self.fail("a product is of rows of lanes, of one dtype", each)
-        if target.role in ir.READ_ONLY or matrix.role is not ir.Role.MATRIX:
+        if target.role in READ_ONLY or matrix.role is not ir.Role.MATRIX:
             self.fail("a product reads matrices and writes elsewhere", each)
         if matrix.shape[1:] != (ir.Extent.NEURONS, ir.Extent.NEURONS):
             self.fail("a matrix has rows and columns of neurons", each)

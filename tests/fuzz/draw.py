@@ -15,9 +15,15 @@ SEEDS = range(60)
 # Operations that keep numbers of order 1 of that order, and have no jumps but at whole numbers.
 UNARY = (
     *("torch.tanh({a})", "torch.sigmoid({a})", "torch.relu({a})", "F.gelu({a})", "F.silu({a})"),
-    *("F.mish({a})", "F.hardswish({a})", "F.hardsigmoid({a})", "F.hardtanh({a})", "F.elu({a})"),
-    *("F.celu({a})", "F.selu({a})", "F.softsign({a})", "F.softplus({a})", "F.logsigmoid({a})"),
-    *("F.leaky_relu({a})", "F.softshrink({a})", "torch.sin({a})", "torch.atan({a})"),
+    *(
+        "F.mish({a})",
+        "F.relu6({a})",
+        "torch.expm1({a}.clamp(-2, 2))",
+        "F.hardtanh({a})",
+        "F.elu({a})",
+    ),
+    *("F.celu({a})", "F.selu({a})", "F.softsign({a})", "F.softplus({a})", "-F.softplus(-{a})"),
+    *("F.leaky_relu({a})", "F.tanhshrink({a})", "torch.sin({a})", "torch.atan({a})"),
     *("{a}.abs()", "-{a}", "torch.exp(-{a}.abs())", "torch.log1p({a}.abs())", "torch.erf({a})"),
     *("torch.sqrt({a} * {a} + 0.1)", "torch.square({a}.clamp(-2, 2))", "torch.asinh({a})"),
     *("torch.nan_to_num({a})", "torch.fmod({a}, 3.0)", "{a} % 4.0", "torch.frac({a})"),
@@ -33,7 +39,7 @@ BINARY = (
     "{a} + torch.div({a}, 1 + {b}.abs(), rounding_mode='trunc')",
     "{a} + torch.div({a}, 1 + {b}.abs(), rounding_mode='floor')",
     "torch.clamp({a}, min=-{b}.abs() - 0.1)",
-    "F.smooth_l1_loss({a}, {b}, reduction='none')",
+    "F.huber_loss({a}, {b}, reduction='none')",
 )
 BRANCHES = (
     "torch.where({a} > {b}, {a}, 0.5 * {b})",
@@ -47,7 +53,7 @@ BRANCHES = (
 )
 VIEWS = (
     *("{a}.unsqueeze(-1).squeeze(-1)", "{a}[None].squeeze(0)", "{a}[...]", "{a}.view_as(x)"),
-    *("{a}.expand_as(x)", "{a}.transpose(0, -1).transpose(0, -1)", "{a}.reshape(x.shape)"),
+    *("{a}.expand_as(x)", "{a}.flatten().view_as(x)", "{a}.reshape_as(x)"),
     *("{a}.clone()", "({a}.unsqueeze(0) * {b}.unsqueeze(0)).squeeze(0).tanh()"),
 )
 # Of one name, which is a copy first.
@@ -56,7 +62,7 @@ IN_PLACE = (
     "{v} = {a} * 0.7; {v}.mul_(0.5).add_({b}, alpha=0.2)",
     "{v} = {a} + {b}; part = {v}.unsqueeze(0); part *= 0.4",
     "{v} = {a} - {b}; part = {v}[...]; part.clamp_(-2, 2)",
-    "{v} = torch.tanh({a}).clone(); view = {v}.transpose(0, -1); view.mul_(0.5)",
+    "{v} = torch.tanh({a}).clone(); view = {v}.view(-1); view.mul_(0.5)",
     "{v} = {a} + 0.1; {v}.copy_({b}); {v} -= {a}",
     "{v} = torch.zeros_like(x); {v} += {a}; {v}.lerp_({b}, 0.2)",
 )

@@ -18,7 +18,7 @@ from torch import nn
 
 import tracetorch as tt
 from tracetorch import snn
-from tracetorch.core import optional
+from tracetorch.core import checks
 
 constants = pytest.importorskip("huggingface_hub.constants", reason="of the extra hub")
 COMMIT = 40 * "a"
@@ -177,7 +177,7 @@ def test_a_repository_without_the_file_is_an_error(folder, tmp_path, server) -> 
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     message = r"tt.hub.HubMixin needs huggingface_hub, .*'hub'"
     with pytest.raises(ModuleNotFoundError, match=message):
         getattr(tt.hub, "HubMixin")  # noqa: B009

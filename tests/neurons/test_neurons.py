@@ -211,7 +211,7 @@ def test_defaults_follow_from_milliseconds(name: str) -> None:
     GLIF(3, leak_gate=1.5) -> ValueError: leak_gate must lie strictly between 0 and 1
     EIF(3, surrogate_derivative=2.0) -> TypeError: the peak: surrogate must be callable
     Izhikevich(3, b=[0.2]) -> TypeError: b must be a number or a tensor
-    snn.SEAdLIF -> AttributeError: 'SEAdLIF'\. Neurons of the lit.*tracetorch\.neurons\.
+    snn.SEAdLIF -> AttributeError: no attribute 'SEAdLIF'
     neurons.LIF -> AttributeError: 'LIF'\. It is in tracetorch\.snn: tt\.snn\.LIF\.
     neurons.lif -> AttributeError: has no attribute 'lif'\.$
     """
@@ -459,7 +459,7 @@ def test_a_dict_says_that_a_decay_has_no_bound() -> None:
     assert torch.equal(torch.as_tensor(bounded.rho), torch.as_tensor(free_one.rho))
     for name in ("sigmoid from hello", "sigmoid from 2.0", "sigmoid from ", "clamp"):
         values._metadata[""]["constraints"]["rho"] = name
-        with pytest.raises(ValueError, match=rf"'{name}' is no constraint of a decay.* Load what"):
+        with pytest.raises(ValueError, match=rf"'{name}' is no constraint of a decay. Load what"):
             neurons.AdLIF(3).load_state_dict(values)
 
 

@@ -588,7 +588,7 @@ def test_an_exact_graph_holds_for_its_own_step() -> None:
 
 
 def test_the_package_itself_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda name: None)
+    monkeypatch.setattr("tracetorch.core.checks.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt.nir needs nir.*extra 'nir'"):
         tt.nir.from_nir("x.nir", dt=DT)
     with pytest.raises(ModuleNotFoundError, match=r"tt.nir needs nir.*extra 'nir'"):

@@ -348,7 +348,7 @@ def test_reset_states_that_are_no_states_are_refused(wrong: Any) -> None:
     class Wrong(Declaring):
         reset_states = wrong
 
-    with pytest.raises(ValueError, match=r"Wrong.reset_states must be a tuple of names from"):
+    with pytest.raises(ValueError, match=r"Wrong.reset_states must be a tuple from"):
         Wrong(5)
 
 

@@ -109,7 +109,7 @@ def test_matplotlib_is_imported_late_and_named_where_it_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_python("-c", LATE)
-    monkeypatch.setattr("tracetorch.core.optional.find_spec", lambda name: None)
+    monkeypatch.setattr("tracetorch.core.checks.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"tt\.plot needs matplotlib.*\.\[plot\]"):
         get_axes(None)
 

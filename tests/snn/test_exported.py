@@ -38,7 +38,7 @@ def norms() -> Made:
 def delays(kind: str) -> Made:
     size = test_delay.IN if kind == "Delay" else test_delay.OUT
     net = nn.Sequential(test_delay.KINDS[kind](), layer("LIF", size, dim=1).double())
-    return net, sequence(6, *test_delay.SHAPES[kind])
+    return net, sequence(6, *test_delay.SHAPE)
 
 
 def initial_values(dim: int, shape: tuple[int, ...]) -> Made:

@@ -234,7 +234,7 @@ def test_output_may_be_changed_in_place() -> None:
 
 
 TAKEN = "'{0}': it must be an identifier that is not yet taken. {0} is a method of every"
-BEGINS = r"Odd\.inputs must be a tuple .* begins with 'x', got"
+BEGINS = r"Odd\.inputs must be a tuple that begins with 'x', got"
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def called(layer: Any) -> Any:
     snn.RLIF(2, bias=torch.tensor([0.0, inf])) -> ValueError: bias must be finite, got inf
     snn.LIF(threshold=1.0, init_hidden=1) -> TypeError: no argument 'threshold'.* pos_threshold
     snn.LIF(2)._replicate_for_data_parallel() -> RuntimeError: states away .*DistributedDataParallel
-    snn.LIF(4)(torch.ones(2, 4, 5, 6)) -> ValueError: 6 at dim -1, .* Say where they are: dim=-3\.
+    snn.LIF(4)(torch.ones(2, 4, 5, 6)) -> ValueError: 6 at dim -1, .* another dim, -3 for
     snn.Delay(4, max_delay=2)(torch.ones(4, 6)) -> ValueError: Build the layer with num_neurons=6
     snn.LIF(4, dim=-3)(LINE) -> ValueError: at dim -3, the input has only 2 dimensions
     snn.LIF(4, dim=2)(LINE) -> ValueError: at dim 2, the input has only 2 dimensions
@@ -141,10 +141,10 @@ def called(layer: Any) -> Any:
     tt.zero_states([snn.LIF(2)]) -> TypeError: expected an nn\.Module, got list
     tt.detach_states([snn.LIF(2)]) -> TypeError: expected an nn\.Module, got list
     tt.get_states([snn.LIF(2)]) -> TypeError: expected an nn\.Module, got list
-    resting().state("u", init=0.0) -> ValueError: has no state 'u' .* are \('v', 'w', 'plain'\)
+    resting().state("u", init=0.0) -> ValueError: has no state 'u' in \('v', 'w', 'plain'\)
     resting().state("v", init=0.0) -> ValueError: cannot call an input, state, .* 'initial_v'
     resting().state("plain", init="rest") -> TypeError: must be a number or a tensor, got str
-    resting().state("plain", init=torch.zeros(4)) -> ValueError: has 4 values, the layer has 3
+    resting().state("plain", init=torch.zeros(4)) -> ValueError: or \[3\], one .* got shape \[4\]
     resting().state("plain", init=inf) -> ValueError: init of plain must be finite
     made()(SEQ, SEQ, modulator=SEQ) -> TypeError: got 2 inputs and modulator
     made()(SEQ, SEQ, gain=SEQ) -> TypeError: got 2 inputs and gain
@@ -160,9 +160,9 @@ def called(layer: Any) -> Any:
     snn.LIF(2, beta=nan) -> ValueError: beta must lie strictly .*, got nan
     snn.LIF(2, beta=torch.tensor([0.5, 1.1])) -> ValueError: beta must lie strictly .*, got 1.1
     snn.LIF(2, beta=torch.tensor([0.5, nan])) -> ValueError: beta must lie strictly .*got nan
-    snn.LIF(2, beta=torch.full((3,), 0.5)) -> ValueError: beta has 3 values, the layer has 2
-    snn.LIF(2, beta=torch.full((1,), 0.5)) -> ValueError: beta has 1 values, the layer has 2
-    snn.LIF(2, beta=torch.full((2, 1), 0.5)) -> ValueError: rank 2 and shape \[2, 1\]
+    snn.LIF(2, beta=torch.full((3,), 0.5)) -> ValueError: beta must be .* \[2\], .* got shape \[3\]
+    snn.LIF(2, beta=torch.full((1,), 0.5)) -> ValueError: got shape \[1\]
+    snn.LIF(2, beta=torch.full((2, 1), 0.5)) -> ValueError: got shape \[2, 1\]
     snn.LIF(2, beta=torch.tensor([1, 0])) -> TypeError: beta must be a floating-point tensor, got
     snn.LIF(2, beta=[0.5, 0.5]) -> TypeError: beta must be a number or a tensor, got list
     snn.LIF(2, beta=np.array([0.5, 0.5])) -> TypeError: number or a tensor, got ndarray
@@ -183,12 +183,12 @@ def called(layer: Any) -> Any:
     snn.LIF(2, surrogate_derivative=None) -> TypeError: surrogate must be callable, .* got NoneType
     snn.LIF(2, dim=1.0) -> TypeError: dim must be an integer, got 1.0
     snn.LIF(2, dim=True) -> TypeError: dim must be an integer, got True
-    alpha({"lernable": True}) -> ValueError: no key 'lernable'. Did you mean 'learnable'\?
+    alpha({"lernable": True}) -> ValueError: no key 'lernable'. Its keys are value, rank, learnable
     alpha({"zzz": 1}) -> ValueError: 'zzz'. Its keys are value, rank, learnable, use_averag
     alpha({"surrogate": abs}) -> ValueError: the setup of alpha has no key 'surrogate'
     alpha({1: 2}) -> ValueError: no key 1
-    alpha(snn.Threshold(1.0)) -> TypeError: must be a dict, a Decay or None, got a Threshold
-    alpha(snn.Weight(1.0)) -> TypeError: must be a dict, a Decay or None, got a Weight
+    alpha(snn.Threshold(1.0)) -> TypeError: must be a dict, a Decay or None, got Threshold
+    alpha(snn.Weight(1.0)) -> TypeError: must be a dict, a Decay or None, got Weight
     alpha([0.5]) -> TypeError: alpha must be a number or a tensor, got list
     groups([1], 0.1) -> TypeError: expected an nn.Module, got list
     groups(snn.LIF(2), "0.1") -> TypeError: weight_decay must be a number, got '0.1'

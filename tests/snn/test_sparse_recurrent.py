@@ -14,7 +14,6 @@ from tracetorch import functional, snn
 from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
 from tracetorch.fuse.runtime import allocation, sparse_segments, written_kernels
-from tracetorch.snn.sparse.product import EdgePlan
 
 N = 400
 SURROGATES = {
@@ -358,9 +357,11 @@ def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
     model = recurrent(300, 3_000, delay="far")
     x = given(30, 1, 300)
     wanted = tt.unroll(model, x, by="step", from_rest=True)
-    make = EdgePlan.by_chunk
+    make = sparse_segments.Edges.by_chunk
     planted = FAULTS[fault]
-    monkeypatch.setattr(EdgePlan, "by_chunk", lambda plan, chunks: planted(make(plan, chunks)))
+    monkeypatch.setattr(
+        sparse_segments.Edges, "by_chunk", lambda plan, chunks: planted(make(plan, chunks))
+    )
     found = tt.unroll(model, x, from_rest=True)
     assert torch.equal(found, wanted) == (fault == "nothing")
 

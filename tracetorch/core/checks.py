@@ -7,6 +7,7 @@ import math
 import numbers
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -182,3 +183,13 @@ def suggestion(name: object, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest allowed name, ``""`` where none is near."""
     near = difflib.get_close_matches(str(name), list(allowed), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def require(*packages: str, extra: str, by: str) -> None:
+    """Check that packages are installed, by import name: ``extra`` brings what ``by`` needs."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"{by} needs {' and '.join(missing)}, from the extra '{extra}'. Run: pip install "
+            f"{' '.join(missing)}; or, in a clone of traceTorch: pip install -e '.[{extra}]'"
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -12,28 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from torch import Tensor
-
 # what the system says of a full disk, a quota, a limit of the process, or a fault of the medium
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _LONGEST_END = 60  # of a name, in characters: with what stands before it no system's limit is met
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 @contextmanager
 def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Replace a file atomically: write to the path this gives, which is moved once it is whole.
 
-    When the block fails, or the process is killed in it, the file at ``path`` is unchanged. Of
-    several writers of one path each writes a file of its own, and the last one stays. A symbolic
-    link stays a link: the file that it leads to is replaced. The file has the mode that
-    ``open(path, "w")`` leaves: of the file it replaces, or of a new one.
+    When the block fails, or the process is killed in it, the file is unchanged. Of several writers
+    the last one stays. The file that a symbolic link leads to is replaced. The file has the mode
+    that ``open(path, "w")`` leaves: of the file it replaces, or of a new one.
     """
     target = link_target(path)
     _check_folder(target.parent)
@@ -71,24 +60,19 @@ def atomic_replace_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list
     replaces is copied, and an error brings the copies back. A process that is killed while the
     files are moved leaves some old and some new, each of them whole.
     """
-    targets = [link_target(path) for path in paths]
     copies: dict[Path, Path | None] = {}
     try:
         with ExitStack() as moves:
             yield [moves.enter_context(atomic_replace(path)) for path in paths]
-            for target in targets:
+            for target in map(link_target, paths):
                 copies[target] = _copy_beside(target) if target.exists() else None
     except BaseException:
         with ExitStack() as back:  # one that cannot go back keeps no other one from it
             for target, copy in copies.items():
-                if copy is None:
-                    back.callback(target.unlink, missing_ok=True)
-                else:
-                    back.callback(os.replace, copy, target)
+                back.callback(*((target.unlink, True) if copy is None else (copy.replace, target)))
         raise
-    for copy in copies.values():
-        if copy is not None:
-            copy.unlink()
+    for copy in filter(None, copies.values()):
+        copy.unlink()
 
 
 def write_texts(name: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
@@ -96,31 +80,16 @@ def write_texts(name: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
     if not os.fspath(name):  # a path of it would be the working folder
         raise ValueError("the folder has no name. Name one, '.' for the one you are in.")
     folder = Path(name)
-    folders = [folder, *dict.fromkeys((folder / file).parent for file in texts)]
-    made = [each for each in folders if not each.exists()]
     _check_folder(folder if folder.exists() else folder.absolute().parent)
-    for each in made:
-        each.mkdir(exist_ok=True)
-    try:
+    with ExitStack() as undo:
+        for each in dict.fromkeys([folder, *((folder / file).parent for file in texts)]):
+            if not each.exists():
+                each.mkdir()
+                undo.callback(each.rmdir)
         with atomic_replace_all([folder / file for file in texts]) as unfinished:
             for file, text in zip(unfinished, texts.values(), strict=True):
                 file.write_text(text, encoding="ascii")
-    except OSError:
-        for each in reversed(made):
-            if each.exists() and not any(each.iterdir()):
-                each.rmdir()
-        raise
-
-
-def _copy_beside(target: Path) -> Path:
-    """Return a whole copy of a file, in its folder."""
-    copy = _new_file_beside(target, 0o600)
-    try:
-        shutil.copy2(target, copy)
-    except BaseException:
-        copy.unlink(missing_ok=True)
-        raise
-    return copy
+        undo.pop_all()
 
 
 def link_target(path: str | os.PathLike[str]) -> Path:
@@ -139,26 +108,20 @@ def check_regular_file(path: str | os.PathLike[str], content: str = "a file") ->
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"there is no file {str(file)!r}.")
-    kind = _kind_of(file)
-    if kind:
+    if kind := _kind_of(file):
         raise ValueError(f"{str(file)!r} is {kind}, not {content}.")
     return file
 
 
-def save_safetensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a safetensors file; a full disk is an ``OSError``, as it is for other files."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
+def _copy_beside(target: Path) -> Path:
+    """Return a whole copy of a file, in its folder."""
+    copy = _new_file_beside(target, 0o600)
     try:
-        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
-    except SafetensorError as error:  # the only kind it has: the number is in its text
-        number = re.search(r"(?:os error |Os { code: )(\d+)", str(error))  # the second until 0.5
-        if number is None or os.name != "posix":
-            raise OSError(f"{str(path)!r} cannot be written: {error}") from error
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        shutil.copy2(target, copy)
+    except BaseException:
+        copy.unlink(missing_ok=True)
+        raise
+    return copy
 
 
 def _check_folder(folder: Path) -> None:
@@ -172,7 +135,9 @@ def _check_folder(folder: Path) -> None:
 
 def _kind_of(path: Path) -> str | None:
     """Return what a path is other than a regular file; ``None`` for one, and for nothing."""
-    return _KINDS.get(stat.S_IFMT(path.stat().st_mode)) if path.exists() else None
+    if path.is_file() or not path.exists():
+        return None
+    return "a folder" if path.is_dir() else "a pipe, socket or device"
 
 
 def _new_file_beside(target: Path, mode: int) -> Path:

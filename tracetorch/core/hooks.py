@@ -1,8 +1,8 @@
-"""Register forward hooks on modules for the length of a block, and find hooks that others have."""
+"""Hooks on PyTorch's modules: register them for a block, find others'; sizes of convolutions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
@@ -74,3 +74,17 @@ def has_spectral_norm(module: nn.Module) -> bool:
     """Whether a module computes a spectral norm, whose iteration goes on at calls in training."""
     old = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
     return old or isinstance(module, ParametrizedSpectralNorm)
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """Return how many places the kernel has; below 1 where it does not fit."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def front_padding(
+    padding: str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
+    """Return how many zeros stand in front of each dimension, given in numbers or in a word."""
+    if padding == "same":  # behind an even kernel stands one more
+        return tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+    return (0,) * len(kernel) if isinstance(padding, str) else tuple(map(int, padding))

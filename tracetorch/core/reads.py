@@ -1,18 +1,16 @@
 """``Reads``: what functions read besides their arguments, found in their code.
 
-The rule of a step. Beside its arguments it reads numbers and text that its code names, operations
-of PyTorch and ``math``, and plain functions that keep this rule. All of that is named in its code,
-so it is found without running it, and compared by identity at each call: a global bound anew, a
-closure that changes, a function edited in place. What else it reads could change unseen.
+The rule of a step. Beside its arguments it reads numbers and text, operations of PyTorch and
+``math``, and plain functions, frozen dataclasses and ``autograd.Function``s that keep this rule.
+All of that is named in its code, so it is found without running it, and compared by identity at
+each call. What else it reads could change unseen.
 """
 
 from __future__ import annotations
 
 import builtins
-import collections
 import dataclasses
 import dis
-import enum
 import functools
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -53,12 +51,9 @@ _READABLE = {n for holder in _HOLDERS for n in dir(holder) if n[0] != "_"}.diffe
 )
 # methods that run when an object is made or looked at, not when a step uses it
 _UNUSED = (
-    *("__init__", "__new__", "__post_init__", "__reduce__", "__replace__", "__repr__"),
-    "__setattr__",
+    *("__getstate__", "__init__", "__new__", "__post_init__", "__reduce__", "__replace__"),
+    *("__repr__", "__setattr__", "__setstate__"),
 )
-# where methods are from that are no one's own: ``dataclass`` writes some as text
-_MAKERS = ("collections", "dataclasses", "enum")
-_GETTERS = (types.MemberDescriptorType, type(vars(collections.namedtuple("_", "x"))["x"]))
 _DONE = {
     "IS_OP": "compares by is",
     "MATCH_CLASS": "matches a class",
@@ -66,7 +61,6 @@ _DONE = {
     "LOAD_BUILD_CLASS": "makes a class",
     "TRY": "catches",
 }
-_SAME = ("IS_OP", "LOAD_GLOBAL")
 _NOTHING: Mapping[str, object] = types.MappingProxyType({})
 _WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
 
@@ -74,12 +68,10 @@ _WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_G
 class Reads:
     """Everything that a function, with some constants, reads besides its arguments."""
 
-    key: tuple[Hashable, ...]
-    """Equal for what computes the same, where ``beyond`` is ``None``."""
-    beyond: str | None = None
-    """The first thing that is read or done beyond the rule, as ``reads settings (dict)``."""
+    key: tuple[Hashable, ...]  # equal for what computes the same, where nothing is beyond
+    beyond: str | None = None  # the first thing beyond the rule, as "reads settings (dict)"
 
-    def __init__(self, function: object, constants: Mapping[str, object] | None = None) -> None:
+    def __init__(self, function: object, constants: Mapping[str, object] = _NOTHING) -> None:
         # Compared by identity: what can be replaced in functions, and what names stand for.
         self.functions: list[tuple[types.FunctionType, types.CodeType, object, object]] = []
         self._bound_to: dict[tuple[Callable[[str], object], str], object] = {}
@@ -90,9 +82,9 @@ class Reads:
         self._unseen: set[str] = set()
         self._has_context = False  # in methods of an autograd.Function, to keep attributes on
         if isinstance(function, types.MethodType):
-            self._refuse("is not a static method")
+            self.beyond = "is not a static method"
         self._value("step", function)
-        for name, value in (constants or {}).items():
+        for name, value in constants.items():
             self._parts.append(name)
             self._value(name, value)
         for name in self._attributes:
@@ -137,8 +129,6 @@ class Reads:
         elif _is_apply(value):
             self._class(value.__self__)
         elif (fields := _fields(value)) is not None:
-            # a member of an enumeration is one object
-            self._parts.append(value if isinstance(value, enum.Enum) else None)
             self._attribute(value, "__class__")
             self._class(kind, fields, getattr(value, "__dict__", _NOTHING))
             for field in fields:
@@ -199,16 +189,9 @@ class Reads:
         """Note a value that code reads as ``settings.rates.SLOPE``, from that of the first name."""
         for place, name in enumerate(attributes):
             kind = type(value)
-            if name == "is":  # one object for each, unlike numbers and sizes
-                if kind in (int, float, str, bytes, tuple):
-                    self._refuse(_DONE["IS_OP"])
-                break
             self._attribute(value, "__class__")
             if kind is types.ModuleType and name in vars(value):
                 value = self._bound(vars(value).get, name)
-            elif kind is enum.EnumMeta and name in value.__members__:
-                self._bound(vars(value).get, name)
-                value = self._bound(value._member_map_.get, name)
             elif value is Tensor and hasattr(Tensor, name) and name not in (*_SIZES, *_MODES):
                 return
             elif kind is _META and name == "apply" and "apply" not in vars(value):
@@ -219,7 +202,7 @@ class Reads:
                 value = next((raw for raw in raws if raw is not None), kind)
                 value = value.__func__ if isinstance(value, staticmethod) else value
             elif _fields(value) is not None:
-                self._attributes += [name for name in attributes[place:] if name != "is"]
+                self._attributes += attributes[place:]
                 break
             else:
                 self._refuse(f"reads {text}.{name}")
@@ -235,27 +218,23 @@ class Reads:
         self._attribute(kind, "__mro__")
         self._seen.update(fields)
         for base in kind.__mro__:
-            if _root(base.__module__) in ("builtins", "enum", "torch", "tracetorch", "typing"):
+            if _root(base.__module__) in ("builtins", "torch", "tracetorch", "typing"):
                 self._seen.update(_own_names(base))
                 continue
-            if type(base) not in (type, _META, enum.EnumMeta):
+            if type(base) not in (type, _META):
                 self._refuse(f"reads {base.__name__}, a class with a metaclass")
             self._has_context = type(base) is _META
             for name, value in vars(base).items():
                 member = value.__func__ if isinstance(value, staticmethod) else value
                 is_function = type(member) is types.FunctionType
-                is_made = is_function and (
-                    member.__code__.co_filename == "<string>"
-                    or member.__globals__.get("__name__") in _MAKERS
-                )
-                is_value = type(member) in _GETTERS or not hasattr(type(member), "__get__")
+                is_slot = type(member) is types.MemberDescriptorType
                 if name.startswith("__") and name != "__call__":
-                    if is_function and not is_made and name not in _UNUSED:
+                    # ``dataclass`` writes its own as text
+                    is_own = is_function and member.__code__.co_filename != "<string>"
+                    if is_own and name not in _UNUSED:
                         self._refuse(f"reads {base.__name__}.{name}")
-                elif name in fields and is_value:
+                elif name in fields and (is_slot or not hasattr(type(member), "__get__")):
                     continue
-                elif is_made:
-                    self._unseen.add(name)
                 elif is_function or type(member) is float or type(member) in _IMMUTABLE:
                     self._seen.add(name)
                     self._bound(vars(base).get, name)
@@ -266,31 +245,20 @@ class Reads:
 
 
 @constant_in_compile
-def global_functions(layer: Any) -> tuple[tuple[str, ...], ...] | None:
-    """Return what a layer's ``step`` reads, in ``torch.compile``; ``None``: not functions alone.
-
-    Of each global the way to it: names of functions, each among the globals of the one before.
-    """
-    step = layer.step
-    if getattr(step, "__globals__", {}).get("__name__", "").startswith("tracetorch."):
-        return ()
-    reads = Reads(step)
-    if reads.beyond or any(given or named for _, _, given, named in reads.functions):
-        return None
-    ways: dict[int, tuple[str, ...]] = {id(step.__globals__): ()}
-    found: list[tuple[str, ...]] = []
+def reads_pytorch_alone(layer: Any) -> bool:
+    """Whether a layer's ``step`` names nothing that may change, which ``torch.compile`` guards."""
+    if _root(getattr(layer.step, "__globals__", {}).get("__name__")) == "tracetorch":
+        return True
+    reads = Reads(layer.step)
+    found = reads.beyond is None and not any(d or named for *_, d, named in reads.functions)
     for get, name, value in reads.names:
         namespace: Any = get.__self__  # type: ignore[attr-defined]
-        if namespace is vars(builtins) or name == "__class__" or type(value) is types.ModuleType:
-            continue
-        if type(namespace) is dict and _root(namespace.get("__name__")) in ("math", "torch"):
-            continue
-        if id(namespace) not in ways or not (value is None or callable(value)):
-            return None
-        found.append((*ways[id(namespace)], name))
-        if isinstance(value, types.FunctionType):
-            ways.setdefault(id(value.__globals__), found[-1])
-    return tuple(found)
+        if type(namespace) is dict and namespace is not vars(builtins):
+            is_pytorch = _root(namespace.get("__name__")) in ("math", "torch")
+            found = found and (is_pytorch or type(value) is types.ModuleType)
+        else:
+            found = found and (namespace is vars(builtins) or name == "__class__")
+    return found
 
 
 @functools.lru_cache(maxsize=1024)
@@ -308,18 +276,14 @@ def _named(code: types.CodeType) -> tuple[tuple[str, str, tuple[str, ...]], ...]
         operation = each.opname.replace("METHOD", "ATTR")  # before Python 3.12
         follows = follows and not each.is_jump_target  # where another value may arrive
         last, constant = constant, each.argval if operation == "LOAD_CONST" else 0
-        if (
-            operation == "IS_OP"
-            and not each.is_jump_target
-            and (last is None or type(last) is bool)
-        ):
-            continue
-        if follows and (operation == "LOAD_ATTR" or (operation, found[-1][0]) == _SAME):
-            name = each.argval if operation == "LOAD_ATTR" else "is"
-            found[-1] = (*found[-1][:2], (*found[-1][2], name))
+        if follows and operation == "LOAD_ATTR":
+            found[-1] = (*found[-1][:2], (*found[-1][2], each.argval))
             continue
         follows = operation in ("LOAD_GLOBAL", "LOAD_DEREF")
-        if follows or operation in ("LOAD_ATTR", *_WRITES, *_DONE):
+        # one object each, unlike numbers and sizes
+        known = operation == "IS_OP" and (last is None or type(last) is bool)
+        known = known and not each.is_jump_target
+        if not known and (follows or operation in ("LOAD_ATTR", *_WRITES, *_DONE)):
             found.append((operation, each.argval if isinstance(each.argval, str) else "", ()))
     return tuple(dict.fromkeys(found))
 
@@ -357,28 +321,16 @@ def _is_apply(value: Any) -> bool:
     own: Any = _FUNCTION.apply
     if type(value) is not type(own) or not isinstance(value.__self__, _META):
         return False
-    return bool(
-        value.__func__ is own.__func__
-        if isinstance(value, types.MethodType)
-        else value.__name__ == "apply"
-    )
+    same = getattr(value, "__func__", None) is getattr(own, "__func__", None)
+    return same and value.__name__ == "apply"
 
 
 def _fields(value: Any) -> list[str] | None:
-    """Return the names of all that an immutable object holds, ``None`` where there may be more.
-
-    It is a frozen dataclass, a named tuple, or a member of an enumeration.
-    """
-    kind, own = type(value), getattr(value, "__dict__", {}).keys()
-    plain: tuple[type, ...] = (object,)
-    if isinstance(value, enum.Enum):
-        own = {"name", "value"}.union(name for name in own if name[0] != "_")
-        fields, plain = sorted(own), (object, int, float, str)
-    elif isinstance(value, tuple) and hasattr(kind, "_fields"):
-        fields, plain = list(kind._fields), (object, tuple)
-    elif dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        fields = [field.name for field in dataclasses.fields(value)]
-    else:
+    """Return the fields of a frozen dataclass, ``None`` of what may hold more, or is none."""
+    kind = type(value)
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
         return None
-    is_plain = all(base in plain for base in kind.__mro__ if base.__module__ == "builtins")
-    return fields if is_plain and own <= set(fields) else None
+    fields = [field.name for field in dataclasses.fields(value)]
+    is_plain = all(base is object for base in kind.__mro__ if base.__module__ == "builtins")
+    return fields if is_plain and getattr(value, "__dict__", {}).keys() <= set(fields) else None

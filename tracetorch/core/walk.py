@@ -1,13 +1,9 @@
 """Walk over a model: find every module in it, however deeply it is hidden.
 
-PyTorch's own ``named_modules`` sees what is registered. A stateful layer in a plain list, a dict, a
-dataclass or an object held as an attribute is invisible to it; here it is found. Objects are looked
-at, never called: no property, no overridden ``__iter__``, no ``__getattr__`` runs; ``type(x)``, not
-``isinstance``, decides, for a mock may claim to be a module. Data sets, loggers and other objects
-of foreign packages are not looked into. ``zero_states`` and ``detach_states`` go to the nearest
-``TTModule``s, each of which goes on from there, so an override runs; a set of modules already
-reached makes it run once. Inside ``torch.compile`` registered modules alone can be followed, and a
-hidden one is an error.
+PyTorch's own ``named_modules`` sees what is registered; a layer in a plain list, a dict or an
+object held as an attribute is found here. Objects are looked at, never called: no property, no
+``__iter__``, no ``__getattr__`` of theirs runs; ``type(x)``, not ``isinstance``, decides, for a
+mock may claim to be a module. Inside ``torch.compile`` registered modules alone can be followed.
 """
 
 from __future__ import annotations
@@ -49,8 +45,8 @@ class Opaque:
 
 # Attributes that every module has and that can hold no module of the model, hooks above all.
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
-# Objects of these packages and of the standard library are not walked: they can hold half of the
-# process (a trainer, a logger), and none is a part of a model. Modules and containers always are.
+# Objects of these and of the standard library are not walked, but for modules and containers: they
+# can hold half of the process (a trainer, a logger), and none is a part of a model.
 _FOREIGN_PACKAGES = frozenset({"lightning", "numpy", "pandas", "pytorch_lightning", "torch"})
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 METHODS = (MethodType, BuiltinMethodType, MethodWrapperType)
@@ -115,20 +111,18 @@ def _parts_of(owner: Any, path: str, tensors: Tensors) -> list[tuple[str, object
     if issubclass(kind, np.ndarray):
         of_objects = owner.dtype.hasobject and owner.dtype.names is None
         return _items(list(owner.reshape(-1)) if of_objects else [], list, path, tensors)
-    found: list[tuple[str, Any]] = []
     is_module = issubclass(kind, nn.Module)
     # copies, because another thread may set and delete attributes meanwhile
     attributes: dict[str, Any] = {} if descriptor is None else dict(descriptor.__get__(owner))
-    if is_module:  # submodules first, and under their own names
-        found += dict(attributes.get("_modules", {})).items()
-    parts = list(attributes.items())
     if issubclass(kind, METHODS):
         # a module is that which holds its method, or one above it
-        above = issubclass(type(owner.__self__), nn.Module)
-        parts += [] if above else [("__self__", owner.__self__)]
-    elif slots_of(kind):
-        parts += slot_values(owner).items()
-    for name, value in parts:
+        if not issubclass(type(owner.__self__), nn.Module):
+            attributes["__self__"] = owner.__self__
+    elif _slots_of(kind):
+        attributes |= slot_values(owner)
+    # submodules first, and under their own names
+    found = list(dict(attributes.get("_modules", {})).items()) if is_module else []
+    for name, value in attributes.items():
         if is_module and name in MODULE_ATTRIBUTES:
             continue
         if not _is_opaque(type(value)):  # type: ignore[arg-type]
@@ -146,46 +140,34 @@ def _items(owner: Any, container: Any, path: str, tensors: Tensors) -> list[tupl
         tensors += [(path, value) for value in values if issubclass(type(value), torch.Tensor)]
     if all(map(_is_opaque, kinds)):
         return []
-    keys: Iterable[object] = range(len(values))
-    if container is dict:
-        keys = list(dict.keys(owner))
-    elif container in (set, frozenset) and len(values) > 1:
+    keys: Iterable[object] = dict.keys(owner) if container is dict else range(len(values))
+    if container in (set, frozenset) and len(values) > 1:
         keys = [f"{{{i}}}" for i in keys]  # a set has no order: the braces say so
-    modules_only = len(values) > _LONG
-    pairs = zip(keys, values, strict=True)
     return [
         (str(key) if type(key) in (str, int) else f"<{type(key).__name__}>", value)
-        for key, value in pairs
-        if not modules_only or issubclass(type(value), nn.Module)
+        for key, value in zip(list(keys), values, strict=True)
+        if len(values) <= _LONG or issubclass(type(value), nn.Module)
     ]
 
 
 @lru_cache(maxsize=1024)
 def _dict_descriptor(kind: Any) -> GetSetDescriptorType | MemberDescriptorType | None:
     """Return the descriptor of ``__dict__``, unless a class has made a property of that name."""
-    for base in kind.__mro__:
-        if "__dict__" in vars(base):
-            found = vars(base)["__dict__"]
-            own = isinstance(found, (GetSetDescriptorType, MemberDescriptorType))
-            return found if own else None
-    return None
+    found = next((vars(b)["__dict__"] for b in kind.__mro__ if "__dict__" in vars(b)), None)
+    return found if isinstance(found, (GetSetDescriptorType, MemberDescriptorType)) else None
 
 
 @lru_cache(maxsize=1024)
-def slots_of(kind: Any) -> tuple[tuple[str, MemberDescriptorType], ...]:
+def _slots_of(kind: Any) -> dict[str, MemberDescriptorType]:
     """Return the slots of a class and its bases."""
-    return tuple(
-        (name, slot)
-        for base in kind.__mro__
-        for name, slot in vars(base).items()
-        if isinstance(slot, MemberDescriptorType) and name != "__dict__"
-    )
+    slots = [item for base in reversed(kind.__mro__) for item in vars(base).items()]
+    return {n: s for n, s in slots if isinstance(s, MemberDescriptorType) and n != "__dict__"}
 
 
 def slot_values(owner: object) -> dict[str, object]:
     """Return what the slots of an object hold, those that are filled."""
-    found = {}
-    for name, slot in slots_of(cast(Any, type(owner))):
+    found, kind = {}, cast(Any, type(owner))
+    for name, slot in _slots_of(kind).items():
         with suppress(AttributeError):  # of one that is not
             found[name] = slot.__get__(owner)
     return found
@@ -275,8 +257,7 @@ def hidden_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
 def path_on_stack(layer: nn.Module) -> str | None:
     """Find the path of ``layer`` in the outermost module that is being called, for messages.
 
-    A layer does not know its own path. When it must complain, the modules whose ``forward`` led to
-    it are still on the call stack, and the outermost of them names it best.
+    A layer does not know it; the modules whose ``forward`` led to it are on the call stack.
     """
     return _path_uncompiled(layer) if torch.compiler.is_dynamo_compiling() else _path(layer)
 

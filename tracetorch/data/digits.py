@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import TensorDataset
 
-from tracetorch.core.optional import require
+from tracetorch.core.checks import require
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Indices: TypeAlias = npt.NDArray[np.int64]

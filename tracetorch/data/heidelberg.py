@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tracetorch.core.checks import require
 from tracetorch.core.docstrings import SharedDescriptions
 from tracetorch.core.files import DISK_ERRORS, check_regular_file, link_target
-from tracetorch.core.optional import require
 
 BASE_URL = "https://zenkelab.org/datasets"
 TIMEOUT = 60.0  # seconds without a byte, after which a server is taken to be gone

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from tracetorch.core.checks import check_count
-from tracetorch.core.optional import require
+from tracetorch.core.checks import check_count, require
 
 CHANNELS, STEPS, WORDS, RIDGES = 40, 50, 5, 3
 WIDTH = 1.5  # of a ridge, in channels

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.convolution import front_padding, output_size
+from tracetorch.core.hooks import front_padding, output_size
 from tracetorch.events import conv_kernels
 from tracetorch.events.crossover import CONV_TASKS
 from tracetorch.events.kernels import LANES

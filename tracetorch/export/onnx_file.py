@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tracetorch.core.checks import require
 from tracetorch.core.files import atomic_replace
-from tracetorch.core.optional import require
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
 from tracetorch.core.version import __version__
 from tracetorch.export.program import (

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracetorch.core.checks import suggestion
+from tracetorch.core.checks import require, suggestion
 from tracetorch.core.files import check_regular_file
-from tracetorch.core.optional import require
 from tracetorch.export.onnx_file import FORMAT, METADATA_KEY, next_state_name
 from tracetorch.export.program import DTYPES, TensorSpec, factor_of
 from tracetorch.snn.module import check_mask

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tracetorch.core.optional import require
+from tracetorch.core.checks import require
 
 if TYPE_CHECKING:
     from tracetorch.hub.mixin import HubMixin

@@ -18,9 +18,9 @@ from tracetorch.snn.parameters import (
     SpikeFunction,
     Value,
     WeightSetup,
+    completed,
     resolve_setup,
 )
-from tracetorch.snn.signatures import completed
 from tracetorch.snn.spiking import describe_neuron
 
 # that of the other layers in units of 20 mV, about the way from rest to threshold

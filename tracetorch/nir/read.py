@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tracetorch.core.checks import check_choice
+from tracetorch.core.checks import check_choice, require
 from tracetorch.core.files import check_regular_file
-from tracetorch.core.optional import require
 from tracetorch.core.walk import join_path
 from tracetorch.nir.modules import NIRModel
 from tracetorch.nir.node_to_module import modules_of

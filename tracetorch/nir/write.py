@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.checks import check_module, check_unsharded
+from tracetorch.core.checks import check_module, check_unsharded, require
 from tracetorch.core.files import atomic_replace
-from tracetorch.core.optional import require
 from tracetorch.nir.model_to_graph import fold_thresholds, graph_of
 from tracetorch.nir.modules import NIRModel
 from tracetorch.nir.nodes import Clock, Discretization, Mode, Node, NodeGraph, Options

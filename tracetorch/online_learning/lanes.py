@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracetorch.core.convolution import front_padding
-from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.hooks import front_padding, hooked_weights
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.neuron import Neuron
 

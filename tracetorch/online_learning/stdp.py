@@ -23,8 +23,7 @@ from tracetorch.core.checks import (
     check_number,
     is_finite,
 )
-from tracetorch.core.convolution import output_size
-from tracetorch.core.hooks import hooked_weights
+from tracetorch.core.hooks import hooked_weights, output_size
 from tracetorch.core.torch_private import is_readable
 from tracetorch.online_learning.lanes import (
     LinearMap,

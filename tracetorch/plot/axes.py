@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tracetorch.core.checks import check_positive
+from tracetorch.core.checks import check_positive, require
 from tracetorch.core.docstrings import SharedDescriptions
-from tracetorch.core.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracetorch.core.checks import check_count, check_positive
+from tracetorch.core.checks import check_count, check_positive, require
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.html_page import check_title
-from tracetorch.core.optional import require
 from tracetorch.plot.axes import (
     COLOURS,
     MUTED,

@@ -112,8 +112,6 @@ def page_plan(where: str, cell: Cell, ndim: int, kwargs: dict[str, Any]) -> Plan
         operation = unknown(program.graph)
         if operation is not None:
             raise Unfusable(f"its step uses {operation}, which JavaScript lacks")
-        if program.constants:
-            raise Unfusable("its step makes several numbers; declare them with self.weight(...)")
         if len(program.inputs) > 1:
             raise Unfusable("its step takes several inputs, and the page has one stimulus")
     except Unfusable as reason:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tracetorch.chips.target import FloatProduct, Stage
-from tracetorch.core.convolution import front_padding
+from tracetorch.core.hooks import front_padding
 from tracetorch.core.walk import join_path
 from tracetorch.quantize.reader import Call, Chain, Join, flat
 from tracetorch.snn.batch_norm import fold_into

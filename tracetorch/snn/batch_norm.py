@@ -129,14 +129,14 @@ class BatchNormThroughTime(SequenceLayer):
         shape = cast(Tensor, x).shape[sequence:]
         if self.dim in (0, -len(shape)):
             raise ValueError(
-                f"{self._label()} takes the batch in dimension 0, where it has its channels (dim="
-                f"{self.dim}); one step of the input is {list(shape)}. Give it a batch dimension."
+                f"{self._label()} takes the batch in dimension 0, where {list(shape)} has its "
+                "channels. Give it a batch dimension."
             )
         if self.uses_batch_statistics and shape.numel() < 2 * self.num_neurons:
             raise ValueError(
-                f"{self._label()} takes statistics over the batch in training, and an input of "
-                f"shape {list(shape)} has {shape.numel() // self.num_neurons} values per channel. "
-                "Leave out a last batch of one sample (drop_last=True), or call model.eval()."
+                f"{self._label()} takes statistics over the batch in training, and {list(shape)} "
+                f"has {shape.numel() // self.num_neurons} values per channel. Leave out a last "
+                "batch of one sample (drop_last=True), or call model.eval()."
             )
         return dtype
 

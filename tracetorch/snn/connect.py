@@ -35,16 +35,14 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     Where the mask is false the weight is exactly zero, and stays so whatever an optimizer does.
     With signs all weights of an input neuron are excitatory (at least 0) or inhibitory (at most 0);
     the derivative by ``raw`` is 1 or -1 everywhere, so that a weight that has become zero can grow
-    again. The layer remains what it is, an ``nn.Linear`` say, with a parametrization of its
-    ``weight`` (``torch.nn.utils.parametrize``); :func:`disconnect` makes it a plain one again,
-    where PyTorch's ``remove_parametrizations`` would break its copies, which share a class. The raw
-    values, the same parameter object as before, are ``parametrizations.weight.original`` in its
-    ``state_dict``. A weight of the wrong sign is mirrored here, an integer becomes zero; the values
-    that are masked are lost.
+    again. The layer remains an ``nn.Linear``, say, with a parametrization of its ``weight``
+    (``torch.nn.utils.parametrize``), until :func:`disconnect`; ``remove_parametrizations`` would
+    break its copies, which share a class. The raw values, the same parameter object as before, are
+    ``parametrizations.weight.original`` in its ``state_dict``. A weight of the wrong sign is
+    mirrored here, an integer becomes zero; the values that are masked are lost.
 
     A write into ``layer.weight`` in place is lost: assign values (``layer.weight = values``, a
-    tensor, no parameter), which is checked, or set weights by ``tt.init``. A model with one can be
-    copied and its ``state_dict`` saved; ``pickle`` refuses it.
+    tensor, no parameter), which is checked, or set weights by ``tt.init``. ``pickle`` refuses it.
 
     Args:
         module: an ``nn.Linear`` or a convolution, a layer of ``tt.integers`` that is like one (for
@@ -76,9 +74,8 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     whole = getattr(product, "_buffers", {}).get("weight")
     if not isinstance(product, _PRODUCTS) and (whole is None or whole.is_floating_point()):
         raise TypeError(
-            "connect takes an nn.Linear, a convolution (nn.Conv1d, nn.Conv2d, nn.Conv3d), one of "
-            f"tt.integers or a DelayedLinear, got {type(module).__name__}. Of another module pass "
-            "the linear layer inside, as recurrent.connection."
+            "connect takes an nn.Linear, a convolution, one of tt.integers or a DelayedLinear, got "
+            f"{type(module).__name__}. Pass the linear layer inside, as recurrent.connection."
         )
     if mask is None and signs is None:
         raise ValueError("connect needs mask=, signs=, or both.")

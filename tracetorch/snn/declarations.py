@@ -22,13 +22,12 @@ from tracetorch.core.walk import MODULE_ATTRIBUTES, Opaque
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.parameters import (
-    DECAY,
-    THRESHOLD,
+    DEFAULT_SURROGATE,
     UNSET,
-    WEIGHT,
     Decay,
     DecaySetup,
     Rank,
+    S,
     SpikeFunction,
     Threshold,
     ThresholdSetup,
@@ -36,6 +35,7 @@ from tracetorch.snn.parameters import (
     WeightSetup,
     bounded_sigmoid,
     clamp,
+    completed,
     fraction,
     is_decay,
     negative_softplus,
@@ -49,7 +49,6 @@ from tracetorch.snn.signatures import (
     ConstructorSignature,
     check_arguments,
     check_assigned,
-    completed,
     constructor_call,
     is_default,
     written,
@@ -68,10 +67,9 @@ _BOUND = re.compile(r"sigmoid(?: from (0\.\d+|[\d.]+e-\d+))?")  # the name of a 
 class Declarations(Opaque):
     """The declarations of a layer: the constraint of every parameter, the names of its options.
 
-    Those in ``fixed`` cannot be assigned anew, those in ``checks`` only what these return.
-    ``arguments`` says which arguments of the constructor's ``call`` are values of parameters and
-    options. ``cell`` describes the layer, until something declared is written; ``cells`` what it
-    was, the last one first.
+    An option may be assigned what its entry in ``checks`` returns. ``arguments`` says which
+    arguments of the constructor's ``call`` are values of parameters and options. ``cell`` describes
+    the layer, until something declared is written; ``cells`` what it was, the last one first.
     """
 
     def __init__(self, call: ConstructorCall, given: Mapping[str, object]) -> None:
@@ -79,7 +77,6 @@ class Declarations(Opaque):
         self.arguments: dict[str, tuple[str, ...]] = {}
         self.constraints: dict[str, Constraint] = {}
         self.options: tuple[str, ...] = ()
-        self.fixed: tuple[str, ...] = ()
         self.checks: dict[str, Check] = {}
         self.cell: Cell | None = None
         self.cells: list[Cell] = []
@@ -92,9 +89,9 @@ class Declarations(Opaque):
         self.cell = None
 
     def note_argument(self, name: str, value: object) -> None:
-        """Note which arguments are the value of a parameter or an option, if any are.
+        """Note which arguments are the very value of a parameter or an option.
 
-        They are the very object, under the same name; a surrogate is, under any.
+        They have its name; a surrogate may have any.
         """
         is_surrogate = isinstance(value, Surrogate)
         found = [
@@ -115,10 +112,7 @@ class Declarations(Opaque):
             self.call = self.call._replace(named=named)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {
-            name: dict(value) if isinstance(value, dict) else value
-            for name, value in vars(self).items()
-        }
+        own = {n: dict(v) if isinstance(v, dict) else v for n, v in vars(self).items()}
         return {**own, "cell": None, "cells": [], "_identities": {}}  # of this process
 
 
@@ -145,8 +139,7 @@ class DeclaringLayer(TTModule):
         self.dim = check_integer("dim", dim)
 
     def _check_name(self, name: str, *, state: bool = False) -> None:
-        owner = next((k for k in type(self).__mro__ if name in vars(k)), None)
-        found = None if owner is None else vars(owner)[name]
+        found = getattr(type(self), name, None)
         own = isinstance(found, State)  # not to be read: in a pass the layer has none yet
         if not name.isidentifier() or (not state if own else hasattr(self, name)):
             taken = f" {name} is a method of every neuron layer." if callable(found) else ""
@@ -168,8 +161,7 @@ class DeclaringLayer(TTModule):
             rank: 0 for one value in the layer, 1 for one per neuron.
             learnable: an ``nn.Parameter`` if true, a buffer if not.
         """
-        default = Decay(DECAY.value, rank, learnable, DECAY.use_averaging)
-        self._declare(name, completed(self, name, value, default), sigmoid)
+        self._declare(name, value, Decay(0.9, rank, learnable, False), sigmoid)
 
     def gate(
         self, name: str, value: DecaySetup = 0.5, *, rank: Rank = 1, learnable: bool = True
@@ -182,8 +174,7 @@ class DeclaringLayer(TTModule):
             rank: 0 for one value in the layer, 1 for one per neuron.
             learnable: an ``nn.Parameter`` if true, a buffer if not.
         """
-        default = Decay(0.5, rank, learnable, DECAY.use_averaging)
-        self._declare(name, completed(self, name, value, default), fraction)
+        self._declare(name, value, Decay(0.5, rank, learnable, False), fraction)
 
     def threshold(
         self,
@@ -208,11 +199,10 @@ class DeclaringLayer(TTModule):
             negative: the threshold lies below zero, ``-softplus(raw_<name>)``; ``value`` is its
                 magnitude.
         """
-        spikes = THRESHOLD.surrogate if surrogate is None else surrogate
-        default = Threshold(THRESHOLD.value, rank, learnable, spikes)
-        setup = completed(self, name, value, default)
-        self._declare(name, setup, negative_softplus if negative else softplus, softplus)
-        self.option(spike, setup.surrogate)
+        spikes = DEFAULT_SURROGATE if surrogate is None else surrogate
+        constraint = negative_softplus if negative else softplus
+        default = Threshold(1.0, rank, learnable, spikes)
+        self.option(spike, self._declare(name, value, default, constraint, softplus).surrogate)
 
     def weight(
         self,
@@ -242,10 +232,9 @@ class DeclaringLayer(TTModule):
         Raises:
             ValueError: the value is out of its bounds, or not finite.
         """
-        default = Weight(WEIGHT.value, rank, learnable)
         is_bounded = (low, high, above) != (None, None, None)
         constraint = clamp(low, high, above) if is_bounded else unbounded
-        self._declare(name, completed(self, name, value, default), constraint)
+        self._declare(name, value, Weight(0.0, rank, learnable), constraint)
         self._check_bounds(name, getattr(self, f"raw_{name}").detach())
 
     def option(
@@ -276,13 +265,19 @@ class DeclaringLayer(TTModule):
         self._declared.options += (name,)
         self._declared.note_argument(name, value)
         if fixed:
-            self._declared.fixed += (name,)
+            self._declared.checks[name] = _refuse_fixed
 
     def _declare(
-        self, name: str, setup: Weight, constraint: Constraint, given: Constraint | None = None
-    ) -> None:
+        self,
+        name: str,
+        value: Any,
+        default: S,
+        constraint: Constraint,
+        given: Constraint | None = None,
+    ) -> S:
         """Declare a parameter; its value is given as one of the constraint ``given``, if any."""
         self._check_name(name)
+        setup: S = completed(self, name, value, default)
         raw = setup.raw(name, self.num_neurons, given or constraint)
         if setup.learnable:
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
@@ -290,6 +285,7 @@ class DeclaringLayer(TTModule):
             self.register_buffer(f"raw_{name}", raw)
         self._declared.constrain(name, constraint)
         self._declared.note_argument(name, setup.value)
+        return setup
 
     def _bound_decay(self, name: str, low: float | None) -> None:
         """Hold a decay that is learned at ``low``, or at the least of its values, if less."""
@@ -354,18 +350,14 @@ class DeclaringLayer(TTModule):
     @contextmanager
     def _override_step_kwargs(self, replacement: StepKwargs) -> Iterator[None]:
         """Let ``replacement(ndim, dtype)`` give the step kwargs in a block, for an export."""
-        attributes = vars(self)
-        previous = attributes.get("step_kwargs")  # overrides may nest
-        attributes["step_kwargs"] = replacement
-        self._declared.cell = None
+        before = dict(vars(self))  # overrides may nest
+        self.step_kwargs = replacement  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:
-            self._declared.cell = None
-            if previous is None:
-                del attributes["step_kwargs"]
-            else:
-                attributes["step_kwargs"] = previous
+            del self.step_kwargs
+            if "step_kwargs" in before:
+                self.step_kwargs = before["step_kwargs"]  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         if name in self._declared.constraints:
@@ -404,11 +396,6 @@ class DeclaringLayer(TTModule):
                 )
             self._assign(name, value)
             return
-        if name in declared.fixed:
-            raise AttributeError(
-                f"{name} is fixed by the constructor: tensors and states of {self!r} follow from "
-                "it. Build another layer."
-            )
         if name in declared.options:
             value = _plain_number(value)
         if name in declared.checks:
@@ -425,15 +412,11 @@ class DeclaringLayer(TTModule):
 
     @exclude_from_compile
     def _assign(self, name: str, value: Any) -> None:
-        """Write the raw tensor of a parameter in place, so that the parameter reads ``value``.
-
-        Its rank, and the optimizer that holds the raw tensor, stay as they are.
-        """
+        """Write the raw tensor in place: its rank, and the optimizer that holds it, stay."""
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"{name} of {self!r} was given a tensor with a gradient, and none flows through an "
-                "assignment. Give value.detach(), or assign under torch.no_grad(); what is to be "
-                f"learned is raw_{name}."
+                f"assignment. Give value.detach(); what is to be learned is raw_{name}."
             )
         raw = self._raw_of(name, value)
         current = {**self._buffers, **self._parameters}.get(f"raw_{name}")
@@ -442,15 +425,9 @@ class DeclaringLayer(TTModule):
                 f"{self._label()} computes raw_{name} before every call, by a parametrization or "
                 f"pruning; what is assigned to {name} would not last. Remove that first."
             )
-        if raw.is_meta and not current.is_meta:
-            raise ValueError(
-                f"{self._label()} was given a tensor on the meta device as {name}: it has no "
-                "values."
-            )
         if raw.ndim > current.ndim:
             raise ValueError(
-                f"{self._label()} has one {name} for all neurons, got {len(raw)} values. Give one "
-                "number, or build the layer with rank 1."
+                f"{self._label()} has one {name} for all neurons, got {len(raw)} values."
             )
         raw = raw.to(current.device, current.dtype).expand(current.shape)
         self._check_bounds(name, raw)
@@ -517,16 +494,13 @@ class DeclaringLayer(TTModule):
         super()._load_from_state_dict(state_dict, prefix, metadata, *arguments)
 
     def _load_bound(self, name: str, saved: str | None, raw: Tensor) -> None:
-        """Change the bound of a decay where it would change the values that are loaded.
+        """Change the bound of a decay where it would change values that are loaded.
 
         ``saved`` is the name of the constraint that they had; ``None``: not known.
         """
         match = _BOUND.fullmatch(saved or sigmoid.name)
         if match is None:
-            raise ValueError(
-                f"{saved!r} is no constraint of a decay. Load what state_dict() or tt.save gave, "
-                "as it is."
-            )
+            raise ValueError(f"{saved!r} is no constraint of a decay. Load what state_dict() gave.")
         own = getattr(self.constraints[name].value, "low", 0.0)
         found = float(raw.double().sigmoid().min()) if raw.numel() else own
         bound = float(match[1] or 0.0)
@@ -547,6 +521,13 @@ def _assigned_by_torch() -> bool:
     while frame is not None and frame.f_code.co_name == "__setattr__":
         frame = frame.f_back
     return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.")
+
+
+def _refuse_fixed(name: str, value: object) -> object:
+    raise AttributeError(
+        f"{name} is fixed by the constructor: tensors and states of the layer follow from it. "
+        "Build another layer."
+    )
 
 
 def _plain_number(value: object) -> object:

@@ -31,18 +31,13 @@ from tracetorch.snn.sequence_layer import SequenceLayer
 
 
 class PastLayer(SequenceLayer):
-    """Base of layers whose outputs are sums over this input and the last ``max_delay`` ones.
-
-    The state ``past`` has the shape of one step and time behind it, the oldest input first. Past
-    and inputs together are a window.
-    """
+    """Base of layers whose outputs are sums over this input and the last ``max_delay`` ones."""
 
     states: ClassVar[tuple[str, ...]] = ("past",)
 
     max_delay: int
-    past: Tensor | None
-    _time: ClassVar[int] = -1
-    """The dimension of time in a window."""
+    past: Tensor | None  # of the shape of one step, and time behind it, the oldest input first
+    _time: ClassVar[int] = -1  # the dimension of time in a window
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
@@ -201,10 +196,7 @@ class DelayingLayer(PastLayer):
         return torch.cat([past, x.movedim(0, -1)], -1)
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
-        """Return the outputs of the last steps of ``window`` ``[..., max_delay + steps]``.
-
-        The tensor of one step has ``ndim`` dimensions.
-        """
+        """Return the outputs of the last steps of a window; one step has ``ndim`` dimensions."""
         raise NotImplementedError
 
 
@@ -229,11 +221,8 @@ def initial_delays(delay: Value | None, shape: tuple[int, ...], max_delay: int) 
 
 
 def hat(distance: Tensor) -> Tensor:
-    """Return ``max(0, 1 - |distance|)``, the weight in linear interpolation.
-
-    Its derivative at a kink is the mean of both sides: ``maximum`` divides a tie, ``relu`` would
-    give a whole delay no gradient.
-    """
+    """Return ``max(0, 1 - |distance|)``, the weight in linear interpolation."""
+    # whose derivative at a kink is the mean of both sides: relu would give a whole delay none
     return torch.maximum(1 - distance.abs(), torch.zeros_like(distance))
 
 
@@ -262,11 +251,10 @@ class Delay(DelayingLayer):
         sigma = 0:  w[k] = max(0, 1 - |k - delay|)
         sigma > 0:  w[k] = exp(-(k - delay)^2 / (2 sigma^2)),  divided by their sum
 
-    An axonal delay: with ``sigma = 0`` a whole delay is a shift, exactly, and one between two steps
-    interpolates them. A gradient tells a delay about the steps that its ``w`` reaches, so learning
-    starts best from a wide ``sigma``, which is made smaller during training (``layer.sigma = ...``,
-    to about 0.5), and ends with ``round_()``. A delay that an optimizer pushes outside acts as
-    the nearest end. What came before the first step is zero.
+    With ``sigma = 0`` a whole delay is a shift, exactly, and one between two steps interpolates
+    them. A gradient tells a delay about the steps that its ``w`` reaches, so learning starts best
+    from a wide ``sigma``, which is made smaller during training (``layer.sigma = ...``, to about
+    0.5), and ends with ``round_()``. A delay outside acts as the nearest end.
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
@@ -274,13 +262,11 @@ class Delay(DelayingLayer):
         max_delay: the largest delay in steps; at least 1.
         delay: initial delays in steps, a number or one per neuron; ``None`` draws them uniformly
             between 0 and ``max_delay``.
-        sigma: width of the interpolation in steps, not negative; an attribute that may be assigned
-            anew, and is saved in the ``state_dict``.
+        sigma: width of the interpolation in steps; an attribute, saved in the ``state_dict``.
         learnable: ``raw_delay`` is an ``nn.Parameter`` if true, a buffer if not.
 
     Shape:
-        Input and output have one shape, any that has ``num_neurons`` at ``dim``. The state ``past``
-        has it too, and ``max_delay`` behind it.
+        Input and output have one shape, and the state ``past`` has ``max_delay`` behind it.
 
     Raises:
         TypeError: an argument or the input is of the wrong type.
@@ -338,14 +324,11 @@ class DelayedLinear(DelayingLayer):
 
         output[t, o] = bias[o] + sum_i  weight[o, i] * sum_k w[o, i, k] * x[t - k, i]
 
-    with the interpolation ``w`` of ``delay[o, i]`` as for :class:`Delay`, where ``sigma``, its
-    schedule and ``round_()`` are explained. Weight and bias are those of ``linear``, an
-    ``nn.Linear``. Over time it is one convolution, dense in ``k``: time and memory grow with
-    ``max_delay``. ``linear`` is read and not called: a parametrization of its weight acts, a hook
-    on it is an error or never runs.
-
-    As the connection of a :class:`Recurrent` it delays the feedback beyond the one step that this
-    has itself, in one compiled loop on the CPU.
+    with ``w``, ``sigma`` and ``round_()`` as for :class:`Delay`. Weight and bias are those of
+    ``linear``, an ``nn.Linear``, which is read and not called: a parametrization of its weight
+    acts, a hook on it is an error or never runs. Time and memory grow with ``max_delay``. As the
+    connection of a :class:`Recurrent` it delays the feedback beyond the one step that this has
+    itself, in one compiled loop on the CPU.
 
     Args:
         in_features: size of the last dimension of the input.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tracetorch.core.checks import check_each, check_integer, check_integers, check_number
 from tracetorch.fuse.codegen.sparse_loop import TILE
-from tracetorch.fuse.runtime.sparse_segments import Rows
+from tracetorch.fuse.runtime.sparse_segments import Rows, starts_of
 from tracetorch.fuse.runtime.threefry import compiled_uniforms
 
 _VALUES = 1 << 22  # random numbers at a time
@@ -156,19 +156,22 @@ class PoissonInput:
     @property
     def largest(self) -> tuple[int, int, int]:
         """The largest step, sample and neuron of an event."""
-        return 0, 0, max(self.neurons.tolist(), default=0)
+        return 0, 0, int(self.neurons.max()) if len(self.neurons) else 0
 
     def between(self, span: Span, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Draw the events of some steps; return places and values, as those of a list."""
         lanes = span.samples * len(self.neurons)
         every = max(1, _VALUES // max(1, lanes))
         found = [torch.zeros(0, dtype=torch.int64)]
+        # the least number of this precision that is not below, so that those drawn stay short
+        share = self.probability.float()
+        share = torch.where(share < self.probability, share.nextafter(share.new_ones(())), share)
         for begin in range(span.begin, span.end, every):
             steps = min(every, span.end - begin)
             # the higher word of the counter is the seed
             position = torch.full((lanes,), (self.seed << 32) + begin, dtype=torch.int64)
             drawn, _ = compiled_uniforms(position, steps, torch.float32)
-            there = drawn.view(steps, span.samples, -1) < self.probability
+            there = drawn.view(steps, span.samples, -1) < share
             step, sample, which = there.nonzero().unbind(1)
             step += begin - span.begin
             places = (step * span.samples + sample) * span.neurons + self.neurons[which]
@@ -206,6 +209,5 @@ def rows_of(sources: Sequence[Source], span: Span, dtype: torch.dtype) -> Rows:
     total = torch.zeros(len(each), dtype=dtype).index_add_(0, where, values[order])
     row, neuron = each // span.neurons, each % span.neurons
     rows, tiles = (span.end - span.begin) * span.samples, -(-span.neurons // TILE)
-    counts = torch.bincount(row * tiles + neuron // TILE, minlength=rows * tiles)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    starts = starts_of(row * tiles + neuron // TILE, rows * tiles)
     return Rows(starts, neuron.int(), total)

@@ -1,18 +1,14 @@
 """Set up parameters of neurons: decays, thresholds and weights, each with its constraint.
 
-A parameter is given by its value, stored unbounded under the name ``raw_<name>``, and used through
-its constraint, so that every step of an optimizer lands on a legal value.
-
-Constraints. Decays are kept as logits, thresholds as inverse softplus, under ``raw_<name>``:
-gradients flow everywhere, and ``state_dict``s of 0.9.2 load. Assigning to the constrained name
-writes the raw tensor in place, as PyTorch's parametrizations do: rank, what learns, and an
-optimizer's state stay. It is checked as in the constructor, and it must read as assigned. What is
-written in place into the value that a read has computed is lost.
+A parameter is given by its value, stored unbounded under the name ``raw_<name>`` (a decay as its
+logit, a threshold as inverse softplus, as in 0.9.2), and used through its constraint, so that every
+step of an optimizer lands on a legal value.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -25,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor
 
 from tracetorch.cell import Constraint, ConstraintGradient
-from tracetorch.core.checks import check_flag, check_number, suggestion
+from tracetorch.core.checks import check_each, check_flag, check_number
 from tracetorch.functional import Surrogate, atan_surrogate, sigmoid_inverse, softplus_inverse
 
 Value: TypeAlias = float | Tensor
@@ -141,8 +137,7 @@ class Clamp:
 def clamp(low: float | None, high: float | None, above: str | None = None) -> Constraint:
     """Return the constraint that clamps a parameter; what lies in the range is its own raw value.
 
-    Every value lies above that of its neuron of another parameter, ``above``, or above the largest,
-    for one value in the layer.
+    Every value lies above that of its neuron of ``above``, one for the layer above the largest.
     """
     ends = [f"at least {low:g}"] if low is not None else []
     ends += [f"at most {high:g}"] if high is not None else []
@@ -183,8 +178,7 @@ def is_decay(constraint: Constraint) -> bool:
 class Weight:
     """A parameter without bounds: a scale, a recurrent weight, a bias.
 
-    An unset field takes the default of the parameter: that of the constructor, where it has an
-    argument of the parameter's name.
+    An unset field takes the default of the parameter, that of the constructor if it has one.
 
     Args:
         value: a number, or a tensor of rank 0 or 1, which sets its own rank.
@@ -200,41 +194,26 @@ class Weight:
     rank: Rank | Unset = UNSET
     learnable: bool | Unset = UNSET
 
-    def check(self, name: str) -> None:
-        """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
+    def _check(self, name: str) -> None:
         if type(self.rank) is not int or self.rank not in (0, 1):
             raise ValueError(
-                f"{name}: rank must be 0 (one value for the layer) or 1 (one per neuron), "
-                f"got {self.rank!r}."
+                f"{name}: rank must be 0 (for the layer) or 1 (per neuron), got {self.rank!r}."
             )
         check_flag(f"{name}: learnable", self.learnable)
 
     def raw(self, name: str, num_neurons: int, constraint: Constraint = unbounded) -> Tensor:
-        """Return the raw tensor to store, in the default dtype and of rank 0 or 1.
+        """Return the raw tensor to store, in the default dtype and of rank 0 or 1; check its value.
 
         Args:
             name: of the parameter, for messages.
             num_neurons: as many values as one of rank 1 has.
             constraint: of which the value is a value.
-
-        Raises:
-            TypeError: the value is neither a number nor a floating-point tensor.
-            ValueError: the value is out of range, of another length or of a higher rank.
         """
         value = self.value
         if isinstance(value, Tensor):
             if not value.is_floating_point():
                 raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}.")
-            if value.ndim > 1:
-                raise ValueError(
-                    f"{name} must be a number or a tensor of rank 0 or 1, got rank {value.ndim} "
-                    f"and shape {list(value.shape)}."
-                )
-            if value.ndim == 1 and len(value) != num_neurons:
-                raise ValueError(
-                    f"{name} has {len(value)} values, the layer has {num_neurons} neurons. "
-                    "Give one value per neuron, or one number for all."
-                )
+            check_each(name, value, num_neurons, "neuron")
             if value.is_meta:  # made under torch.device("meta"): a shape, and no values
                 return torch.empty(value.shape, dtype=torch.get_default_dtype(), device="meta")
             constrained = value.detach().to("cpu", torch.float64)
@@ -242,10 +221,7 @@ class Weight:
             number = check_number(name, value)
             constrained = torch.tensor(number, dtype=torch.float64, device="cpu")
         else:
-            raise TypeError(
-                f"{name} must be a number or a tensor, got {type(value).__name__}. "
-                "Wrap a list or an array in torch.tensor(...)."
-            )
+            raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}.")
         low, high, nearest = constraint.low, constraint.high, constraint.nearest
         if nearest is not None and isinstance(value, Tensor):
             constrained = torch.where(constrained == low, low + nearest, constrained)
@@ -262,8 +238,7 @@ class Weight:
         if self.rank == 1 and not isinstance(value, Tensor):
             raw = raw.expand(num_neurons)
         here = torch.empty(0).device  # where `with torch.device(...)` says
-        # a copy, so that the user's tensor is not shared;
-        # .contiguous() would leave an expanded [1] its stride of 0, which no one can view as bytes
+        # a copy, shared with no one; .contiguous() would leave an expanded [1] its stride of 0
         return raw.to(here, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -275,8 +250,8 @@ class Decay(Weight):
         value: as for :class:`Weight`. In a tensor an exact 0 or 1 becomes 1e-7 or 1 - 1e-7.
         rank: 0 for one value in the layer, 1 for one per neuron.
         learnable: an ``nn.Parameter`` if true, a buffer if not.
-        use_averaging: the inflow of the trace is scaled by ``1 - decay``, so that the trace is an
-            exponential moving average. Read by :class:`LeakyIntegrator` alone.
+        use_averaging: the inflow of the trace is scaled by ``1 - decay``, an exponential moving
+            average. Read by :class:`LeakyIntegrator` alone.
 
     Example:
         >>> Decay(0.9, learnable=False)
@@ -285,9 +260,8 @@ class Decay(Weight):
 
     use_averaging: bool | Unset = UNSET
 
-    def check(self, name: str) -> None:
-        """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
-        super().check(name)
+    def _check(self, name: str) -> None:
+        super()._check(name)
         check_flag(f"{name}: use_averaging", self.use_averaging)
 
 
@@ -308,14 +282,11 @@ class Threshold(Weight):
 
     surrogate: SpikeFunction | Unset = UNSET
 
-    def check(self, name: str) -> None:
-        """Raise ``TypeError`` or ``ValueError`` where a field is not what it should be."""
-        super().check(name)
+    def _check(self, name: str) -> None:
+        super()._check(name)
         if not callable(self.surrogate):
-            raise TypeError(
-                f"{name}: surrogate must be callable, u -> spikes, got "
-                f"{type(self.surrogate).__name__}. Try tt.functional.atan_surrogate(2.0)."
-            )
+            got = type(self.surrogate).__name__
+            raise TypeError(f"{name}: surrogate must be callable, u -> spikes, got {got}.")
         if _is_derivative(self.surrogate):
             raise ValueError(
                 f"{name}: surrogate_derivative takes the spike function u -> spikes, with its "
@@ -350,14 +321,19 @@ ThresholdSetup: TypeAlias = Value | Mapping[str, Any] | Threshold
 DEFAULT_SURROGATE = atan_surrogate(2.0)
 
 WEIGHT = Weight(0.0, 1, True)
-DECAY = Decay(0.9, 1, True, False)
 THRESHOLD = Threshold(1.0, 1, True, DEFAULT_SURROGATE)
 
 
-def is_setup(given: object) -> bool:
-    """Whether something is a value or a setup of a parameter."""
-    number = isinstance(given, numbers.Real) and not isinstance(given, bool)
-    return number or isinstance(given, Tensor | Mapping | Weight)
+def completed(layer: Any, name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
+    """Complete a setup by the constructor's own default, that of the nearest class, before ours."""
+    for kind in reversed(type(layer).__mro__) if isinstance(given, Mapping | Weight) else ():
+        own = vars(kind).get("__init__")
+        argument = inspect.signature(own).parameters.get(name) if own else None
+        value: Any = None if argument is None else argument.default
+        is_setup = isinstance(value, float | Tensor | Mapping | Weight) or type(value) is int
+        if is_setup:
+            default = resolve_setup(name, value, default)
+    return resolve_setup(name, given, default)
 
 
 def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
@@ -369,19 +345,13 @@ def resolve_setup(name: str, given: Value | Mapping[str, Any] | S | None, defaul
     elif type(given) is kind:
         values = {field.name: getattr(given, field.name) for field in fields(given)}
     elif isinstance(given, Weight):
-        raise TypeError(
-            f"the setup of {name} must be a dict, a {kind.__name__} or None, got a "
-            f"{type(given).__name__}."
-        )
+        wanted, got = kind.__name__, type(given).__name__
+        raise TypeError(f"the setup of {name} must be a dict, a {wanted} or None, got {got}.")
     else:
         values = {"value": given}
-    allowed = [field.name for field in fields(kind)]
-    for key in values:
-        if key not in allowed:
-            raise ValueError(
-                f"the setup of {name} has no key {key!r}.{suggestion(key, allowed)} Its keys are "
-                f"{', '.join(allowed)}."
-            )
+    keys = [field.name for field in fields(kind)]
+    for key in values.keys() - set(keys):
+        raise ValueError(f"the setup of {name} has no key {key!r}. Its keys are {', '.join(keys)}.")
     setup = replace(default, **{key: value for key, value in values.items() if value is not UNSET})
-    setup.check(name)
+    setup._check(name)
     return setup

@@ -9,9 +9,7 @@ from tracetorch.snn.spiking import describe_wrapper, setups
 
 @describe_wrapper
 class Readout(LeakyIntegrator):
-    """Leaky average without spikes: the output is the membrane.
-
-    The usual last layer: smooth values to read classes or actions from.
+    """Leaky average without spikes, the usual last layer: the output is the membrane.
 
     ::
 
@@ -68,9 +66,7 @@ class SReadout(LeakyIntegrator):
 
 @describe_wrapper
 class RReadout(LeakyIntegrator):
-    """Readout with recurrence: its output returns to its input.
-
-    A readout with a second, slower or faster, memory of itself.
+    """Readout with recurrence: its output returns to its input by a second memory.
 
     ::
 
@@ -108,9 +104,7 @@ class RReadout(LeakyIntegrator):
 
 @describe_wrapper
 class SRReadout(LeakyIntegrator):
-    """Readout with a synaptic trace and recurrence.
-
-    SReadout and RReadout in one.
+    """Readout with a synaptic trace and recurrence, SReadout and RReadout in one.
 
     ::
 

@@ -21,7 +21,7 @@ from tracetorch.core.walk import named_modules
 from tracetorch.fuse.dispatch.recurrence import run_recurrence
 from tracetorch.fuse.dispatch.sparse_recurrence import (
     EventRequest,
-    Recurrence,
+    RecurrentCall,
     run_sparse_events,
     run_sparse_recurrence,
 )
@@ -199,16 +199,15 @@ class Recurrent(SequenceLayer):
         if not isinstance(connection, nn.Module):
             raise TypeError(f"connection must be an nn.Module, got {type(connection).__name__}.")
         sizes = None if shape is None else checked_shape("the output", shape)
-        if isinstance(neuron, SequenceLayer):
-            if shape is not None:
-                raise ValueError(
-                    f"the output of {type(neuron).__name__} has the shape of its input: leave "
-                    f"shape={shape!r} out."
-                )
-            super().__init__(neuron.num_neurons, neuron.dim)
-        elif sizes is not None:
+        if isinstance(neuron, SequenceLayer) and shape is not None:
+            raise ValueError(
+                f"the output of {type(neuron).__name__} has the shape of its input: leave "
+                f"shape={shape!r} out."
+            )
+        last = neuron if isinstance(neuron, SequenceLayer) else _last_of(neuron)
+        if sizes is not None:
             super().__init__(sizes[0], -len(sizes))
-        elif (last := _last_of(neuron)) is not None:
+        elif last is not None:
             super().__init__(last.num_neurons, last.dim)
         else:
             raise ValueError(
@@ -275,12 +274,7 @@ class Recurrent(SequenceLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all of ``x`` ``[T, ...]``: in one loop where there is one, or else step by step.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: ``"prev_output"``, where its trajectory is wanted too.
-        """
+        """Run all of ``x`` ``[T, ...]``, in one loop or step by step; ``record`` the state."""
         stacked = in_one_commit(self._run, x)
         dtype = self._check_input(x, sequence=True)
         return stacked, {name: stacked.to(dtype) for name in record}
@@ -315,7 +309,7 @@ class Recurrent(SequenceLayer):
         self.prev_output = last
         states_of(self.neuron).update(zip(self.neuron.cell.active, ends, strict=True))
 
-    def _loop(self, x: Tensor) -> Recurrence | None:
+    def _loop(self, x: Tensor) -> RecurrentCall | None:
         """Return what a compiled loop over inputs like ``x`` reads; ``None``: there is none."""
         connection, neuron, count = self.connection, self.neuron, self.num_neurons
         linear = self._linear(x)
@@ -338,8 +332,6 @@ class Recurrent(SequenceLayer):
         ):
             return None
         first = cast(Tensor, self._states_for(x, dtype, sequence=True)[0]).unsqueeze(0)
-        if first.shape[1:] != x.shape[1:]:  # of shape=, which a step says does not fit
-            return None
         if linear is not connection or (isinstance(linear, SparseLinear) and linear.max_delay):
             connection._check_input(x, sequence=True)
             (past,) = connection._states_for(x, dtype, sequence=True)
@@ -349,7 +341,7 @@ class Recurrent(SequenceLayer):
         neuron._check_input(x, sequence=True)
         states = neuron._states_for(x, dtype, sequence=True)
         kwargs = neuron.step_kwargs(x.ndim - 1, dtype)
-        return Recurrence(neuron.cell, states, kwargs, first, weight, bias, linear)
+        return RecurrentCall(neuron.cell, states, kwargs, first, weight, bias, linear)
 
     def _linear(self, x: Tensor) -> nn.Linear | SparseLinear | None:
         """Return the layer of weight and bias, where each module is certain to run its class."""
@@ -392,19 +384,18 @@ class Recurrent(SequenceLayer):
 
         As ``tt.unroll(layer, x)`` with ``x`` zero but for the events: states go on and are left
         behind as there, and outputs and counts are part of the graph. Only one layer of neurons
-        whose output is 0 or 1, in a loop along a :class:`SparseLinear`, on the CPU; an
-        ``nn.Linear`` behind the outputs of some neurons or their counts reads out what they say.
-        Memory: a bit for every step and neuron, and, where there is a gradient, the states of about
-        as many steps as the root of all.
+        whose output is 0 or 1, in a loop along a :class:`SparseLinear`, on the CPU. Memory: a bit
+        for every step and neuron, and, where there is a gradient, the states of about as many steps
+        as the root of all.
 
         Args:
-            inputs: what arrives: an :class:`EventInput`, a :class:`PoissonInput`, or several, as
-                they are now; writing to their tensors before the backward pass is an error there.
+            inputs: an :class:`EventInput`, a :class:`PoissonInput`, or several, as they are now;
+                writing to their tensors before the backward pass is an error there.
             steps: how many.
             batch: samples.
             neurons: whose outputs are wanted, integers ``[k]``.
             count_every: count the spikes of every neuron in bins of so many steps, of which the
-                last one may be shorter; a rate is a count over the length of its bin.
+                last one may be shorter.
             events: whether all spikes are wanted as a list.
 
         Returns:
@@ -497,11 +488,7 @@ _LINEAR_FORWARD = nn.Linear.forward
 
 
 def _last_of(module: nn.Module) -> Any:
-    """Return the neuron layer whose output is that of a chain, if it keeps the shape of its input.
-
-    Linear layers with delays, or of edges, are no such layers: they may give more or less than they
-    are given.
-    """
+    """Return the neurons whose output is that of a chain, if they keep the shape of its input."""
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
     is_last = isinstance(module, SequenceLayer | Populations)

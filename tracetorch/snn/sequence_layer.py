@@ -45,11 +45,10 @@ _NOTES = (
 class SequenceLayer(DeclaringLayer):
     """A layer that keeps states from step to step, and runs one step or a whole sequence.
 
-    Base of :class:`Neuron`, whose ``step`` runs, and of layers with a memory of another kind: a
-    recurrent connection, delays, noise, norms and dropout over time. A child declares its
-    parameters, each the value of a constraint of a raw tensor, and writes :meth:`forward_step` and
-    :meth:`forward_sequence`; calling the layer runs one step, and inside ``tt.unroll`` by layer all
-    of them.
+    Base of :class:`Neuron`, whose ``step`` runs, and of layers with a memory of another kind:
+    delays, noise, norms and dropout over time. A child declares its parameters, and writes
+    :meth:`forward_step` and :meth:`forward_sequence`; calling the layer runs one step, and inside
+    ``tt.unroll`` by layer all of them.
 
     A parameter reads as it is used, ``layer.beta``, and is set by assignment, ``layer.beta = 0.5``,
     which writes ``raw_beta`` in place. What is written into the value in place is lost.
@@ -103,10 +102,7 @@ class SequenceLayer(DeclaringLayer):
             self.__dict__[name] = None
 
     def state(self, name: str, init: Value) -> None:
-        """Declare the initial value of a state: what it is before the first step; zero if left out.
-
-        It is the buffer ``initial_<name>``, and so moves along and is in the ``state_dict``.
-        ``zero_states()`` returns to it.
+        """Declare what a state is before the first step, the buffer ``initial_<name>``.
 
         Args:
             name: one of ``states``.
@@ -128,10 +124,7 @@ class SequenceLayer(DeclaringLayer):
             ([[-65.0, -65.0]], [[-64.0, -64.0]])
         """
         if name not in type(self).states:
-            raise ValueError(
-                f"{type(self).__name__} has no state {name!r} to give an initial value: its states "
-                f"are {type(self).states}."
-            )
+            raise ValueError(f"{type(self).__name__} has no state {name!r} in {self.states}.")
         self._check_name(f"initial_{name}")
         setup = resolve_setup(f"init of {name}", init, Weight(0.0, 0, False))
         self.register_buffer(f"initial_{name}", setup.raw(f"init of {name}", self.num_neurons))
@@ -174,18 +167,15 @@ class SequenceLayer(DeclaringLayer):
             return
         if isinstance(value, nn.Parameter):
             raise TypeError(
-                f"{name} of {self!r} is a state, which every step sets anew, and no parameter. "
-                "Give a tensor; what it starts from is declared by self.state(name, init=...)."
+                f"{name} of {self!r} is a state, and no parameter: give a tensor. What it starts "
+                "from is declared by self.state(name, init=...)."
             )
         object.__setattr__(self, name, value)
 
     # Checks of one call
 
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """Return the dtype of the arithmetic; raise where ``x`` does not fit the layer.
-
-        In a ``sequence``, ``x`` has time in front, ``[T, ...]``.
-        """
+        """Return the dtype of the arithmetic; raise where ``x``, a step or a sequence, misfits."""
         self._check_states_current()
         if not isinstance(x, Tensor):
             raise TypeError(
@@ -210,23 +200,16 @@ class SequenceLayer(DeclaringLayer):
                 f"{len(shape)} dimensions, shape {list(shape)}."
             )
         if shape[self.dim] != self.num_neurons:
-            behind_batch = [*shape[1:]]
-            way = f"Build the layer with num_neurons={shape[self.dim]}, or name another dim"
-            if self.num_neurons in behind_batch:  # the channels of a convolution, most of the time
-                at = behind_batch.index(self.num_neurons) - len(behind_batch)
-                way = f"Say where they are: dim={at}"
             raise ValueError(
-                f"{self._label()} has {self.num_neurons} neurons, {what} has "
-                f"{shape[self.dim]} at dim {self.dim}, shape {list(shape)}. {way}."
+                f"{self._label()} has {self.num_neurons} neurons, {what} has {shape[self.dim]} at "
+                f"dim {self.dim}, shape {list(shape)}. Build the layer with "
+                f"num_neurons={shape[self.dim]}, or with another dim, -3 for [B, C, H, W]."
             )
 
     def _states_for(
         self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
     ) -> list[Tensor | None]:
-        """Return the states as ``step`` receives them: live ones checked, missing ones initial.
-
-        In a ``sequence``, ``x`` has time in front, ``[T, ...]``.
-        """
+        """Return the states as ``step`` receives them: live ones checked, missing ones initial."""
         shape = x.shape[1:] if sequence else x.shape
         state_shape = self._state_shape(shape)
         states: list[Tensor | None] = []
@@ -254,9 +237,7 @@ class SequenceLayer(DeclaringLayer):
                         f"{self._label()} holds the state {name} of shape {list(state.shape)}, "
                         f"{state.dtype}, on {state.device}; the input has shape {list(shape)} and "
                         f"needs {kept} on {x.device}. Call zero_states() before a new sequence or "
-                        "another batch size, zero_states(where=mask) to restart some samples; "
-                        "states follow model.to(...); those of a tt.Stream do not: convert what "
-                        "its get_states() gives, and give it back by set_states()."
+                        "another batch size. States follow model.to(...), but for a tt.Stream's."
                     )
                 states.append(state.clone() if clone_inference and state.is_inference() else state)
         return states

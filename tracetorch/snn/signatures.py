@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tracetorch.cell import ConstructorCall
 from tracetorch.core.checks import suggestion
-from tracetorch.snn.parameters import S, Value, Weight, is_setup, resolve_setup
+from tracetorch.snn.parameters import Weight
 
 _THRESHOLDS = ("pos_threshold", "neg_threshold")
 _SURROGATES = (
@@ -70,21 +70,6 @@ def _own_name(name: str, own: Collection[str]) -> str:
     return f" Here it is {' or '.join(found)}." if found else ""
 
 
-def completed(layer: Any, name: str, given: Value | Mapping[str, Any] | S | None, default: S) -> S:
-    """Complete a setup as the user may write it, by the constructor's own default before ours.
-
-    ``AdLIF(3, rho={"learnable": False})`` names no value: it is the default that ``AdLIF``'s
-    constructor has for ``rho``, that of the nearest class which has the argument.
-    """
-    if isinstance(given, Mapping | Weight):
-        for kind in reversed(type(layer).__mro__):
-            own = vars(kind).get("__init__")
-            argument = inspect.signature(own).parameters.get(name) if own else None
-            if argument is not None and is_setup(argument.default):
-                default = resolve_setup(name, argument.default, default)
-    return resolve_setup(name, given, default)
-
-
 def constructor_call(
     cls: type, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> tuple[ConstructorCall, dict[str, object]]:
@@ -138,21 +123,17 @@ def check_step(layer: Any) -> None:
     kind: Any = type(layer)
     label, states, inputs = kind.__name__, kind.states, kind.inputs
     if not isinstance(inputs, tuple) or inputs[:1] != ("x",):
-        raise TypeError(
-            f"{label}.inputs must be a tuple of names that begins with 'x', got {inputs!r}."
-        )
+        raise TypeError(f"{label}.inputs must be a tuple that begins with 'x', got {inputs!r}.")
     for name in inputs:
         layer._check_name(name)
     for name in {"input", "output"}.intersection(states):
         raise ValueError(
-            f"{label}.states has {name!r}, the name of what a layer takes or gives, in records and "
-            f"in compiled loops. Call the state otherwise, prev_{name} say."
+            f"{label}.states has {name!r}, the name of what a layer takes or gives. Call the state "
+            f"otherwise, prev_{name} say."
         )
     reset = getattr(kind, "reset_states", None)
     if reset is not None and (isinstance(reset, str) or not set(reset) <= set(states)):
-        raise ValueError(
-            f"{label}.reset_states must be a tuple of names from {states}, got {reset!r}."
-        )
+        raise ValueError(f"{label}.reset_states must be a tuple from {states}, got {reset!r}.")
     try:
         parameters = inspect.signature(getattr(layer, "step", None)).parameters.values()  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -27,11 +27,12 @@ from tracetorch.core.checks import (
 )
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
+from tracetorch.fuse.runtime.sparse_segments import Edges, sorted_by_source
 from tracetorch.snn.connectivity import check_signs, connectivity, plain_class
 from tracetorch.snn.delay import PastLayer
 from tracetorch.snn.passes import weight_in_loop
 from tracetorch.snn.restarts import Restarts
-from tracetorch.snn.sparse.product import EdgePlan, EdgeWiring, product, sorted_by_source
+from tracetorch.snn.sparse.product import EdgeWiring, product
 
 _MOST = 2**31  # an index has 32 bits
 _MOST_DENSE = 2**24  # values of a dense weight that is made
@@ -288,7 +289,7 @@ class SparseLinear(PastLayer):
         return self.states if self.max_delay else ()
 
     @property
-    def plan(self) -> EdgePlan:
+    def plan(self) -> Edges:
         """The edges sorted by source and checked, as a product by events reads them.
 
         Raises:
@@ -310,7 +311,7 @@ class SparseLinear(PastLayer):
                 raise ValueError(f"{self._label()} cannot run: {problem}.")
             known = edges, delay, key, sorted_by_source(edges, delay, self.in_features)
             self.__dict__["_known_plan"] = known
-        plan: EdgePlan = known[3]
+        plan: Edges = known[3]
         return plan
 
     @property

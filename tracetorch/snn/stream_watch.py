@@ -49,7 +49,7 @@ def _report(found: tuple[Any, str], layers: list[Any], name_of: Callable[[Any, s
     _log.warning(
         "%s is NaN, and stays so until zero_states(). A neuron's spike is 0 there, so that what "
         "follows looks finite; but a gradient makes weights NaN, behind a mask too, for 0 * NaN is "
-        "NaN. tt.unroll(model, x, check=True) names where it begins. Fill padding by "
+        "NaN. tt.diagnose names where it begins. Fill padding by "
         "x.masked_fill(~mask[..., None], 0); of a stream, if not x.isfinite().all(), use the last "
         "good input.",
         name_of(*found),

@@ -3,56 +3,208 @@
 By layer is right where nothing remembers outside of layers, and samples are treated alike. Whether
 that is so is not read off the code: it is run. The first time a model is met in a mode, its pass by
 layer is compared with its first three steps, in which layers return what they gave by layer; then
-once more with random spikes in their place, for a silent network shows little. No two whole runs
-are compared: they differ in rounding, and one spike moves all behind it.
-
-Not found is what remembers after the third step, and what is switched after the first call;
-``check=`` runs as many steps as one likes. What is random is believed. Buffers, attributes and
-generators are restored. What a ``Recurrent`` of a user's own code shares is found by
-:mod:`tracetorch.unrolling.loops`.
+once more with random spikes in their place, for a silent network shows little.
 """
 
 from __future__ import annotations
 
-import logging
 import os
+import random
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from tracetorch.core.hooks import has_spectral_norm
-from tracetorch.core.snapshot import Values, random_restored, set_values
+from tracetorch.core.hooks import KwargsPreHook, has_spectral_norm
+from tracetorch.core.snapshot import Values, random_restored
 from tracetorch.core.torch_private import BatchNormBase, DropoutBase, pytree
 from tracetorch.core.walk import modules_of
-from tracetorch.snn.module import keeps_states
-from tracetorch.snn.neuron import has_step
+from tracetorch.snn.module import TTModule, keeps_states
+from tracetorch.snn.neuron import Neuron, has_step
 from tracetorch.snn.passes import Layer, Pass, current_pass
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import path_of, state_with_nan
-from tracetorch.unrolling.agreement import agree
 from tracetorch.unrolling.inputs import Inputs, call
-from tracetorch.unrolling.loops import Loops, SharedError, Step, seed_all
 
 STEPS = 3
 _BY_STEP = 'Use unroll(..., by="step")'
-_MIXES = "it does not treat the samples of a batch independently, or does not keep the batch first"
-_REMEMBERS = (
-    "it remembers something from step to step outside the states of neuron layers. "
-    f"{_BY_STEP}, or make it a state of an snn.Neuron"
+_WHY = (
+    "the model remembers something from step to step outside the states of neuron layers, or it "
+    "does not treat the samples of a batch independently, or does not keep the batch first. "
+    f"{_BY_STEP}, or make what it remembers a state of an snn.Neuron"
 )
+_RNN = (
+    "keeps a memory of its own: it cannot run by layer. By step, a batch [B, F] would be one "
+    "sequence to it. Call it on the whole sequence, outside of unroll, or use nn.GRUCell, "
+    "nn.LSTMCell or nn.RNNCell with a memory: self.memory."
+)
+# Base classes of other libraries' neurons, which keep their membranes themselves: silent in the
+# first steps, they show nothing.
+_FOREIGN_NEURONS = {
+    "snntorch": "SpikingNeuron",
+    "spikingjelly": "MemoryModule",
+    "sinabs": "StatefulLayer",
+}
+# Engines that compute gradients per sample, and their classes that do not.
+_PER_SAMPLE = {"opacus": (("AbstractGradSampleModule",), ("GradSampleModuleNoOp",))}
+_RTOL, _ATOL = 1e-4, 1e-5  # of a product of matrices in another order, and relative to the largest
+_EPSILONS = 2  # at least so many of the dtype in which products are rounded, relative to either
 
-_log = logging.getLogger("tracetorch")
-_leaves: Callable[[Any], list[Any]] = pytree.tree_leaves
+Records = dict[int, list[tuple[Tensor, Tensor]]]
+"""What modules were given and gave in the first steps, ``[k, B, ...]``, by id, in their calls."""
+
+
+# Values that two ways of computing have given
+
+
+def agree(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether there are as many values, and tensors agree to rounding."""
+    return len(one) == len(other) and all(
+        isinstance(a, Tensor) == isinstance(b, Tensor)
+        and (not isinstance(a, Tensor) or (a.shape == b.shape and is_close(a, b, eps=_epsilon(a))))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _epsilon(value: Tensor) -> float:
+    """Return that of the dtype in which products are rounded: the value's, or that of autocast."""
+    if not value.is_floating_point():
+        return 0.0
+    eps, kind = torch.finfo(value.dtype).eps, value.device.type
+    if value.dtype is torch.float64 or not torch.is_autocast_enabled(kind):  # which leaves float64
+        return eps
+    return max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+
+
+def is_close(one: Tensor, other: Tensor, share: float = 0.0, eps: float = 0.0) -> bool:
+    """Whether all values but a share agree to rounding, or to ``eps`` of a narrower dtype."""
+    if torch.equal(one, other):
+        return True
+    if not one.is_floating_point():
+        differ = one != other
+    else:
+        finite = one[torch.isfinite(one)]
+        scale = float(finite.abs().max()) if finite.numel() else 0.0
+        rtol, atol = (max(least, _EPSILONS * eps) for least in (_RTOL, _ATOL))
+        atol *= max(scale, 1e-3)
+        differ = ~torch.isclose(one, other, rtol=rtol, atol=atol, equal_nan=True)
+    return int(differ.count_nonzero()) <= share * one.numel()
+
+
+# What is known without a run
+
+
+def interleaves(model: nn.Module) -> bool:
+    """Whether steps of a layer must stand between those of others, so that all runs by step.
+
+    In each of them a user's own code runs, which may share anything with what is outside; or a
+    module with states or buffers stands inside of it and elsewhere too. Or an engine would take
+    every step of a sample for one.
+    """
+    outside = [module for _, module in modules_of(model, closed=Recurrent)]
+    layers = [module for module in outside if isinstance(module, Recurrent)]
+    inside = [m for layer in layers for _, m in modules_of(layer) if m is not layer]
+    places = Counter(map(id, (*outside, *inside)))
+    return (
+        any(has_step(m) and not m.cell.is_comparable for m in outside)
+        or any(computes_per_sample(type(m)) for m in outside)
+        or any(map(_is_own, (*layers, *inside)))
+        or any(places[id(m)] > 1 and (isinstance(m, TTModule) or m._buffers) for m in inside)
+    )
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Whether a module runs code that is no library's, which may share anything."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if "forward" in vars(module) or not all(map(_is_librarys, hooks)):
+        return True
+    if has_step(module):  # compiled, it sees its arguments alone
+        cell = module.cell
+        own = type(module).forward is not Neuron.forward or cell.runs_by_step
+        return own or not cell.is_comparable
+    return not _is_librarys(type(module))
+
+
+def _is_librarys(code: object) -> bool:
+    name = getattr(code, "__module__", None) or ""
+    return name.partition(".")[0] in ("torch", "tracetorch")
+
+
+def check_supported(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise where a module cannot run by layer, whatever its values are."""
+    for path, module in modules:
+        kind: Any = type(module)
+        label, reason = f"{path or 'the model'} ({kind.__name__})", None
+        if isinstance(module, nn.RNNBase):
+            raise ValueError(f"{label} {_RNN}")
+        for base in kind.__mro__:
+            library = base.__module__.partition(".")[0]
+            if base.__name__ == _FOREIGN_NEURONS.get(library):
+                reason = f"is a neuron of {library}, which keeps its state from step to step"
+        if isinstance(module, SequenceLayer):
+            # an override of the step alone would never be called
+            step = next(base for base in kind.__mro__ if "forward_step" in vars(base))
+            sequence = next(base for base in kind.__mro__ if "forward_sequence" in vars(base))
+            if step is not sequence and issubclass(step, sequence):
+                reason = "overrides forward_step, and not forward_sequence, which runs all steps"
+        if reason is not None:
+            raise ValueError(f"{label} {reason}: it cannot run by layer. {_BY_STEP}.")
+
+
+def computes_per_sample(kind: Any) -> bool:
+    """Whether modules of a class belong to an engine that computes gradients per sample."""
+    for base in kind.__mro__:
+        engines, others = _PER_SAMPLE.get(base.__module__.partition(".")[0], ((), ()))
+        if base.__name__ in (*engines, *others):
+            return base.__name__ in engines
+    return False
+
+
+def refuse_one_step(path: str) -> KwargsPreHook:
+    """Return a hook that raises where an ``nn.RNNBase`` takes the batch of a step for a sequence.
+
+    A call with three dimensions has a time of its own, inside the step.
+    """
+
+    def hook(module: nn.RNNBase, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else kwargs.get("input")
+        if isinstance(x, Tensor) and x.ndim == 2:
+            raise ValueError(f"{path or 'the model'} ({type(module).__name__}) {_RNN}")
+
+    return hook
+
+
+class Trust:
+    """Modes and orders of layers in which a model has been run by step too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        key = id(model)
+        # by the method: at exit a model may go when the names of this module are None already
+        forget = trusted.pop
+        self.model = weakref.ref(model, lambda _: forget(key, None))
+        self.lock = threading.RLock()  # one first run of a model at a time
+        self.met: set[tuple[Any, ...]] = set()
+        self.modes: set[bool] = set()
+        self.products: Any = None
+
+
+trusted: dict[int, Trust] = {}
+
+
+if hasattr(os, "register_at_fork"):
+    # with the locks, which a thread that is not there any more may hold
+    os.register_at_fork(after_in_child=trusted.clear)
+
+
+# The run
 
 
 class RecordingPass(Pass):
@@ -61,7 +213,7 @@ class RecordingPass(Pass):
     def __init__(self, kept: int, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.kept = kept
-        self.records: dict[int, list[tuple[nn.Module, Tensor, Tensor]]] = {}
+        self.records: Records = {}
 
     def __call__(
         self, layer: Layer, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
@@ -80,38 +232,24 @@ class RecordingPass(Pass):
             torch.unflatten(each.detach(), 0, (self.steps, -1))[: self.kept].clone()
             for each in (x, y)
         )
-        self.records.setdefault(id(module), []).append((module, x, y))
-
-
-Records = dict[int, list[tuple[nn.Module, Tensor, Tensor]]]
-"""What modules were given and gave in the first steps, ``[k, B, ...]``, by id, in their calls."""
+        self.records.setdefault(id(module), []).append((x, y))
 
 
 class _Differs(Exception):  # noqa: N818 (no error, a finding)
-    """Difference between both ways."""
+    """Difference between both ways, at a module or, ``None``, in what the model gives."""
+
+    def __init__(self, module: object, finding: str) -> None:
+        self.module, self.finding = module, finding
 
 
 class _Replay(Pass):
-    """A pass in which layers return what they gave: one step, or some folded into the batch.
+    """A pass in which layers return what they gave by layer: that of one step, or of all."""
 
-    Args:
-        records: what layers were given and gave, ``[k, B, ...]``.
-        rows: which steps and samples the batch of this pass holds; ``None``: all of all steps.
-        compares: whether inputs are compared with those by layer.
-        loop: runs this step of a ``Recurrent`` too, and raises where it differs.
-    """
-
-    def __init__(
-        self,
-        records: Records,
-        rows: tuple[Tensor, Tensor] | None,
-        compares: bool = False,
-        loop: Callable[[Recurrent, Tensor], None] | None = None,
-    ) -> None:
+    def __init__(self, records: Records, taken: Callable[[Tensor], Tensor], compares: bool) -> None:
         super().__init__(from_rest=True)
-        self.records, self.rows, self.compares, self.loop = records, rows, compares, loop
+        self.records, self.taken, self.compares = records, taken, compares
         self.made: Counter[int] = Counter()
-        self.seen: list[Tensor] = []
+        self.seen: list[tuple[int, Tensor]] = []
 
     def __call__(
         self, layer: Layer, x: Tensor, given: tuple[Tensor, ...], named: dict[str, Tensor]
@@ -123,83 +261,32 @@ class _Replay(Pass):
 
     def at(self, module: Any, x: Tensor) -> Tensor:
         """Return what a module gave; raise where it is given another input than then."""
-        made = self.made[id(module)]
-        records = self.records.get(id(module), [])
+        made, records = self.made[id(module)], self.records.get(id(module), [])
         if made >= len(records):
-            raise _Differs("calls a layer by step that it does not call, or less often, by layer")
+            raise _Differs(module, "is called by step, and by layer not, or less often")
         self.made[id(module)] += 1
-        self.seen.append(x.detach().clone())
-        _, expected, y = records[made]
-        if self.compares and not agree([_taken(expected, self.rows)], [self.seen[-1]]):
-            raise _Differs("gives a layer other inputs by layer than by step")
-        if self.loop is not None:
-            self.loop(module, _taken(expected, self.rows))
-        return _taken(y, self.rows)
-
-    def check_all_made(self) -> None:
-        """Raise where a layer that was called by layer was not called."""
-        if any(self.made[key] < len(records) for key, records in self.records.items()):
-            raise _Differs("calls a layer by layer that it does not call, or less often, by step")
-
-
-class _SpikedPass(_Replay):
-    """A pass by layer in which layers return random spikes, and which notes what they are given."""
-
-    def __init__(self, records: Records) -> None:
-        super().__init__(records, None)
-        self.generator = torch.Generator().manual_seed(0)
-        self.spiked: Records = {}
-
-    def at(self, module: Any, x: Tensor) -> Tensor:
-        """Return random spikes for all steps."""
-        given = x.detach().clone()
-        y = super().at(module, x)
-        shape = self.records[id(module)][self.made[id(module)] - 1][2].shape
-        spikes = torch.rand(shape, generator=self.generator, device="cpu") > 0.5
-        y = spikes.to(y)
-        x = torch.unflatten(given, 0, (shape[0], -1))
-        self.spiked.setdefault(id(module), []).append((module, x, y))
-        return y.flatten(0, 1).clone()
-
-
-def _taken(values: Tensor, rows: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Return the chosen steps and samples of values ``[k, B, ...]`` as one batch, copied."""
-    return values.flatten(0, 1).clone() if rows is None else values[rows]
-
-
-class Trust:
-    """Modes and orders of layers in which a model has been run by step too."""
-
-    def __init__(self, model: nn.Module) -> None:
-        key = id(model)
-        # by the method: at exit a model may go when the names of this module are None already
-        forget = trusted.pop
-        self.model = weakref.ref(model, lambda _: forget(key, None))
-        self.lock = threading.RLock()  # one first run of a model at a time
-        self.met: set[tuple[Any, ...]] = set()
-        self.modes: set[bool] = set()
-        self.products: Any = None
-        self.per_sample = False  # whether an engine computes gradients per sample
-
-
-trusted: dict[int, Trust] = {}
-
-
-if hasattr(os, "register_at_fork"):
-    # with the locks, which a thread that is not there any more may hold
-    os.register_at_fork(after_in_child=trusted.clear)
+        self.seen.append((id(module), x.detach().clone()))
+        expected, y = records[made]
+        if self.compares and not agree([self.taken(expected)], [self.seen[-1][1]]):
+            raise _Differs(module, "is given other inputs by layer than by step")
+        return self.taken(y)
 
 
 class _Noted:
-    """Buffers of modules, numbers in attributes of plain ones, and weights, to put them back."""
+    """Buffers of modules, numbers in attributes of plain ones, and weights that a user's own write.
 
-    def __init__(self, modules: Sequence[tuple[str, nn.Module]], weights: Values) -> None:
-        self.weights = weights
+    A user's own code may have set them, in the pass by layer and in the steps.
+    """
+
+    def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
+        own = [m for _, m in modules if _is_own(m)]
+        weights = [p for m in own for p in m.parameters(False) if type(p) is nn.Parameter]
         self.buffers = [
             (module, name, buffer, buffer.detach().clone())
             for _, module in modules
             for name, buffer in module.named_buffers(recurse=False)
         ]
+        self.values = Values([*(buffer for _, _, buffer, _ in self.buffers), *weights])
         self.attributes = [
             (vars(module), dict(vars(module)))
             for _, module in modules
@@ -208,33 +295,45 @@ class _Noted:
 
     def restore(self) -> None:
         """Give the modules back what was noted."""
-        for module, name, buffer, value in self.buffers:
+        for module, name, buffer, _ in self.buffers:
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
-            set_values(buffer, value)
+        self.values.restore()
+        self._restore_attributes()
+
+    def begin_again(self, still: set[int]) -> None:
+        """Give back what the pass has set: what is set once is set from a step then.
+
+        Buffers, as other tensors, for a graph may be waiting for these; not those of ``still``.
+        """
+        for module, name, _, value in self.buffers:
+            now = module._buffers.get(name)
+            if id(module) in still or isinstance(module, torch.jit.ScriptModule):
+                continue
+            if now is None or not torch.equal(now, value):
+                module._buffers[name] = value.clone()
+        self._restore_attributes()
+
+    def _restore_attributes(self) -> None:
         for now, before in self.attributes:
-            now.update({n: v for n, v in before.items() if isinstance(v, (Tensor, float))})
-        self.weights.restore()
+            for name in {**now, **before}:
+                both = now.get(name), before.get(name)
+                if both[0] is not both[1] and any(isinstance(v, (Tensor, float)) for v in both):
+                    now.pop(name, None)
+                    now.update({name: both[1]} if name in before else {})
 
 
 class FirstRun:
     """A first run of a model: what was before the pass by layer, and the comparison."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, steps: int) -> None:
-        self.model, self.steps = model, min(steps, inputs.steps)
-        self.batch = inputs.batch
+        self.model, self.steps, self.batch = model, min(steps, inputs.steps), inputs.batch
         # the model may write into its inputs
         first = inputs.first(self.steps)
         self.inputs = replace(first, tensors=first.map(torch.clone))
-        inside: set[int] = set()
         self.modules = modules_of(model)
-        self.at: tuple[Records, int] = ({}, 0)
-        self.loops = Loops(self.modules)
-        self.before = _Noted(self.modules, self.loops.weights)
-        for _, module in self.modules:
-            if isinstance(module, Recurrent):
-                inside.update(id(m) for _, m in modules_of(module) if m is not module)
-        training = [m for _, m in self.modules if m.training and id(m) not in inside]
+        self.before = _Noted(self.modules)
+        training = [m for _, m in modules_of(model, closed=Recurrent) if m.training]
         self.forced = [
             m
             for m in training
@@ -256,78 +355,42 @@ class FirstRun:
             for module in self.forced:
                 vars(module).pop("forward", None)
 
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Restore values and random states behind a block, in which weights' norms stand still."""
+        now = _Noted(self.modules)
+        devices = {buffer.device.index for _, _, buffer, _ in now.buffers if buffer.is_cuda}
+        with random_restored(devices):
+            try:
+                for module in self.spectral:
+                    module.training = False
+                yield
+            finally:
+                for module in self.spectral:
+                    module.training = True
+                now.restore()
+
     def compare(self, run: RecordingPass, outputs: Sequence[Any]) -> bool:
         """Compare the pass by layer with the first steps; whether nothing was random."""
-        _check_not_shared(run)
         self._check_unchanged()
         expected = [y.detach()[: self.steps].clone() for y in outputs]
+        # a spectral norm's weights are those of the pass
+        still = {id(m) for each in (*self.spectral, *self.forced) for m in each.modules()}
         with torch.no_grad(), self.restored():
-            self._begin_again()
+            self.before.begin_again(still)
+            self.at: tuple[Records, int] = run.records, 0
             try:
-                self.loops.prepare(run)
-                with self.loops.begun() as loop:
-                    self._by_step(run.records, expected, loop)
+                self._by_step(run.records, expected)
                 self._with_spikes(run.records)
                 self._check_unchanged()
-            except _Differs as finding:
-                reason = self._reason()
-                if reason is None:
+            except _Differs as differs:
+                if self._is_random():
                     return False
-                whole = f"the model ({type(self.model).__name__}) {finding}"
-                raise ValueError(f"{self._place() or whole}: {reason}.") from None
+                path = next((p for p, m in self.modules if m is differs.module), "")
+                module = self.model if differs.module is None else differs.module
+                label = f"{path or 'the model'} ({type(module).__name__})"
+                raise ValueError(f"{label} {differs.finding}: {_WHY}.") from None
         return True
-
-    def check_finite(self, run: RecordingPass) -> None:
-        """Raise where NaN comes in or is made: a spike of it is 0, and hides it.
-
-        An infinite value is named where a state is NaN, which may have come of it.
-        """
-        paths = {id(module): path or "the model" for path, module in self.modules}
-        with torch.no_grad(), self.restored():
-            events = _events(lambda: self._step(run.records, None))
-        places = [("the input", _leaves(self.inputs.tensors))]
-        for kind, module, values in events:
-            if kind == "out":
-                name = f"the output of {paths.get(id(module), '')} ({type(module).__name__})"
-                places.append((name, values))
-        if place := next((place for place, values in places if _any(torch.isnan, values)), None):
-            raise ValueError(
-                f"{place} has NaN. A neuron's spike is 0 there, so that what follows looks "
-                "finite. Clean the data, or find the operation that makes it."
-            )
-        found = state_with_nan((entry.module, entry.states) for entry in run.entries.values())
-        place = next((place for place, values in places if _any(torch.isinf, values)), None)
-        if found is None or (place is None and self.steps < run.steps):
-            return
-        cause = f"{place} has infinite values. Clean the data, or find the operation that makes it"
-        if place is None:
-            cause = (
-                "nothing that was given or computed is: look at the layer's parameters, and at the "
-                "states it began with, which tt.zero_states(model) clears"
-            )
-        path = path_of(self.model, *found)
-        raise ValueError(f"{path} is NaN at the end of the sequence, and {cause}.")
-
-    def _begin_again(self) -> None:
-        """Give what was set before the pass back: what is set once is set from a step then.
-
-        Buffers, as other tensors, for a graph may be waiting for these, and not of a spectral norm,
-        whose weights are those of the pass. Attributes, where the pass has set values.
-        """
-        still = {id(m) for each in (*self.spectral, *self.forced) for m in each.modules()}
-        for module, name, _, value in self.before.buffers:
-            now = module._buffers.get(name)
-            if id(module) in still or isinstance(module, torch.jit.ScriptModule):
-                continue
-            if now is None or not torch.equal(now, value):
-                module._buffers[name] = value.clone()
-        for attributes, before in self.before.attributes:
-            for name, value in [*attributes.items()]:
-                if isinstance(value, (Tensor, float)) and value is not before.get(name):
-                    if name in before:
-                        attributes[name] = before[name]
-                    else:
-                        del attributes[name]
 
     def _check_unchanged(self) -> None:
         """Raise where the forward has changed a layer, all of whose steps run with one value."""
@@ -345,133 +408,82 @@ class FirstRun:
                     f"{_BY_STEP}."
                 )
 
-    def _by_step(
-        self, records: Records, expected: Sequence[Tensor], loop: Step | None = None
-    ) -> None:
+    def _by_step(self, records: Records, expected: Sequence[Tensor]) -> None:
         """Run the steps one by one, and compare what layers are given, and the outputs."""
         for t in range(self.steps):
-            self.at = records, t  # where a difference is found, it is looked into
-            of_step = None if loop is None else partial(loop, t)
-            trial, found = self._step(records, self._rows_of(t), compares=True, loop=of_step)
-            trial.check_all_made()
+            self.at = records, t
+            run, found = self._call(records, t, compares=True)
+            for key, calls in records.items():
+                if run.made[key] < len(calls):
+                    module = next((m for _, m in self.modules if id(m) == key), None)
+                    raise _Differs(module, "is called by layer, and by step not, or less often")
             if not agree([y[t] for y in expected], found):
-                raise _Differs("gives other outputs by layer than by step")
+                raise _Differs(None, "gives other outputs by layer than by step")
 
     def _with_spikes(self, records: Records) -> None:
         """Compare both ways once more, with random spikes in place of what layers gave."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return  # processes go on alike, whatever their values are
-        spiked = _SpikedPass(records)
+        generator = torch.Generator().manual_seed(0)
+        spiked = {
+            key: [(x, (torch.rand(y.shape, generator=generator) > 0.5).to(y)) for x, y in calls]
+            for key, calls in records.items()
+        }
         try:
-            x = pytree.tree_map(torch.clone, self.inputs.folded())
-            outputs = _leaves(spiked.call(call, self._own_model(), x))
-            expected = [torch.unflatten(y, 0, (self.steps, -1)).clone() for y in outputs]
+            run, outputs = self._call(spiked)
+            expected = [torch.unflatten(y, 0, (self.steps, -1)) for y in outputs]
         except _Differs:
             raise
         except Exception:  # of values that these layers never give
             return
-        self._by_step(spiked.spiked, expected)
+        met: Records = {}
+        for key, x in run.seen:
+            calls = met.setdefault(key, [])
+            calls.append((torch.unflatten(x, 0, (self.steps, -1)), spiked[key][len(calls)][1]))
+        self._by_step(met, expected)
 
-    def _rows_of(self, t: int) -> tuple[Tensor, Tensor]:
-        """Return the places of all samples of a step."""
-        samples = torch.arange(self.batch)
-        return torch.full_like(samples, t), samples
-
-    def _step(
-        self,
-        records: Records,
-        rows: tuple[Tensor, Tensor] | None,
-        compares: bool = False,
-        loop: Callable[[Recurrent, Tensor], None] | None = None,
+    def _call(
+        self, records: Records, t: int | None = None, compares: bool = False
     ) -> tuple[_Replay, list[Tensor]]:
-        """Call the model on a batch of chosen steps and samples, or on all of them."""
-        trial = _Replay(records, rows, compares, loop)
-        static = self.inputs.static
-        if rows is None:
+        """Call the model on one of the steps, or on all of them, with what layers gave."""
+        if t is None:
+            run = _Replay(records, lambda values: values.flatten(0, 1).clone(), compares)
             x = pytree.tree_map(torch.clone, self.inputs.folded())
         else:
-            x = self.inputs.map(lambda x: x[rows[1]].clone() if static else x[rows].clone())
+            run = _Replay(records, lambda values: values[t, : self.batch].clone(), compares)
+            x = self.inputs.map(lambda x: (x if self.inputs.static else x[t]).clone())
+        model: nn.Module = self.model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module  # without the engine, which exchanges something at each call
         try:
-            y = trial.call(call, self._own_model(), x)
-        except (_Differs, SharedError):
+            y = run.call(call, model, x)
+        except _Differs:
             raise
         except Exception as error:
             raise ValueError(
-                "the model runs by layer, and fails on one step "
-                f"({type(error).__name__}: {error}): {_REMEMBERS}, or it depends on the size of "
-                "the batch."
+                f"the model runs by layer, and fails on one step ({type(error).__name__}: {error})"
+                f": {_WHY}, or depends on the size of the batch."
             ) from error
-        return trial, [each.detach().clone() for each in _leaves(y)]
+        return run, [each.detach().clone() for each in pytree.tree_leaves(y)]
 
-    def _own_model(self) -> nn.Module:
-        """Return the model, without an engine around it that exchanges something at each call."""
-        if isinstance(self.model, nn.parallel.DistributedDataParallel):
-            inner: nn.Module = self.model.module
-            return inner
-        return self.model
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Restore values and random states behind a block, in which weights' norms stand still."""
-        weights = Values(weight for weight, _ in self.loops.weights.values)
-        noted = _Noted(self.modules, weights)
-        devices = {buffer.device.index for _, _, buffer, _ in noted.buffers if buffer.is_cuda}
-        with random_restored(devices):
-            try:
-                for module in self.spectral:
-                    module.training = False
-                yield
-            finally:
-                for module in self.spectral:
-                    module.training = True
-                noted.restore()
-
-    # What differs, where, and why
-
-    def _reason(self) -> str | None:
-        """Return why both ways differ; ``None`` where it is by random numbers."""
+    def _is_random(self) -> bool:
+        """Whether a step gives the same with the same seed, and something else with another."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return f"{_REMEMBERS}, or {_MIXES}"
-        records, t = self.at
+            return False
 
-        def once(rows: tuple[Tensor, Tensor] | None, seed: int = 1) -> list[Tensor]:
-            seed_all(seed)
-            trial, outputs = self._step(records, rows)
-            return [*trial.seen, *outputs]
+        def once(seed: int) -> list[Tensor]:
+            for seed_all in (torch.manual_seed, random.seed, np.random.seed):
+                seed_all(seed)
+            run, outputs = self._call(*self.at)
+            return [*(x for _, x in run.seen), *outputs]
 
-        rows = self._rows_of(t)
         try:
-            first = once(rows)
-            if not agree(first, once(rows)):
-                return _REMEMBERS
-            if not all(agree(first, once(rows, seed)) for seed in range(2, 6)):
-                return None
-            # all steps folded once more: what only remembers gives the same as the step alone
-            folded = [
-                torch.unflatten(each, 0, (self.steps, -1))[rows]
-                if each.ndim and each.shape[0] == self.steps * self.batch
-                else each
-                for each in once(None)
-            ]
+            first = once(1)
+            return agree(first, once(1)) and not all(
+                agree(first, once(seed)) for seed in range(2, 6)
+            )
         except (_Differs, ValueError):  # its way depends on the batch
-            return f"{_MIXES}. {_BY_STEP}"
-        return _REMEMBERS if agree(first, folded) else f"{_MIXES}. {_BY_STEP}"
-
-    def _place(self) -> str | None:
-        """Name the module whose own code differs, or ``None`` where none can be named."""
-        paths = {id(module): path or "the model" for path, module in self.modules}
-        records, t = self.at
-        rows = self._rows_of(t)
-
-        def difference(begin: Callable[[], None]) -> str | None:
-            begin()
-            folded = _events(lambda: self._step(records, None))
-            begin()
-            stepped = _events(lambda: self._step(records, rows))
-            return _first_difference(folded, stepped, rows, self.steps, paths)
-
-        # from before the pass; else as it is by now, say a counter
-        return difference(self._begin_again) or difference(lambda: None)
+            return False
 
 
 def _definition(layer: SequenceLayer) -> tuple[Any, dict[str, Tensor]]:
@@ -496,87 +508,3 @@ def _noted(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if isinstance(run, RecordingPass) and run.running is None:
         run.note(module, before, y)
     return y
-
-
-def _check_not_shared(run: Pass) -> None:
-    """Raise where two ``Recurrent``s hold one module with states or buffers, out of order."""
-    owners: dict[int, Recurrent] = {}
-    for entry in run.entries.values():
-        layer = entry.module
-        if not isinstance(layer, Recurrent) or entry.within is not layer:
-            continue
-        for path, module in modules_of(layer):
-            holds = keeps_states(module) or any(True for _ in module.buffers(recurse=False))
-            if module is layer or not holds:
-                continue
-            if owners.setdefault(id(module), layer) is not layer:
-                raise ValueError(
-                    f"{path} ({type(module).__name__}) stands in two Recurrents, each of which "
-                    "runs all of its steps at once, so that its states or buffers would be out of "
-                    f"order. {_BY_STEP}."
-                )
-
-
-def _any(test: Callable[[Tensor], Tensor], values: Sequence[Any]) -> bool:
-    return any(isinstance(v, Tensor) and bool(test(v).any()) for v in values)
-
-
-_Event = tuple[str, nn.Module, list[Any]]
-
-
-def _events(run: Callable[[], object]) -> list[_Event]:
-    """Return what all modules are given and give, in this thread, in their order."""
-    thread, events = threading.get_ident(), list[_Event]()
-
-    def note(kind: str, module: nn.Module, values: Any) -> None:
-        if threading.get_ident() == thread:
-            tensors = [v.detach().clone() for v in _leaves(values) if isinstance(v, Tensor)]
-            events.append((kind, module, tensors))
-
-    handles = [
-        register_module_forward_pre_hook(lambda module, args: note("in", module, args)),
-        register_module_forward_hook(lambda module, args, y: note("out", module, y)),
-    ]
-    try:
-        run()
-    except (_Differs, ValueError):  # what came before it tells where
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return events
-
-
-def _first_difference(
-    folded: list[_Event],
-    stepped: list[_Event],
-    rows: tuple[Tensor, Tensor],
-    steps: int,
-    paths: dict[int, str],
-) -> str | None:
-    """Name the innermost module in whose own code two runs differ first."""
-
-    def label(module: nn.Module) -> str:
-        return f"{paths.get(id(module), '')} ({type(module).__name__})".lstrip()
-
-    def at_step(value: Tensor) -> Tensor:
-        if value.ndim and value.shape[0] == steps * len(rows[0]):
-            return torch.unflatten(value, 0, (steps, -1))[rows]
-        return value
-
-    within: list[nn.Module] = []
-    for (kind, module, before), (other, again, now) in zip(folded, stepped, strict=False):
-        if kind != other or module is not again:
-            return f"{label(within[-1])} calls other modules by layer than by step"
-        same = agree([at_step(each) for each in before], now)
-        if kind == "in":
-            if not same and within:
-                return (
-                    f"{label(within[-1])} gives {label(module)} other inputs by layer than by step"
-                )
-            within.append(module)
-        else:
-            if not same:
-                return f"{label(module)} gives other outputs by layer than by step"
-            within.pop()
-    return None

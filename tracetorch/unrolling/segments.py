@@ -1,19 +1,17 @@
 """Run a long sequence in segments that the backward pass computes again (``segment=``).
 
 A segment is a function of its inputs and of the states before it, by PyTorch's non-reentrant
-checkpointing. When backward runs it again, a pass of its own starts from the states of then;
-parameters, buffers and modes of the modules are those of then, and afterwards those of now. So a
-batch norm counts a segment once. What else a model keeps, in attributes of its own or in globals,
-is not restored: outputs and states are compared with those of the first run.
+checkpointing. When backward runs it again, parameters, buffers and modes are those of then. What
+else a model keeps is not restored: outputs and states are compared with those of the first run.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -35,12 +33,13 @@ from tracetorch.fuse import backend, requested_backend
 from tracetorch.snn.passes import Entry, Pass
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.states import ExtraStates
-from tracetorch.unrolling.agreement import is_close
+from tracetorch.unrolling.first_run import is_close
 from tracetorch.unrolling.inputs import Inputs
 
 _MOST_MOVED = 0.01  # share of values that rounding may move where sums have no fixed order
 
 Run: TypeAlias = Callable[..., tuple[Any, dict[str, Tensor], Pass]]
+_Versioned: TypeAlias = list[tuple[Tensor, int | None]]
 
 
 @exclude_from_compile
@@ -60,89 +59,150 @@ def in_segments(
     length = check_count("segment", segment)
     modules = [module for _, module in modules_of(model)]
     _check_repeatable(modules)
-    stops = [*range(0, inputs.steps, length), inputs.steps]
-    parts = inputs.split([b - a for a, b in pairwise(stops)])
-    replays = [_Replay(modules, start, stop) for start, stop in pairwise(stops[:-1])]
-    results = [
-        _within(run, part, whole) if each is None else _checkpointed(run, part, each, whole)
-        for part, each in zip_longest(parts, replays)
-    ]
+    bounds = [*pairwise([*range(0, inputs.steps, length), inputs.steps])]
+    *parts, last = inputs.split([stop - start for start, stop in bounds])
+    segments, results = [], []
+    for part, (start, stop) in zip(parts, bounds, strict=False):
+        each = _Segment(run, part, modules, whole, start, stop)
+        segments.append(each)
+        results.append(each.run_first())
+    y, trajectories, inner = whole.call(run, last, from_rest=False)
+    inner.commit()
+    results.append((y, trajectories))
     leaves, specs = zip(*map(pytree.tree_flatten, results), strict=True)
     joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
-    for each in replays:
-        each.expect(joined)
-    y: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(joined, specs[0])
-    return y
+    for each in segments:
+        each.outputs = [(y.detach()[each.start : each.stop], version_of(y)) for y in joined]
+    found: tuple[Any, dict[str, Tensor]] = pytree.tree_unflatten(joined, specs[0])
+    return found
 
 
 def _check_repeatable(modules: Sequence[nn.Module]) -> None:
     """Raise where a segment cannot run again inside ``backward``."""
+    reason = None
     if any(isinstance(module, ExtraStates) for module in modules):
-        raise ValueError(
-            "segment= runs a segment again inside backward(), which an online learner does not "
-            "allow: its traces go on from step to step. It keeps no graph of earlier steps, so "
-            "leave segment= out."
-        )
+        reason = "an online learner does not allow: its traces go on from step to step"
     if any(isinstance(module, DistributedDataParallel) for module in modules):
-        raise ValueError(
-            "segment= calls the model again inside backward(), which DistributedDataParallel does "
-            "not allow. Wrap a module whose forward unrolls in segments, and call that."
+        reason = (
+            "DistributedDataParallel does not allow. Wrap a module whose forward unrolls in "
+            "segments, and call that"
         )
     if torch.is_grad_enabled() and functorch_active():
-        raise ValueError(
-            "segment= does not work in torch.func transforms, which cannot run a segment again. "
-            "Leave it out there."
-        )
+        reason = "torch.func transforms do not allow. Leave it out there"
+    if reason is not None:
+        raise ValueError(f"segment= calls the model again inside backward(), which {reason}.")
 
 
-def _within(run: Run, part: Inputs, whole: Pass) -> Any:
-    """Run a part from the states of the pass of all steps, and commit it to that."""
-    y, trajectories, inner = whole.call(run, part, from_rest=False)
-    inner.commit()
-    return y, trajectories
+class _Segment:
+    """Steps ``start`` to ``stop``, as a function of inputs and of the states before them."""
 
+    def __init__(
+        self,
+        run: Run,
+        part: Inputs,
+        modules: Sequence[nn.Module],
+        whole: Pass,
+        start: int,
+        stop: int,
+    ) -> None:
+        self.run, self.part, self.start, self.stop = run, part, start, stop
+        self.leaves, self.spec = pytree.tree_flatten(part.tensors)
+        self.before, self.first = whole, True
+        """The pass that it starts from, and whether it has not run yet."""
+        self.ran: list[Pass] = []
+        self.failed: list[BaseException] = []
+        self.outputs: _Versioned = []
+        self.ends: _Versioned = []
+        """What it gave, and the states behind it."""
+        # what torch.jit has compiled cannot be given other tensors
+        modules = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
+        self.watched: list[Tensor] = [p for m in modules for p in m.parameters(recurse=False)]
+        for module in modules:
+            if isinstance(module, SequenceLayer):  # frozen parameters
+                self.watched += module.buffers(recurse=False)
+        self.versions = versions_of(self.watched)
+        self.kinds = [(t.dtype, t.device) for t in self.watched]
+        self.learned = [t.requires_grad for t in self.watched]
+        self.then: list[tuple[Any, ...]] = []
+        if torch.is_grad_enabled():  # else nothing will run again
+            self.then = [(m, _plain(m), _copied(m._buffers), m.training) for m in modules]
+        # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
+        self.backend_name, self.mode_name = requested_backend(), requested_mode()
 
-def _checkpointed(run: Run, part: Inputs, replay: _Replay, whole: Pass) -> Any:
-    """Run a part so that the graph keeps only what it started from."""
-    leaves, spec = pytree.tree_flatten(part.tensors)
-    # what the layers of the part start from, known when it has run once
-    starts: Pass | None = None
-    ran: list[Pass] = []  # of the first run
-    failed: list[BaseException] = []
-
-    def steps(*saved: Tensor) -> tuple[Any, list[Tensor | None]]:
-        nonlocal starts
-        now = replace(part, tensors=pytree.tree_unflatten(list(saved), spec))
-        before = starts if starts is not None else whole
-        try:
-            y, trajectories, inner = before.call(run, now, from_rest=False)
-        except BaseException as error:
-            if starts is not None:
-                raise
-            failed.append(error)  # through checkpoint of PyTorch 2.12 it would leave its hooks set
-            return None, []
-        ends = [s for each in inner.entries.values() for s in each.states.values()]
-        replay.compare(pytree.tree_leaves((y, trajectories)), ends)
-        if starts is None:
-            starts = _started(whole, inner)
-            ran.append(inner)
-        return (y, trajectories), ends
-
-    # to the end, not to the last tensor that backward needs: the outputs are compared
-    replay.begin()
-    with set_checkpoint_early_stop(False):
-        result, ends = checkpoint(
-            steps, *leaves, use_reentrant=False, context_fn=lambda: (nullcontext(), replay)
-        )
-    if failed:
-        raise failed.pop()
-    # what checkpointing returns is part of the graph
-    values = iter(ends)
-    for inner in ran:
-        for entry in inner.entries.values():
+    def run_first(self) -> tuple[Any, dict[str, Tensor]]:
+        """Run so that the graph keeps only what it started from; return outputs, trajectories."""
+        # to the end, not to the last tensor that backward needs: the outputs are compared
+        with set_checkpoint_early_stop(False):
+            result, ends = checkpoint(self._steps, *self.leaves, use_reentrant=False)
+        if self.failed:
+            raise self.failed.pop()
+        # what checkpointing returns is part of the graph
+        values, ran = iter(ends), self.ran.pop()
+        for entry in ran.entries.values():
             entry.states = {name: next(values) for name in entry.states}
-        inner.commit()
-    return result
+        ran.commit()
+        found: tuple[Any, dict[str, Tensor]] = result
+        return found
+
+    def _steps(self, *saved: Tensor) -> tuple[Any, list[Tensor | None]]:
+        part = replace(self.part, tensors=pytree.tree_unflatten(list(saved), self.spec))
+        if self.first:
+            try:
+                y, trajectories, inner = self.before.call(self.run, part, from_rest=False)
+            except BaseException as error:  # through PyTorch 2.12 it would leave hooks set
+                self.failed.append(error)
+                return None, []
+            self.ran.append(inner)
+            self.before = _started(self.before, inner)
+        else:
+            with ExitStack() as stack:
+                self._set_back(stack)
+                y, trajectories, inner = self.before.call(self.run, part, from_rest=False)
+        states = [s for entry in inner.entries.values() for s in entry.states.values()]
+        ends = [state for state in states if state is not None]
+        if self.first:
+            self.first, self.ends = False, [(end.detach(), version_of(end)) for end in ends]
+        else:
+            self._compare([*pytree.tree_leaves((y, trajectories)), *ends])
+        return (y, trajectories), states
+
+    def _set_back(self, stack: ExitStack) -> None:
+        """Give the model the tensors and modes of then, until the stack is closed."""
+        kinds = [(t.dtype, t.device) for t in self.watched]
+        if kinds != self.kinds or versions_of(self.watched) != self.versions:
+            raise RuntimeError(
+                "a parameter was changed in place between the forward and the backward pass of "
+                "unroll(..., segment=), or moved: a segment that runs again would give other "
+                "values. Call backward() before optimizer.step() and model.to(...)."
+            )
+        for tensor, learned in zip(self.watched, self.learned, strict=True):
+            if tensor.requires_grad is not learned:  # frozen since, or learned again
+                stack.callback(tensor.requires_grad_, not learned)
+                tensor.requires_grad_(learned)
+        for module, parameters, buffers, training in self.then:
+            now = _plain(module), dict(module._buffers), module.training
+            stack.callback(_give, module, *now)
+            _give(module, parameters, _copied(buffers), training)  # which the segment may write
+        stack.enter_context(backend(self.backend_name))
+        stack.enter_context(mode(self.mode_name))
+
+    def _compare(self, found: Sequence[Tensor]) -> None:
+        """Compare what a run again gives with the outputs and states of the first run."""
+        expected = [*self.outputs, *self.ends]
+        same = len(found) == len(expected)
+        for value, (first, version) in zip(found, expected, strict=False):
+            if version_of(first) == version:  # else whoever holds it has written to it
+                # on a GPU sums may come in another order, and a spike with them
+                share = 0.0 if value.is_cpu else _MOST_MOVED
+                same &= value.shape == first.shape and is_close(value.detach(), first, share)
+        if not same:
+            raise RuntimeError(
+                f"segment {self.start}:{self.stop} of unroll(..., segment=) computes something "
+                "else when backward runs it again than in the forward pass, so its gradients would "
+                "be wrong: the model depends on what is not restored (an attribute, a global, a "
+                "file, another generator), or a hook was registered or removed since. Hold it in "
+                "a buffer, or leave segment= out."
+            )
 
 
 def _started(whole: Pass, inner: Pass) -> Pass:
@@ -155,115 +215,23 @@ def _started(whole: Pass, inner: Pass) -> Pass:
     return starts
 
 
-class _Replay:
-    """Restore the model of the forward pass while a segment runs again, then that of now.
-
-    Parameters, also those that ``functional_call`` had put in, buffers and modes are in each
-    segment what they were in the forward pass. What the segment computes is compared with its
-    first run.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], start: int, stop: int) -> None:
-        # what torch.jit has compiled cannot be given other tensors
-        self.modules = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
-        self.start, self.stop = start, stop
-        self.name = f"segment {start}:{stop}"
-        self.expected: list[tuple[Tensor, int | None]] = []
-        self.ends: list[tuple[Tensor, int | None]] | None = None
-        # backward on a GPU runs in a thread of autograd's own, which sees no request of this one
-        self.backend_name, self.mode_name = requested_backend(), requested_mode()
-
-    def begin(self) -> None:
-        """Note what the modules are before the segment runs for the first time."""
-        self.watched: list[Tensor] = []
-        for module in self.modules:
-            self.watched += module.parameters(recurse=False)
-            if isinstance(module, SequenceLayer):  # frozen parameters
-                self.watched += module.buffers(recurse=False)
-        self.versions = versions_of(self.watched)
-        self.kinds = [(each.dtype, each.device) for each in self.watched]
-        self.learned = [each.requires_grad for each in self.watched]
-        if torch.is_grad_enabled():  # else nothing will run again
-            self.then = [_tensors_of(module, copied=True) for module in self.modules]
-
-    def expect(self, outputs: Sequence[Tensor]) -> None:
-        """Note the outputs of all segments, of which it compares its own."""
-        self.expected = [(y.detach()[self.start : self.stop], version_of(y)) for y in outputs]
-
-    def compare(self, outputs: Sequence[Tensor], states: Sequence[Tensor | None]) -> None:
-        """Compare what a run again gives with the outputs and states of the first run."""
-        ends = [state for state in states if state is not None]
-        if self.ends is None:  # this is the first run
-            self.ends = [(end.detach(), version_of(end)) for end in ends]
-            return
-        found, expected = (*outputs, *ends), (*self.expected, *self.ends)
-        if len(found) != len(expected) or not all(map(_agrees, found, expected)):
-            raise RuntimeError(
-                f"{self.name} of unroll(..., segment=) computes something else when backward runs "
-                "it again than in the forward pass, so its gradients would be wrong: the model "
-                "depends on something that is not restored, an attribute, a global variable, a "
-                "closure, a file or another random generator. Hold it in a buffer, or leave "
-                "segment= out. Or a hook was registered or removed since: do that behind "
-                "backward()."
-            )
-
-    def __enter__(self) -> None:
-        kinds = [(each.dtype, each.device) for each in self.watched]
-        if kinds != self.kinds or versions_of(self.watched) != self.versions:
-            raise RuntimeError(
-                "a parameter was changed in place between the forward and the backward pass of "
-                "unroll(..., segment=), or moved: a segment that runs again would give other "
-                "values. Call backward() before optimizer.step() and model.to(...)."
-            )
-        with ExitStack() as stack:
-            for tensor, learned in zip(self.watched, self.learned, strict=True):
-                if tensor.requires_grad is not learned:  # frozen since, or learned again
-                    stack.callback(tensor.requires_grad_, not learned)
-                    tensor.requires_grad_(learned)
-            for module, then in zip(self.modules, self.then, strict=True):
-                stack.callback(_exchange, module, _tensors_of(module, copied=False))
-                # copies, once more: the segment may write into them
-                _exchange(module, (then[0], _copied(then[1]), then[2]))
-            stack.enter_context(backend(self.backend_name))
-            stack.enter_context(mode(self.mode_name))
-            self.stack = stack.pop_all()
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-
-
-_PLAIN = (nn.Parameter, Tensor, type(None))  # what functional_call puts in is no Parameter
-
-_ModuleTensors: TypeAlias = tuple[dict[str, Any], dict[str, Any], bool]
-
-
-def _tensors_of(module: nn.Module, *, copied: bool) -> _ModuleTensors:
-    """Return parameters, buffers and mode of a module.
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Return the parameters, also those that ``functional_call`` puts in, which are no Parameters.
 
     Without those of other classes of tensors, DTensor: FSDP puts its parameters together by itself.
     """
-    parameters = {n: p for n, p in module._parameters.items() if type(p) in _PLAIN}
-    buffers = dict(module._buffers)
-    return parameters, _copied(buffers) if copied else buffers, module.training
+    kinds = (nn.Parameter, Tensor, type(None))
+    return {n: p for n, p in module._parameters.items() if type(p) in kinds}
 
 
 def _copied(buffers: dict[str, Any]) -> dict[str, Any]:
     return {n: None if b is None else b.detach().clone() for n, b in buffers.items()}
 
 
-def _exchange(module: nn.Module, tensors: _ModuleTensors) -> None:
+def _give(
+    module: nn.Module, parameters: dict[str, Any], buffers: dict[str, Any], training: bool
+) -> None:
     """Give a module other parameters, buffers and another mode: other tensors, no other values."""
-    parameters, buffers, training = tensors
     module._parameters.update(parameters)
     module._buffers.update(buffers)
     module.__dict__["training"] = training
-
-
-def _agrees(found: Tensor, expected: tuple[Tensor, int | None]) -> bool:
-    """Whether a run again gives what the first one gave, to rounding."""
-    first, version = expected
-    if version_of(first) != version:  # by whoever holds it: it can tell nothing any more
-        return True
-    # on a GPU sums may come in another order, and a spike with them
-    share = 0.0 if found.is_cpu else _MOST_MOVED
-    return found.shape == first.shape and is_close(found.detach(), first, share)

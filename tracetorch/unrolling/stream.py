@@ -1,8 +1,4 @@
-"""``Stream``: states of a model that are kept apart from the model, one stream or many.
-
-A pass holds states for the length of a call (``tracetorch/snn/passes.py``); a stream holds such a
-pass between its calls. Each call is a pass within it, which commits to it at the end.
-"""
+"""``Stream``: states of a model that are kept apart from the model, one stream or many."""
 
 from __future__ import annotations
 
@@ -35,15 +31,13 @@ class Stream:
     """Run a model as a stream with states of its own: one of many, in one thread or in several.
 
     The model is shared, and its own states are neither read nor written: a server keeps one model,
-    and a stream for each client, instead of a copy of the model for each. A call is one time step,
-    like a call of the model. A stream starts from rest, whatever the model holds, takes the batch
-    size of its first input, and is kept until ``zero_states()``. A call that fails changes nothing.
+    and a stream for each client. A call is one time step, like a call of the model. A stream starts
+    from rest, takes the batch size of its first input, and is kept until ``zero_states()``. A call
+    that fails changes nothing. Streams of one model may run at once in several threads, each of
+    them in one thread at a time.
 
-    Streams of one model may run at once in several threads, each of them in one thread at a time.
     What a module keeps outside of the states of its layers all streams share: running statistics
-    in training, attributes of a ``forward``; declare a memory by :meth:`.TTModule.memory`. A state
-    at NaN is logged once for each model: it is looked for behind a sequence, and at every 100th
-    single step.
+    in training, attributes of a ``forward``; declare a memory by :meth:`.TTModule.memory`.
 
     Args:
         model: any module with neuron layers, whose call is one step.
@@ -81,8 +75,8 @@ class Stream:
             kwargs: inputs by name.
 
         Raises:
-            ValueError: another thread runs the stream; it is called inside a model that is run in a
-                pass, inside a transform of ``torch.func`` or inside ``backward()``; or as a layer.
+            ValueError: another thread runs the stream, or it is called inside of another model's
+                run, of a transform of ``torch.func``, of ``backward()``, or as a layer.
             RuntimeError: a trace would freeze its states.
         """
         return self._run(_step, self.model, args, kwargs)
@@ -126,8 +120,7 @@ class Stream:
         if current_pass() is not None:
             raise ValueError(
                 "a stream was called inside of a model that runs itself, in tt.unroll or in a "
-                "stream: its states would be no part of that call. Call the model's layers, or "
-                "give the stream's output to the model as an input."
+                "stream: its states would be no part of that call. Give its output as an input."
             )
         check_can_go_on("a stream", "Use stream.unroll(x, segment=...) to save memory.")
         if not self._running.acquire(blocking=False):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tracetorch.core.checks import suggestion
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.core.walk import join_path, modules_of
-from tracetorch.snn.module import TTModule
+from tracetorch.snn.module import TTModule, keeps_states
 from tracetorch.snn.passes import states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
 
@@ -51,15 +51,16 @@ def select_names(wanted: Sequence[str] | str | None, names: Iterable[str], *, by
 class Recorder:
     """The trajectories that are wanted of a pass, by layer, and what has been recorded of them."""
 
-    def __init__(self, wanted: Sequence[str] | str, layers: Sequence[tuple[str, TTModule]]) -> None:
+    def __init__(self, wanted: Sequence[str] | str, model: nn.Module) -> None:
         self._path: dict[tuple[int, str], str] = {}
         self._wanted: dict[int, tuple[str, ...]] = {}
         self._steps: dict[str, list[Tensor]] = {}
         self._whole: dict[str, Tensor] = {}
         names: dict[str, tuple[TTModule, str]] = {
-            join_path(path, name): (layer, name)
-            for path, layer in layers
-            for name in recordable(layer)
+            join_path(path, name): (module, name)
+            for path, module in modules_of(model)
+            if isinstance(module, SequenceLayer) or keeps_states(module)
+            for name in recordable(module)
         }
         self.paths = select_names(wanted, names, by="record")
         for path in self.paths:
@@ -67,11 +68,8 @@ class Recorder:
             self._path[id(layer), name] = path
             self._wanted[id(layer)] = (*self._wanted.get(id(layer), ()), name)
         # whose states are wanted
-        self._stateful = [
-            layer
-            for _, layer in layers
-            if any(name not in ENDS for name in self._wanted.get(id(layer), ()))
-        ]
+        wanted_of = {id(layer): layer for layer, name in names.values() if name not in ENDS}
+        self._stateful = [m for m in wanted_of.values() if self.states_wanted_of(m)]
 
     def wants_inside(self, layer: nn.Module) -> bool:
         """Whether anything is wanted of the modules inside a layer."""

@@ -18,13 +18,22 @@ from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.events.passes import EventProducts
-from tracetorch.snn.module import TTModule, keeps_states, zero_states
+from tracetorch.snn.module import TTModule, zero_states
 from tracetorch.snn.passes import Pass, ambient
 from tracetorch.snn.recurrent import Recurrent
 from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
 from tracetorch.snn.stream_watch import report_nan_behind
-from tracetorch.unrolling.first_run import STEPS, FirstRun, RecordingPass, Trust, trusted
+from tracetorch.unrolling.first_run import (
+    STEPS,
+    FirstRun,
+    RecordingPass,
+    Trust,
+    check_supported,
+    interleaves,
+    refuse_one_step,
+    trusted,
+)
 from tracetorch.unrolling.inputs import (
     Inputs,
     call,
@@ -35,7 +44,6 @@ from tracetorch.unrolling.inputs import (
 )
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.trajectories import Recorder
-from tracetorch.unrolling.unsupported import check_supported, computes_per_sample, refuse_one_step
 
 _log = logging.getLogger("tracetorch")
 
@@ -95,13 +103,13 @@ def unroll(
     neuron layer runs its whole sequence as one fused loop. That is right when everything without
     memory treats the samples of a batch independently and keeps the batch first, as convolutions,
     linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
-    statistics over time and batch together: not the same as by step. Whether it is right is not
-    guessed: the first time a model is met in a mode, its first three steps are run by step as well,
-    with what the layers gave, and a model that computes something else, because it keeps something
-    outside of its neuron layers or mixes samples, is refused by name. What acts only after the
-    third step is not found; ``check`` runs more. A ``forward`` that reads or writes states of
-    layers, or has a memory of its own, is refused too. By step, the model is called once per step:
-    always right.
+    statistics over time and batch together: not the same as by step. Whether it is right is run:
+    the first time a model is met in a mode, its first three steps are run by step as well, with
+    what the layers gave, and a model that computes something else, because it keeps something
+    outside of its neuron layers or mixes samples, is refused. So is a ``forward`` that reads or
+    writes states of layers. What acts only after the third step is not found; ``check`` runs more.
+    By step, the model is called once per step: always right. So runs, whatever ``by`` is, a model
+    in which a ``Recurrent`` holds code of a user's own.
 
     Args:
         model: any ``nn.Module``.
@@ -116,15 +124,11 @@ def unroll(
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
         check: compare both ways over more steps, each time: ``True``: over all; a number: over so
-            many. What was compared is logged at the level INFO. By layer NaN in the input, or in
-            what a module gives, is an error that names the first place; infinite values are one
-            where a state has become NaN.
+            many. What was compared is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
-            keep only the inputs and the states between them. The memory of ``T`` steps becomes
-            that of ``segment`` steps and of ``T / segment`` states, for one more forward pass. A
-            batch norm takes its statistics over a segment. Buffers are what they were when a
-            segment runs again. One that computes something else then raises a ``RuntimeError`` in
-            ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps.
+            keep only the inputs and the states between them, for one more forward pass. A batch
+            norm takes its statistics over a segment. One that computes something else when it runs
+            again raises a ``RuntimeError`` in ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are not touched, so that several threads may run one model.
         reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
@@ -157,7 +161,7 @@ def unroll(
     inputs = parse_inputs(x, steps, time_dim)
     if reset is not None:
         inputs = with_reset(inputs, reset, time_dim)
-    outer = ambient.current
+    outer, compiling = ambient.current, torch.compiler.is_compiling()
     if outer is not None and outer.folded and outer.running is None:
         raise ValueError(
             "a model is unrolled inside a model that is unrolled by layer itself. Use "
@@ -167,7 +171,7 @@ def unroll(
     if check is not False:
         checked = inputs.steps if check is True else check_count("check", check)
     if segment is None:
-        y, trajectories, run = _run(model, inputs, by, record, checked, from_rest)
+        y, trajectories, run = _run(model, inputs, by, record, checked, from_rest, compiling)
     else:
         run = Pass(from_rest=from_rest)
         part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
@@ -177,7 +181,7 @@ def unroll(
         y, trajectories = pytree.tree_map(place, (y, trajectories))
     if not from_rest:
         run.commit()
-    if outer is None and not torch.compiler.is_compiling():
+    if outer is None and not compiling:
         report_nan_behind(run, model)
     return y if record is None else (y, trajectories)
 
@@ -189,67 +193,46 @@ def _run(
     record: Sequence[str] | str | None,
     checked: int,
     from_rest: bool,
+    compiling: bool = False,
 ) -> tuple[Any, dict[str, Tensor], Pass]:
     """Run some steps in a pass of their own; return outputs, trajectories and the pass."""
-    recorder = None if record is None else Recorder(record, _recordable(model))
+    recorder = None if record is None else Recorder(record, model)
     reset = None if inputs.reset is None else Restarts(inputs.reset)
-    if by == "step" or inputs.steps == 1:  # one step is one step: a forward may use its states
+    trust, known = None, compiling
+    # one step is one step: a forward may use its states
+    by_step = by == "step" or inputs.steps == 1
+    if not by_step and not compiling:
+        # another thread may have been first
+        trust = trusted.get(id(model)) or trusted.setdefault(id(model), Trust(model))
+        known = not checked and model.training in trust.modes
+        if not known:
+            with trust.lock:  # one thread describes the layers
+                by_step = interleaves(model)
+    if by_step:
         run = Pass(from_rest=from_rest, recorder=recorder)
         y = run.call(_by_step, model, inputs, run, reset)
+        return y, {} if recorder is None else recorder.result(inputs.steps), run
+    if reset is not None:
+        _check_restarts(model)
+    run = Pass(inputs.steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
+    # where others see the operations, no values can be compared, nor on meta
+    if known or trust is None or _is_observed(inputs):
+        y = _by_layer(model, inputs, run, trust)
+        if trust is not None and _mode(model, run) not in trust.met and not _is_observed(inputs):
+            # It was the call: its random numbers are drawn, and buffers have gone on. What is
+            # compared is another one, which leaves nothing.
+            beside = replace(inputs, tensors=inputs.map(torch.clone))
+            with trust.lock, torch.no_grad(), FirstRun(model, beside, 0).restored():
+                _compared(model, beside, 0, from_rest, reset, None, trust)
     else:
-        y, run = _by_layer(model, inputs, checked, from_rest, reset, recorder)
+        with trust.lock:
+            y, run = _compared(model, inputs, checked, from_rest, reset, recorder, trust)
     return y, {} if recorder is None else recorder.result(inputs.steps), run
 
 
-def _recordable(model: nn.Module) -> list[tuple[str, TTModule]]:
-    """List the neuron layers and the modules with memory of a model, with their paths."""
-    return [
-        (path, module)
-        for path, module in modules_of(model)
-        if isinstance(module, SequenceLayer) or keeps_states(module)
-    ]
-
-
-def _by_layer(
-    model: nn.Module,
-    inputs: Inputs,
-    checked: int,
-    from_rest: bool,
-    reset: Restarts | None,
-    recorder: Recorder | None,
-) -> tuple[Any, Pass]:
-    """Call the model once on all steps; compare with its first steps where it is not known."""
-    if reset is not None:
-        _check_restarts(model)
-    steps = inputs.steps
-    run = Pass(steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder)
-    if torch.compiler.is_compiling():
-        x = inputs.tensors
-        split = (x, *split_static(model)) if inputs.static and isinstance(x, Tensor) else None
-        return run.call(_call_folded, model, inputs, split), run
-    # another thread may have been first
-    trust = trusted.get(id(model)) or trusted.setdefault(id(model), Trust(model))
-    if trust.per_sample:
-        check_supported(modules_of(model))
-    known = not checked and model.training in trust.modes
-    if known:
-        y = _call_with_events(model, inputs, run, trust)
-        if _mode(model, run) in trust.met:
-            return y, run
-    # where others see the operations, no values can be compared, nor on meta
+def _is_observed(inputs: Inputs) -> bool:
     leaves = pytree.tree_leaves(inputs.tensors)
-    if observed_by(leaves) is not None or any(x.is_meta for x in leaves):
-        return y if known else _call_with_events(model, inputs, run, trust), run
-    named: dict[str, Any] = {"folded": True, "from_rest": from_rest, "reset": reset}
-    if known:
-        # It was the call: its random numbers are drawn, and buffers have gone on. What is compared
-        # is another one, which leaves nothing.
-        beside = replace(inputs, tensors=inputs.map(torch.clone))
-        with trust.lock, torch.no_grad(), FirstRun(model, beside, 0).restored():
-            _compared(model, beside, 0, named, trust)
-        return y, run
-    with trust.lock:
-        return _compared(model, inputs, checked, {**named, "recorder": recorder}, trust)
+    return observed_by(leaves) is not None or any(x.is_meta for x in leaves)
 
 
 def _mode(model: nn.Module, run: Pass) -> tuple[Any, ...]:
@@ -261,20 +244,30 @@ _training_of = operator.attrgetter("module.training")
 
 
 def _compared(
-    model: nn.Module, inputs: Inputs, checked: int, named: dict[str, Any], trust: Trust
+    model: nn.Module,
+    inputs: Inputs,
+    checked: int,
+    from_rest: bool,
+    reset: Restarts | None,
+    recorder: Recorder | None,
+    trust: Trust,
 ) -> tuple[Any, Pass]:
     """Call the model once on all steps, and compare with its first steps."""
-    modules = modules_of(model, closed=Recurrent)
-    check_supported(modules)
-    trust.per_sample = any(computes_per_sample(type(module)) for _, module in modules)
+    check_supported(modules_of(model, closed=Recurrent))
+    if interleaves(model):  # as it is now; it was called already
+        trust.modes.clear()
+        raise ValueError(
+            "the model has other layers now, whose steps stand between those of the others: it is "
+            'run by step from now on, but was by layer. Call it again, or unroll(..., by="step").'
+        )
     trust.products = None  # the modules may be others
     first = FirstRun(model, inputs, checked or STEPS)
-    run = RecordingPass(first.steps, inputs.steps, **named)
+    run = RecordingPass(
+        first.steps, inputs.steps, folded=True, from_rest=from_rest, reset=reset, recorder=recorder
+    )
     try:
         with first.observed():
-            y = _call_with_events(model, inputs, run, trust)
-            if checked:
-                first.check_finite(run)
+            y = _by_layer(model, inputs, run, trust)
             exact = first.compare(run, pytree.tree_leaves(y))
     except BaseException:
         first.before.restore()
@@ -291,47 +284,47 @@ def _compared(
     return y, run
 
 
-def _call_with_events(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust) -> Any:
-    """Call the model on all steps within a pass, in which products choose events."""
-    # before products choose, by a forward in the instance, as a user's own is
-    x, split = inputs.tensors, None
-    if inputs.static or not isinstance(x, Tensor) or not x.is_contiguous():
-        repeated = inputs.repeated()
-        split = None if repeated is None else (repeated, *split_static(model))
-    products: EventProducts = trust.products
-    if products is None:
-        modules = [module for _, module in modules_of(model, closed=Recurrent)]
-        products = trust.products = EventProducts(modules)
-    if not products.candidates:
-        return run.call(_call_folded, model, inputs, split)
-    try:
-        products.enter(run)
-        return run.call(_call_folded, model, inputs, split)
-    finally:
-        products.leave(run)
-
-
-def _call_folded(
-    model: nn.Module,
-    inputs: Inputs,
-    split: tuple[Tensor, list[nn.Module], list[nn.Module]] | None = None,
-) -> Any:
-    """Call the model once on all steps, folded into the batch, and unfold its outputs."""
-    T, B, x = inputs.steps, inputs.batch, inputs.tensors
-    if split is not None and split[1]:
-        y, prefix, rest = split
-        for module in prefix:
-            y = module(y)
-        y = y.expand(T, *y.shape).flatten(0, 1)
-        for module in rest:
-            y = module(y)
-    elif type(x) is Tensor and not inputs.static and x.is_contiguous():  # most often
-        y = model(x.view((T * B, *x.shape[2:])))
+def _by_layer(model: nn.Module, inputs: Inputs, run: Pass, trust: Trust | None) -> Any:
+    """Call the model on all steps, folded into the batch, in which products choose events."""
+    T, B = inputs.steps, inputs.batch
+    x: Any = inputs.tensors
+    forward: Any = model
+    products: EventProducts | None = None
+    if trust is not None:
+        products = trust.products
+        if products is None:
+            modules = [module for _, module in modules_of(model, closed=Recurrent)]
+            products = trust.products = EventProducts(modules)
+    if type(x) is Tensor and not inputs.static and x.is_contiguous():  # most often
+        x = x.view((T * B, *x.shape[2:]))
     else:
-        y = call(model, inputs.folded())
+        # before products choose, by a forward in the instance, as a user's own is
+        repeated = inputs.repeated() if inputs.static or trust is not None else None
+        once, rest = ([], []) if repeated is None else split_static(model)
+        forward, x = partial(call, model), inputs.folded() if not once else repeated
+        if once:
+            forward = partial(_prefix_once, T, once, rest)
+    if products is None or not products.candidates:
+        y = run.call(forward, x)
+    else:
+        try:
+            products.enter(run)
+            y = run.call(forward, x)
+        finally:
+            products.leave(run)
     if type(y) is Tensor and y.ndim and y.shape[0] == T * B:
         return y.view((T, B, *y.shape[1:]))
     return pytree.tree_map(lambda leaf: _unfolded(leaf, T, B), y)
+
+
+def _prefix_once(steps: int, once: list[nn.Module], rest: list[nn.Module], y: Tensor) -> Any:
+    """Call the modules of a prefix on one step, and the rest on all of them."""
+    for module in once:
+        y = module(y)
+    y = y.expand(steps, *y.shape).flatten(0, 1)
+    for module in rest:
+        y = module(y)
+    return y
 
 
 def _unfolded(leaf: object, T: int, B: int) -> Tensor:

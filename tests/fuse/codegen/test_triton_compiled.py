@@ -14,14 +14,14 @@ from benchmarks.gpu.__main__ import kernels
 from benchmarks.gpu.compiled import TARGETS, Compiled, compiled
 from tests import cases
 from tests.fuse.kernels import kernel_of_graph
-from tests.fuse.verify import verify
+from tests.fuse.verify import ARITY, verify
 from tests.fuzz.draw import SEEDS, random_neuron
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen import targets
 from tracetorch.fuse.codegen.targets import triton_target
 from tracetorch.fuse.codegen.triton_loops import arguments, compile_options
 from tracetorch.fuse.dispatch.backends import backend_named
-from tracetorch.fuse.ir.graph import ARITY, BOOLEAN, LOGIC, Graph, Line, Unfusable
+from tracetorch.fuse.ir.graph import BOOLEAN, LOGIC, Graph, Line, Unfusable
 from tracetorch.fuse.ir.kernel import Kernel
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel

@@ -106,6 +106,8 @@ CASES: dict[str, Sequence[Function]] = {
     "ones_like": [lambda a, b: a * torch.ones_like(a)],
     "zeros_like": [lambda a, b: a + torch.zeros_like(a)],
     "_efficientzerotensor": [_call("sgn")],
+    "empty_like": [lambda a, b: a + torch.empty_like(b).copy_(b)],
+    "new_empty_strided": [lambda a, b: a + _changed(b, lambda copy: copy.view(-1).mul_(0.5))],
     "ones": [lambda a, b: a + torch.ones((), dtype=a.dtype)],
     "zeros": [lambda a, b: a + torch.zeros((), dtype=a.dtype)],
     "new_ones": [lambda a, b: a + a.new_ones(())],

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,9 +41,7 @@ def test_kernels_are_launched_without_contraction(
 
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.version, "hip", hip)
-    plan: Any = SimpleNamespace(kernels={"forward": Kernel()})
-    lanes: Any = SimpleNamespace(lanes=2 * BLOCK + 1)
-    gpu._launch(plan, "forward", lanes, torch.device(device), {"steps": 7})
+    gpu.launch(Kernel(), 2 * BLOCK + 1, torch.device(device), {"steps": 7})
     ((grid, options),) = launches
     assert grid == (3,)
     assert options["steps"] == 7

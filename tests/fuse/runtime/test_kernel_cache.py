@@ -132,8 +132,7 @@ def test_size_is_bounded_and_the_kernel_unused_for_longest_goes_first(
         path.stat().st_size for path in cache.rglob("*") if path.is_file()
     )
     for days, kernel in enumerate(reversed(kernels)):  # the first of them was used last
-        for path in kernel.files:
-            os.utime(path, (path.stat().st_mtime - 86400 * (1 + days),) * 2)
+        os.utime(kernel.path, (kernel.used - 86400 * (1 + days),) * 2)
     load(sources[1])  # the middle one is used
     monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", str(2.5 * kernels[0].size / 1e6))
     load(sources[3])
@@ -226,17 +225,16 @@ def test_file_that_another_process_removes_is_not_counted(
     cache.mkdir()
     for tag in ("0" * 20, "1" * 20):
         (cache / f"forward_{tag}.py").write_text("kept")
-    (cache / f"forward_{'1' * 20}.sha256").write_text("kept")
-    gone = {cache / f"forward_{'0' * 20}.py", cache / f"forward_{'1' * 20}.sha256"}
+    gone = cache / f"forward_{'0' * 20}.py"
     stat = Path.stat
 
     def vanishing(path: Path, **options: Any) -> os.stat_result:
-        if path in gone:
+        if path == gone:
             raise FileNotFoundError(path)
         return stat(path, **options)
 
     monkeypatch.setattr(Path, "is_file", lambda path: True)
     monkeypatch.setattr(Path, "stat", vanishing)
     (kernel,) = kernel_cache.cached_kernels()
-    assert kernel.files == [cache / f"forward_{'1' * 20}.py"]
-    assert (kernel.size, kernel.used) == (4, stat(kernel.files[0]).st_mtime)
+    assert kernel.path == cache / f"forward_{'1' * 20}.py"
+    assert (kernel.size, kernel.used) == (4, stat(kernel.path).st_mtime)

@@ -59,7 +59,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 def count(kernel: TaskKernel, tasks: int, work: int = LARGE) -> list[int]:
     """Return how often each task has run, a hundred for once."""
     done = torch.zeros(tasks, dtype=torch.int32)
-    run_tasks(kernel, (1, done.data_ptr(), 0), tasks, work=work, scratch=(8,))
+    run_tasks(kernel, (1, done.data_ptr(), 0), tasks, work=work, scratch=8)
     return done.tolist()
 
 

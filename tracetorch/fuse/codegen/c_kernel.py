@@ -1,9 +1,8 @@
 """Print a kernel as C99: scalar, one function, nothing needed but the C library.
 
-The function takes the number of lanes and of neurons, the sizes, and a pointer for each buffer in
-the kernel's order; scratch too, for as many lanes. Lane ``l`` is of neuron ``l % neurons``; step
-``t`` of a sequence begins at ``t * lanes``. Compile it with ``-std=c99``, which keeps products and
-sums apart.
+The function takes the number of lanes and of neurons, the sizes, and a pointer for each buffer,
+scratch too. Lane ``l`` is of neuron ``l % neurons``; step ``t`` of a sequence begins at
+``t * lanes``. Compile it with ``-std=c99``, which keeps products and sums apart.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ C_TYPES = {
 
 
 def c_source(kernel: ir.Kernel) -> str:
-    """Return the source of a kernel."""
     return CPrinter(kernel, c_target(kernel.dtype.value)).print()
 
 
@@ -34,7 +32,6 @@ class CPrinter(BraceEmitter):
     counter = "int64_t"
 
     def print(self) -> str:
-        """Return the source of the kernel as one function."""
         kernel = self.kernel
         sizes = ["lanes", "neurons", *(self.spell(size) for size in kernel.sizes)]
         arguments = [f"int64_t {size}" for size in sizes]
@@ -54,23 +51,18 @@ class CPrinter(BraceEmitter):
         return self.source()
 
     def memory(self, buffer: ir.Buffer) -> str:
-        """Return the name of a buffer."""
         return _ascii(buffer.label)
 
     def spell(self, operand: ir.Operand) -> str:
-        """Return the spelling of a value or a number."""
         return _ascii(super().spell(operand))
 
     def declare(self, value: ir.Value, spelled: str) -> None:
-        """Append a constant."""
         self.line(f"const {C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
     def declare_variable(self, value: ir.Value, spelled: str) -> None:
-        """Append a variable."""
         self.line(f"{C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
     def place(self, buffer: ir.Buffer, index: Sequence[ir.Index], lane: str = "lane") -> str:
-        """Return the expression of a place in memory."""
         total = ""
         for position, each in enumerate(index):
             spelled = lane if isinstance(each, ir.Axis) else self.spell(each)
@@ -85,18 +77,15 @@ class CPrinter(BraceEmitter):
         return f"{self.memory(buffer)}[{total}]"
 
     def load(self, buffer: ir.Buffer, index: Sequence[ir.Index]) -> str:
-        """Return the expression of a value in memory."""
         return self.place(buffer, index)
 
     @contextmanager
     def over_lanes(self) -> Iterator[None]:
-        """Open the loop over lanes."""
         with self.indent("for (int64_t lane = 0; lane < lanes; lane++) {"):
             yield
 
 
 def contains_word(text: str, name: str) -> bool:
-    """Whether a name stands in a text, as a word."""
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
 
 

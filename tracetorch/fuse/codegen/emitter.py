@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.simplify import values_read, without_dead_lines
+from tracetorch.fuse.ir.kernel import values_read, without_dead_lines
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,14 @@ class Emitter(ABC):
     # Lines
 
     def line(self, text: str) -> None:
-        """Append one line at the current indentation."""
         self._lines.append(" " * 4 * self._depth + text if text else "")
 
     def lines(self, *texts: str) -> None:
-        """Append several lines at the current indentation."""
         for text in texts:
             self.line(text)
 
     @contextmanager
     def indent(self, header: str | None = None) -> Iterator[None]:
-        """Indent the lines that are appended inside the ``with`` block."""
         if header is not None:
             self.line(header)
         opened = len(self._lines)
@@ -77,7 +74,6 @@ class Emitter(ABC):
             self.line(self.target.end)
 
     def source(self) -> str:
-        """Return the text of all lines."""
         return "\n".join(self._lines) + "\n"
 
     # The language
@@ -137,7 +133,6 @@ class Emitter(ABC):
     # Statements
 
     def body(self, body: Sequence[ir.Statement]) -> None:
-        """Append the lines of all statements."""
         for each in body:
             if isinstance(each, ir.Operation):
                 self.declare(each.result, self.expression(each))
@@ -175,7 +170,6 @@ class Emitter(ABC):
                 self.declare(c.result, self.spell(c.inside))
 
     def expression(self, each: ir.Operation) -> str:
-        """Return an operation."""
         dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
         whole = any(dtype.is_integer for dtype in dtypes)
         templates = self.target.integers if whole else self.target.expressions
@@ -208,12 +202,10 @@ class BraceEmitter(Emitter):
         """Return the expression of a place in memory, to be read or written."""
 
     def store(self, buffer: ir.Buffer, index: Sequence[ir.Index], value: str) -> None:
-        """Append the line that writes to memory."""
         self.line(f"{self.place(buffer, index)} = {value};")
 
     @contextmanager
     def loop(self, each: ir.Loop) -> Iterator[None]:
-        """Open a loop for the lines that are appended inside."""
         index = self.spell(each.index)
         start, stop = self.spell(each.start), self.spell(each.stop)
         header = f"{self.counter} {index} = {start}; {index} < {stop}; {index}++"
@@ -224,6 +216,5 @@ class BraceEmitter(Emitter):
 
     @contextmanager
     def condition(self, condition: str) -> Iterator[None]:
-        """Open a condition for the lines that are appended inside."""
         with self.indent(f"if ({condition}) {{"):
             yield

@@ -1,12 +1,9 @@
-"""Print a plan as two time loops for JavaScript: the kernels of one lane.
+"""Print a plan as two time loops for JavaScript, the kernels of one lane.
 
-Each source is an expression, a function of its memory::
+They are functions::
 
     forward(literals, steps, x, params, start, output, record)
     backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart)
-
-The backward pass of a plan that was traced with a stand-in for the surrogate (:data:`SLOPES`) takes
-its derivative as a last argument, the function ``slope``: one loop serves all surrogates.
 
 ``x``, ``output`` and their gradients hold one number for each step, ``record`` and ``dRecord`` an
 array of them for each state, ``params``, ``start`` and their gradients one number for each. All of
@@ -21,10 +18,9 @@ from dataclasses import replace
 from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import javascript_target
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Kernel, Role, Value
+from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Kernel, Role, Value, without_memory
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
-from tracetorch.fuse.ir.simplify import without_memory
 
 FUNCTIONS = """
 const copysign = (x, y) => (y < 0 || Object.is(y, -0) ? -Math.abs(x) : Math.abs(x));

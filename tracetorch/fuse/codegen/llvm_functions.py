@@ -1,4 +1,4 @@
-"""Define vector functions as LLVM IR: ``exp``, ``log``, ``tanh``, ``erf`` and what is made of them.
+"""Define vector functions as LLVM IR: ``exp``, ``log``, ``tanh`` and what is made of them.
 
 In float32 they are computed in float64, where a polynomial of seven terms is exact to a rounding of
 float32, and cancellation is harmless; results are within one last place. The polynomials were
@@ -21,17 +21,6 @@ _EXPM1 = (
 _LOG = (
     *(2.0000000000085962, 0.6666666521533552, 0.40000391218630166),
     *(0.28534636574326594, 0.2362438965152718),
-)
-# erf(x) / x in x squared, up to 1; log(erfc(x)) from 1 to 4.1.
-_ERF = (
-    *(1.1283791670615435, -0.3761263846802871, 0.11283782495236844, -0.026865430727670236),
-    *(0.005221031807858004, -0.0008484080405534861, 0.00011265959025604977),
-    -9.667044571482653e-06,
-)
-_LOG_ERFC = (
-    *(0.00043312918486047614, -1.1307512258643186, -0.6308045695403662, -0.11121892641184321),
-    *(0.027212459497430626, -0.005115367188531167, 0.0007004422141140502),
-    *(-6.494943787614156e-05, 3.5957109416283726e-06, -8.813475906297848e-08),
 )
 _LOG_2 = 0.6931471805599453
 # Added to a number, it leaves its nearest integer in the last bits of the sum.
@@ -125,28 +114,6 @@ def _log1p(x: Value) -> Value:
 def _tanh(x: Value) -> Value:
     grown = _expm1(x + x)
     return _call("copysign", grown / (grown + 2.0), x)
-
-
-@_vector("sinh")
-def _sinh(x: Value) -> Value:
-    grown = _expm1(_call("fabs", x))
-    return _call("copysign", (grown + grown / (grown + 1.0)) * 0.5, x)
-
-
-@_vector("cosh")
-def _cosh(x: Value) -> Value:
-    grown = _exp(_call("fabs", x))
-    return (grown + x.writer.literal(1.0, x.type) / grown) * 0.5
-
-
-@_vector("erf")
-def _erf(x: Value) -> Value:
-    size = _call("fabs", x)
-    near = size * _polynomial(x * x, _ERF)
-    far = _choose("ogt", size, 4.1, 4.1, size)
-    tail = _exp(_polynomial(far, _LOG_ERFC))
-    found = _choose("olt", size, 1.0, near, x.writer.literal(1.0, x.type) - tail)
-    return _call("copysign", found, x)
 
 
 VECTOR_FUNCTIONS |= {

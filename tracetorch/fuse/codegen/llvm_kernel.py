@@ -3,10 +3,8 @@
 A kernel becomes a function over tasks (:mod:`~tracetorch.fuse.codegen.llvm_tasks`), and each of its
 ``lanes`` one that computes a block of neighbouring lanes: in ``wide`` vectors, several registers of
 the processor at a time so that it never waits for a result; and, where fewer lanes are left, in
-``narrow`` ones of one register under a mask. All arguments come in one array of 64-bit integers.
-
-The lanes of a step are ``rows`` of ``columns``. A task is a ``tile`` of columns in a group of
-``per_group`` rows. The names of what its functions know::
+``narrow`` ones of one register under a mask. The lanes of a step are ``rows`` of ``columns``; a
+task is a ``tile`` of columns in a group of ``per_group`` rows. What its functions know::
 
     a         the array of arguments       scratch   the memory of the worker alone
     row, low  the first lane of the block  local     its place in the task's own memory
@@ -23,7 +21,7 @@ from tracetorch.fuse.codegen.llvm_product import product_source
 from tracetorch.fuse.codegen.llvm_tasks import HEADER, called_entry, serial_entry, task_entry
 from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer
 from tracetorch.fuse.ir import kernel as ir
-from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Dtype, Role, operands, statements
+from tracetorch.fuse.ir.kernel import PRIVATE, Dtype, Role, operands, statements
 
 _TYPES = {
     Dtype.FLOAT32: "float", Dtype.FLOAT64: "double", Dtype.BOOL: "i1", Dtype.INT8: "i8",
@@ -145,11 +143,6 @@ def print_kernel(
     return _Printer(kernel, processor, serial, called, bypass).run()
 
 
-def is_strided(buffer: ir.Buffer) -> bool:
-    """Whether strides of time and rows of a buffer are arguments."""
-    return buffer.role in STRIDED and len(buffer.shape) > 1
-
-
 @dataclass
 class _Printer:
     kernel: ir.Kernel
@@ -170,7 +163,7 @@ class _Printer:
             if buffer.role in PRIVATE:
                 continue
             names.append(buffer.label)
-            if is_strided(buffer):
+            if buffer.is_strided:
                 names += [f"{buffer.label}.step", f"{buffer.label}.row"]
             if buffer.role is Role.PARAMETER:
                 names.append(f"{buffer.label}.size")
@@ -209,15 +202,12 @@ class _Function(Writer):
         self.values: dict[ir.Value, Value] = {}
 
     def argument(self, name: str) -> Value:
-        """Load an argument."""
         return Array(Value(self, "%a", "ptr"), WORD)[self.printer.places[name]]
 
     def memory(self, buffer: ir.Buffer) -> Array:
-        """Load the address of a buffer."""
         return Array(self.convert("inttoptr", self.argument(buffer.label), "ptr"), kind_of(buffer))
 
     def begin(self) -> None:
-        """Load what describes the lanes, and the sizes."""
         self.known |= {name: self.argument(name) for name in GEOMETRY}
         self.values |= {size: self.argument(size.name) for size in self.kernel.sizes}
 
@@ -230,7 +220,6 @@ class _Function(Writer):
         return self.literal(operand, WORD if is_integer else f"<{self.width} x {kind}>")
 
     def integer(self, operand: ir.Operand) -> Value:
-        """Return an integer."""
         return self.spell(operand, Dtype.INT64)
 
     # Memory
@@ -257,7 +246,7 @@ class _Function(Writer):
             if buffer not in used or buffer.role in (Role.PARAMETER, Role.BIAS):
                 continue
             memory, offset, stride = self.memory(buffer), known["base"], known["lanes"]
-            if is_strided(buffer):
+            if buffer.is_strided:
                 offset = known["row"] * self.argument(f"{buffer.label}.row") + known["low"]
                 stride = self.argument(f"{buffer.label}.step")
             elif buffer.role is Role.SUMS:
@@ -287,7 +276,6 @@ class _Function(Writer):
     # Statements
 
     def body(self, body: Sequence[ir.Statement]) -> None:
-        """Write statements."""
         for each in body:
             if isinstance(each, ir.Loop):
                 self.walk(each)
@@ -304,7 +292,6 @@ class _Function(Writer):
         raise TypeError(f"{type(each).__name__} is not for {type(self).__name__}")
 
     def walk(self, each: ir.Loop) -> None:
-        """Write a loop over an index."""
         start, stop = self.integer(each.start), self.integer(each.stop)
         first = stop - 1 if each.reverse else start
         initial = [self.spell(c.initial, c.inside.dtype) for c in each.carried]
@@ -370,11 +357,9 @@ class _Task(_Function):
     """Write the function of a task: the loops around its blocks of lanes, and products."""
 
     def least_of(self, first: Value, second: Value) -> Value:
-        """Return the smaller of two integers."""
         return self.intrinsic("llvm.smin.i64", WORD, first, second)
 
     def write(self) -> None:
-        """Write the function."""
         self.begin()
         known, task = self.known, Value(self, "%task", WORD)
         columns, tile, per_group = (known[name] for name in ("columns", "tile", "per_group"))
@@ -395,7 +380,6 @@ class _Task(_Function):
         self.body(self.kernel.body)
 
     def statement(self, each: ir.Statement) -> None:
-        """Write blocks of lanes, or a product."""
         if isinstance(each, ir.Lanes):
             self.lanes(each)
         elif isinstance(each, ir.Product):
@@ -437,7 +421,6 @@ class _Task(_Function):
                 call(f"{name}.narrow", block.index, count, row, origin)
 
     def product(self, each: ir.Product) -> None:
-        """Write a product of the rows of the task."""
         printer, real = self.printer, _TYPES[self.kernel.dtype]
         if "multiply" not in printer.functions:
             printer.define("multiply", product_source(real, printer.panel, printer.narrow))
@@ -480,7 +463,6 @@ class _Block(_Function):
         return [f"{head} noinline {{", "begin:", *self.lines, "  ret void", "}"]
 
     def statement(self, each: ir.Statement) -> None:
-        """Write a load or a store."""
         if isinstance(each, ir.Load):
             self.values[each.result] = self.named(self.load(each), each.result.name)
         elif isinstance(each, ir.Store):
@@ -489,7 +471,6 @@ class _Block(_Function):
             super().statement(each)
 
     def load(self, each: ir.Load) -> Value:
-        """Load a value for each lane."""
         buffer, known = each.buffer, self.known
         if ir.Axis.NEURON in each.index:
             address, size = self.memory(buffer).pointer, known["neurons"]
@@ -507,7 +488,6 @@ class _Block(_Function):
         return self.read(place)
 
     def read(self, place: Array) -> Value:
-        """Read neighbours."""
         return place.masked(0, self.mask) if self.is_masked else place.vector(0, self.width)
 
     def store(self, each: ir.Store) -> None:
@@ -526,5 +506,4 @@ class _Block(_Function):
 
 
 def kind_of(buffer: ir.Buffer) -> str:
-    """Return LLVM's type of the values of a buffer."""
     return _TYPES[buffer.dtype]

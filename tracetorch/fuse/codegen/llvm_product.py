@@ -1,10 +1,9 @@
 """Multiply rows of one step by square matrices in LLVM IR, by their events or densely.
 
 A matrix comes in panels: all rows of its first columns, then all rows of the next ones, the last
-panel padded with zeros. The sums of a panel stay in registers. Four rows share what is read of the
-matrix, unless most of their values are zero: then each adds up the rows of the matrix where it is
-not. Rows are the inner loop, so that a panel stays in the cache for all of them. Contraction is
-allowed, unlike in a step: no sum of products has an order that is promised.
+padded with zeros. The sums of a panel stay in registers. Four rows share what is read of the
+matrix, unless most of their values are zero. Rows are the inner loop, so that a panel stays in the
+cache. Contraction is allowed, unlike in a step: no sum of products has an order that is promised.
 """
 
 from __future__ import annotations
@@ -84,7 +83,6 @@ class _Lists:
             each.next = (row + w.select(dense, _QUAD, 1),)
 
     def _write(self, row: Value, line: Array, size: Value) -> None:
-        """List the events of a row; NaN is one."""
         w, places = row.writer, self.of(row)
         with w.loop(0, size, w.literal(0, WORD)) as one:
             (found,) = one.carried
@@ -133,7 +131,6 @@ class _Sums:
         return w.choose(self.overwrites, lambda: [zeros], read)[0]
 
     def end(self, target: Array, total: Value) -> None:
-        """Write the sums of a row."""
         w, left = self.low.writer, self.size - self.low
         is_whole = left >= self.panel
         with w.when(is_whole):
@@ -145,7 +142,6 @@ class _Sums:
 def _multiply_panel(
     lists: _Lists, source: Array, table: Array, target: Array, rows: Value, sums: _Sums
 ) -> None:
-    """Multiply all rows by a panel."""
     w, size, panel = rows.writer, sums.size, sums.panel
 
     def add(totals: Sequence[Value], lines: Sequence[Value], place: Value) -> tuple[Value, ...]:

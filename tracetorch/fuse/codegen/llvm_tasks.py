@@ -1,17 +1,16 @@
-"""``TaskWriter``: write a kernel over tasks in LLVM IR, and the function that threads call.
+"""Write a kernel over tasks in LLVM IR, and the function that threads call.
 
-Each worker has a share of the tasks, the same in every call, so that what a core has in its caches
-is of use to it again; one that has done its own goes on with the shares of the others. The argument
-is the address of a block of 64-bit integers::
+Each worker has a share of the tasks, the same in every call, so that its caches are of use again;
+one that has done its own goes on with the shares of the others. The argument is the address of a
+block of 64-bit integers::
 
-    0           the number of tasks
-    1           the number of workers
-    2           the address of a function that returns the number of the calling worker; or else 0
-    3           how many workers have come, where there is no such function
-    4 ...       the arguments: an integer as it is, an array as the address of its first value;
-                the scratch of each worker as the address of that of worker 0, and the bytes from
-                one to the next
-    ...         for each worker, a cache line apart, how many tasks of its share have been taken
+    0        the number of tasks
+    1        the number of workers
+    2        the address of a function that returns the number of the calling worker; or else 0
+    3        how many workers have come, where there is no such function
+    4 ...    the arguments: an integer, or the address of an array; the scratch of each worker as
+             the address of that of worker 0, and the bytes from one to the next
+    ...      for each worker, a cache line apart, how many tasks of its share have been taken
 """
 
 from __future__ import annotations
@@ -83,17 +82,14 @@ class TaskWriter(Writer):
         self._has_scratch = False
 
     def integer(self) -> Value:
-        """Return the next argument, an integer."""
         place = Array(Value(self, "%a", "ptr"), WORD)
         self._arguments += 1
         return place[HEADER + self._arguments - 1]
 
     def integers(self, count: int) -> list[Value]:
-        """Return the next arguments, integers."""
         return [self.integer() for _ in range(count)]
 
     def array(self, element: str) -> Array:
-        """Return the next argument, an array."""
         return Array(self.convert("inttoptr", self.integer(), "ptr"), element)
 
     def scratch(self, element: str) -> Array:
@@ -103,13 +99,11 @@ class TaskWriter(Writer):
         return Array(start.pointer, element)
 
     def function(self, head: str, inner: Writer) -> None:
-        """Add a function that the kernel calls."""
         lines = [f"define internal {head} noinline {{", "begin:", *inner.lines, "}"]
         self.functions += lines
         self.declared |= inner.declared
 
     def text(self) -> str:
-        """Return the module."""
         head = "define internal void @task(ptr noalias %a, ptr noalias %scratch, i64 %which) "
         task = [head + "noinline {", "begin:", *self.lines, "  ret void", "}"]
         entry = task_entry(self.name, self._arguments, self._has_scratch)

@@ -1,9 +1,6 @@
 """Write functions in LLVM IR: integers, arrays, loops, vectors of lanes.
 
-The printer of kernels writes with it, and so do kernels that are no neuron's, whose indices come
-from memory, so that no verifier could prove them to be inside. The text is in single-assignment
-form: no pass goes over it but the selection of instructions.
-
+The text is in single-assignment form: no pass goes over it but the selection of instructions.
 Integers are ``i64``; those of other widths are extended with zeros where they are loaded, and cut
 where they are stored. A division is of numbers that are not negative.
 """
@@ -46,17 +43,14 @@ class Value:
 
     @property
     def scalar(self) -> str:
-        """Type of a lane."""
         return self.type.split(" x ")[1][:-1] if self.type.startswith("<") else self.type
 
     @property
     def lanes(self) -> int:
-        """Number of lanes."""
         return int(self.type[1 : self.type.index(" ")]) if self.type.startswith("<") else 1
 
     @property
     def is_real(self) -> bool:
-        """Whether lanes are real numbers."""
         return self.scalar in ("float", "double")
 
     def binary(self, op: str, real: str, other: Operand) -> Value:
@@ -87,7 +81,6 @@ class Value:
     __ge__ = _comparison("sge", "oge")
 
     def equals(self, other: Operand) -> Value:
-        """Return whether it is equal, in every lane."""
         return self.compare("eq", "oeq", other)
 
     def differs(self, other: Operand) -> Value:
@@ -107,7 +100,6 @@ class Array:
     element: str
 
     def at(self, index: Operand) -> Array:
-        """Return what begins at an index."""
         if index == 0:
             return self
         writer = self.pointer.writer
@@ -133,7 +125,6 @@ class Array:
         return source.writer.value(f"load {kind}, {source}, align {_BYTES[self.element]}", kind)
 
     def store(self, index: Operand, value: Value) -> None:
-        """Write a value of the element's type, or neighbours."""
         target = self.at(index).pointer
         target.writer.line(f"store {value}, {target}, align {_BYTES[self.element]}")
 
@@ -142,7 +133,6 @@ class Array:
         return self.masked(index, count.writer.first(count, lanes))
 
     def store_some(self, index: Operand, count: Value, value: Value) -> None:
-        """Write neighbours, the first ``count`` of them."""
         self.store_masked(index, count.writer.first(count, value.lanes), value)
 
     def masked(self, index: Operand, mask: Value) -> Value:
@@ -153,7 +143,6 @@ class Array:
         return writer.intrinsic(f"llvm.masked.load.{name}", kind, source, size, mask, zeros)
 
     def store_masked(self, index: Operand, mask: Value, value: Value) -> None:
-        """Write those neighbours that are in a mask."""
         target, (name, size) = self.at(index).pointer, self._masked(mask)
         target.writer.call(f"llvm.masked.store.{name}", value, target, size, mask)
 
@@ -195,11 +184,9 @@ class Writer:
     """How many names have been given."""
 
     def line(self, text: str) -> None:
-        """Append an instruction."""
         self.lines.append(f"  {text}")
 
     def value(self, text: str, kind: str) -> Value:
-        """Append an instruction, and return its result."""
         result = Value(self, self._fresh("%v"), kind)
         self.line(f"{result.text} = {text}")
         return result
@@ -231,7 +218,6 @@ class Writer:
         return self.numbered(lanes, WORD) < self.spread(count, lanes)
 
     def spread(self, value: Value, lanes: int) -> Value:
-        """Return a vector that has a value in all lanes."""
         kind = f"<{lanes} x {value.type}>"
         one = self.value(f"insertelement {kind} poison, {value}, i64 0", kind)
         zeros = f"<{lanes} x i32> zeroinitializer"
@@ -242,12 +228,10 @@ class Writer:
         return self.value(f"{op} {value} to {kind}", kind)
 
     def numbered(self, lanes: int, kind: str) -> Value:
-        """Return a vector of the numbers of its lanes."""
         numbers = ", ".join(f"{kind} {lane}" for lane in range(lanes))
         return Value(self, f"<{numbers}>", f"<{lanes} x {kind}>")
 
     def intrinsic(self, name: str, kind: str, *arguments: Value) -> Value:
-        """Call a function of LLVM's own."""
         kinds = ", ".join(argument.type for argument in arguments)
         self.declared.add(f"declare {kind} @{name}({kinds})")
         return self.value(f"call {kind} @{name}({', '.join(map(str, arguments))})", kind)
@@ -259,21 +243,17 @@ class Writer:
         self.line(f"call void @{name}({', '.join(map(str, arguments))})")
 
     def select(self, condition: Value, first: Operand, second: Operand, kind: str = WORD) -> Value:
-        """Return the first where a condition holds, else the second."""
         one, other = self.literal(first, kind), self.literal(second, kind)
         return self.value(f"select {condition}, {one}, {other}", kind)
 
     def least(self, first: Value, second: Operand) -> Value:
-        """Return the smaller of two integers."""
         return self.select(first < second, first, second)
 
     def largest(self, first: Value, second: Operand) -> Value:
-        """Return the larger of two integers."""
         return self.select(first < second, second, first)
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
-        """Run what is written inside where a condition holds."""
         then, after = self._fresh("then"), self._fresh("after")
         self.line(f"br {condition}, label %{then}, label %{after}")
         self._label(then)

@@ -43,7 +43,7 @@ class _Chunk(NamedTuple):
     high: Value
 
 
-class _Tile(NamedTuple):
+class _Lanes(NamedTuple):
     """Neurons that a kernel is called for: the first, and how many."""
 
     low: Value
@@ -72,7 +72,6 @@ class _LoopWriter:
         return self.size[name]
 
     def pointer(self, number: Value, element: str = "") -> Array:
-        """Return the memory at an address."""
         return Array(self.k.convert("inttoptr", number, "ptr"), element or self.real)
 
     def values(self, array: Array, first: Value, left: Value) -> Value:
@@ -151,10 +150,9 @@ class _LoopWriter:
                 yield word.index * BITS + bit
 
     @contextmanager
-    def tiles(self, task: _Chunk) -> Iterator[_Tile]:
-        """Run what is written inside for each tile of a chunk."""
+    def tiles(self, task: _Chunk) -> Iterator[_Lanes]:
         with self.k.loop(task.low, task.high, step=TILE) as tile:
-            yield _Tile(tile.index, self.k.least(task.high - tile.index, TILE))
+            yield _Lanes(tile.index, self.k.least(task.high - tile.index, TILE))
 
     @contextmanager
     def blocks(self, count: Value, lanes: int = BITS) -> Iterator[tuple[Value, Value]]:
@@ -181,20 +179,16 @@ class _CalledKernel:
 
     def call(
         self,
-        tile: _Tile,
+        tile: _Lanes,
         at: tuple[Value, Value],
         time: tuple[Operand, Value, Value],
         written: Mapping[tuple[int, int], Operand],
         scratch: Array | None = None,
     ) -> None:
-        """Run over some steps of a tile.
+        """Run over some steps of a tile, ``at`` a sample and a window.
 
-        Args:
-            tile: its neurons.
-            at: the sample and the window.
-            time: values from a step to the next, steps, and those to the end of the sequence.
-            written: what else is written, by which of the two places, and how far behind it.
-            scratch: memory of the kernel.
+        ``time`` are values from a step to the next, steps, and those to the end of the sequence;
+        ``written`` is what else is, by which of the two places, and how far behind it.
         """
         k, block, (stride, every, steps) = self.loop.k, self.block, time
         patches = self.loop.pointer(self.numbers[4], WORD)
@@ -228,8 +222,7 @@ class _Given:
         self.memory, self.step, self.row, self.has_events = k.integers(4)
         self.starts, self.neurons, self.values = k.array(WORD), k.array("i32"), k.array(loop.real)
 
-    def line(self, task: _Chunk, time: Value, tile: _Tile) -> Array:
-        """Return the values of a tile in a step."""
+    def line(self, task: _Chunk, time: Value, tile: _Lanes) -> Array:
         place = time * self.step + task.sample * self.row + tile.low
         return self.loop.pointer(self.memory).at(place)
 
@@ -242,7 +235,7 @@ class _Given:
         )
         return found
 
-    def add_events(self, task: _Chunk, time: Value, tile: _Tile, target: Array) -> None:
+    def add_events(self, task: _Chunk, time: Value, tile: _Lanes, target: Array) -> None:
         """Add the events of a step that reach a tile to what its neurons are given."""
         loop, k = self.loop, self.loop.k
         with k.when(self.has_events.differs(0)):
@@ -310,22 +303,20 @@ class _Ring:
     def __init__(self, loop: _LoopWriter) -> None:
         self.loop, self.values, self.marks = loop, loop.k.array(loop.real), loop.k.array("i16")
 
-    def add(self, row: Value, target: Value, value: Value) -> None:
-        """Add to what a neuron is given in the step of a row."""
+    def row(self, row: Value) -> tuple[Array, Array]:
+        """Return the sums and the marks of a step."""
         words = row * self.loop["words"]
-        place = words * BITS + target
-        self.values[place] = self.values[place] + value
-        self.marks[words + target // BITS] = 1
+        return self.values.at(words * BITS), self.marks.at(words)
 
     @contextmanager
     def taken(
-        self, sample: Value, step: Value, tile: _Tile
+        self, sample: Value, step: Value, tile: _Lanes
     ) -> Iterator[tuple[Value, Value, Value]]:
         """Yield the first of some neurons, how many are left, and what has come: it is cleared."""
         loop, k = self.loop, self.loop.k
         row = sample * loop["ring"] + step % loop["ring"]
-        word = row * loop["words"] + tile.low // BITS
-        values, marks = self.values.at(word * BITS), self.marks.at(word)
+        values, marks = self.row(row)
+        values, marks = values.at(tile.low), marks.at(tile.low // BITS)
         zeros = k.literal(0.0, f"<{BITS} x {loop.real}>")
         with loop.blocks(tile.width) as (lane, left):
             mark = marks.at(lane // BITS)
@@ -349,23 +340,30 @@ def _deliver(loop: _LoopWriter, task: _Chunk, now: tuple[Value, Value], ring: _R
         after = row.index + 1 - history  # negative in history
         # what is not negative has the same remainder
         base = (after + length * (history + 1)) % length
-        if delays is None:
-            base = (base + loop["delay"]) % length
         own = task.sample * length
         line = row.index * loop["samples"] + task.sample
+        if delays is None:  # computed once for all edges
+            reached = ring.row(own + (base + loop["delay"]) % length)
         reaches = nullcontext() if delays else k.when(after + loop["delay"] >= begin)
         with reaches, loop.events(line, 0, loop["words"]) as source:
             edges = source * loop["chunks"] + task.chunk
             with k.loop(loop.starts[edges], loop.starts[edges + 1]) as edge:
                 target, weight = loop.targets[edge.index], loop.weight[edge.index]
                 if delays is None:
-                    ring.add(own + base, target, weight)
+                    _add(reached, target, weight)
                 else:
                     delay = delays[edge.index]
                     with k.when(after + delay >= begin):
                         place = base + delay
                         place = k.select(place < length, place, place - length)
-                        ring.add(own + place, target, weight)
+                        _add(ring.row(own + place), target, weight)
+
+
+def _add(row: tuple[Array, Array], target: Value, value: Value) -> None:
+    """Add to what a neuron is given in a step."""
+    values, marks = row
+    values[target] = values[target] + value
+    marks[target // BITS] = 1
 
 
 # Backward

@@ -108,7 +108,6 @@ _INTEGERS["rem"] = "{} % {}"  # of numbers that are not negative, on which all l
 
 
 def triton_target(dtype: torch.dtype) -> Target:
-    """Return the description of Triton, with arithmetic in ``dtype``."""
     return Target(
         expressions=_TRITON_FLOAT32 if dtype == torch.float32 else _TRITON,
         integers={**_INTEGERS, "min": "tl.minimum({}, {})"},
@@ -153,7 +152,6 @@ def c_integer_target() -> Target:
 
 
 def c_target(real: str) -> Target:
-    """Return the description of C99, with arithmetic in ``"float32"`` or ``"float64"``."""
     suffix = "f" if real == "float32" else ""
     zero, one = f"0.0{suffix}", f"1.0{suffix}"
     expressions = {

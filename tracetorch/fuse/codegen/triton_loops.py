@@ -1,9 +1,8 @@
-"""Print a kernel for Triton: a program is a block of lanes, walked through time.
+"""Print a kernel for Triton: a program is a block of lanes in registers, walked through time.
 
-All values of lanes are blocks in registers. Scratch is memory that the caller allocates for all
-lanes. Sizes and strides are arguments, so that one source serves every shape. All memory is flat:
-lane ``l`` of step ``t`` of a result is at ``t * lanes + l``, while inputs and cotangents have
-strides of time and of rows.
+Scratch is memory that the caller allocates for all lanes. Sizes and strides are arguments, so that
+one source serves every shape. All memory is flat: lane ``l`` of step ``t`` of a result is at
+``t * lanes + l``, while inputs and cotangents have strides of time and of rows.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from tracetorch.fuse.codegen.emitter import Emitter
 from tracetorch.fuse.codegen.targets import triton_target
 from tracetorch.fuse.ir.graph import Graph
 from tracetorch.fuse.ir.kernel import (
-    STRIDED,
     Axis,
     Barrier,
     Buffer,
@@ -70,7 +68,6 @@ def compile_options(backend: str) -> dict[str, Any]:
 
 
 def unknown(graph: Graph) -> str | None:
-    """Return the first operation of ``graph`` that Triton kernels lack, or ``None``."""
     return triton_target(torch.float32).unknown_operation(graph)
 
 
@@ -89,7 +86,7 @@ def arguments(kernel: Kernel) -> list[str]:
     names = ["lanes", "width", "inner", *(size.name for size in kernel.sizes)]
     for buffer in kernel.buffers:
         names.append(f"at_{buffer.label}")
-        if is_strided(buffer):
+        if buffer.is_strided:
             names += [f"step_{buffer.label}", f"row_{buffer.label}"]
         if buffer.role is Role.PARAMETER:
             names.append(f"stride_{buffer.label}")
@@ -106,11 +103,6 @@ def loads_ahead(loop: Loop) -> bool:
     return bool(loaded) and not loaded & stored
 
 
-def is_strided(buffer: Buffer) -> bool:
-    """Whether the strides of a buffer are arguments."""
-    return buffer.role in STRIDED and len(buffer.shape) > 1
-
-
 class TritonPrinter(Emitter):
     """Print a kernel whose lanes are a block in registers; a child may give it another shape."""
 
@@ -124,7 +116,6 @@ class TritonPrinter(Emitter):
         self.mask = "inside"
 
     def print(self) -> str:
-        """Return the module of the kernel."""
         kernel = self.kernel
         self.lines(*_MODULE.format(title=kernel.title.capitalize()).splitlines())
         sizes = ", ".join(f'"{name}"' for name in self.unspecialised())
@@ -142,14 +133,13 @@ class TritonPrinter(Emitter):
             # overflowing.
             self.line("first = tl.full((), 0, tl.int64)")
             for buffer in kernel.buffers:
-                if is_strided(buffer):
+                if buffer.is_strided:
                     at = f"row.to(tl.int64) * row_{buffer.label}"
                     self.line(f"lane_{buffer.label} = {at} + column")
             self.body(kernel.body)
         return self.source()
 
     def arguments(self) -> list[str]:
-        """Return the names of the arguments but the sizes of a block."""
         return arguments(self.kernel)
 
     def unspecialised(self) -> list[str]:
@@ -171,7 +161,6 @@ class TritonPrinter(Emitter):
         )
 
     def full(self, value: str) -> str:
-        """Return the expression of a block of one value."""
         return f"tl.full(({', '.join(self.block)},), {value}, {self.real})"
 
     def masked(self, condition: str) -> str:
@@ -179,16 +168,14 @@ class TritonPrinter(Emitter):
         return f"lane < tl.where({condition}, lanes, 0)"
 
     def declare(self, value: Value, spelled: str) -> None:
-        """Append the line that gives a new name a value."""
         self.line(f"{self.spell(value)} = {spelled}")
 
     def place(self, buffer: Buffer, index: Sequence[Index]) -> str:
-        """Return the expression of a place in memory."""
         label, inner = buffer.label, [i for i in index if not isinstance(i, Axis)]
         if Axis.NEURON in index:
             stride = f" * stride_{label}" if buffer.role is Role.PARAMETER else ""
             return f"at_{label} + neuron{stride}"
-        if is_strided(buffer):
+        if buffer.is_strided:
             return f"at_{label} + {self.spell(inner[0])} * step_{label} + lane_{label}"
         total = ""
         for position, each in enumerate(inner):
@@ -199,19 +186,16 @@ class TritonPrinter(Emitter):
         return f"at_{label} + {f'{total} * lanes + ' if total else ''}lane"
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
-        """Return the expression of a value in memory."""
         if buffer.role is Role.LITERALS:
             (number,) = index
             return self.full(f"tl.load(at_literals + {number})")
         return f"tl.load({self.place(buffer, index)}, mask={self.mask}, other=0.0)"
 
     def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
-        """Append the line that writes to memory."""
         self.line(f"tl.store({self.place(buffer, index)}, {value}, mask={self.mask})")
 
     @contextmanager
     def loop(self, each: Loop) -> Iterator[None]:
-        """Open a loop over an index."""
         index, stop = self.spell(each.index), self.spell(each.stop)
         start = "first" if each.start == 0 else self.spell(each.start)
         bounds = f"first, {stop} - {start}" if each.reverse else f"{start}, {stop}"

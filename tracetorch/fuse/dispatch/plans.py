@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition, StepLayer
-from tracetorch.core.reads import Reads, global_functions
+from tracetorch.core.reads import Reads, reads_pytorch_alone
 from tracetorch.core.torch_private import constant_in_compile
 from tracetorch.functional.surrogates import Surrogate
 from tracetorch.fuse.dispatch.backends import (
@@ -41,16 +41,11 @@ def program_of(
     if constants.keys() != options.keys() or any(constants[n] is not options[n] for n in options):
         reads = Reads(cell.step, constants)
     if reads.beyond is not None:
-        what = "numbers and plain functions that its code names"
-        advice = "Declare what else it needs: self.option(...)"
-        if reads.beyond.startswith(
-            tuple([f"reads {name}{end}" for name in constants for end in " ."])
-        ):
-            what = "numbers, words, flags and functions as options"
-            advice = "Give it as one of these"
-        raise Unfusable(
-            f"its step {reads.beyond}; a kernel knows its arguments, and {what}. {advice}"
-        )
+        what = "numbers and plain functions that its code names. Declare what else it needs: "
+        what += "self.option(...)"
+        if reads.beyond.startswith(tuple([f"reads {n}{end}" for n in constants for end in " ."])):
+            what = "numbers, words, flags and functions as options. Give it as one of these"
+        raise Unfusable(f"its step {reads.beyond}; a kernel knows its arguments, and {what}")
     # a number that a step makes a tensor of has the default dtype
     settings = (ndim, dtype, torch.get_default_dtype(), device)
     key = (cell.name, *settings, cell.active, params, reads.key)
@@ -65,8 +60,6 @@ def program_of(
         _programs[key] = result
     if isinstance(result, str):
         raise Unfusable(result)
-    for number in result.constants.values():
-        _check_parameter(cell, "its step makes a tensor that", number, ndim, dtype)
     return result
 
 
@@ -162,12 +155,11 @@ def recurrent_plan_for(
     first: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    along_edges: Tensor | None = None,
 ) -> RecurrentPlan | None:
     """Return the plan for an output fed back through matrices, or ``None``: step by step."""
     if len(cell.inputs) > 1:
         return None  # the kernels feed the output back to the only input
-    needs = gradient_needs(cell, (x,), (*states, first, weight, bias, along_edges), kwargs)
+    needs = gradient_needs(cell, (x,), (*states, first, weight, bias), kwargs)
     # what goes back to the outputs goes through the gradient of the input, whoever wants that
     needs = needs._replace(differentiated=("x",) if needs.has_backward else ())
     kind = LearningPlan if needs.has_backward and weight.requires_grad else RecurrentPlan
@@ -206,42 +198,34 @@ def plan_key(
 
 def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
     """Return the numbers for which a region is compiled anew; ``None``: they cannot be seen."""
-    surrogates = {n: value for n, value in kwargs.items() if isinstance(value, Surrogate)}
-    if not all(type(value).__module__ == Surrogate.__module__ for value in surrogates.values()):
+    if not reads_pytorch_alone(layer):
         return None
-    paths = global_functions(layer)
-    if paths is None:
-        return None
-    for path in paths:  # read here, so that the compiler guards on it
-        function: Any = layer.step
-        for name in path:
-            function = function.__globals__.get(name)
-        _ = function is None or callable(function)
     numbers: list[object] = []
-    for name, value in kwargs.items():
-        if name in surrogates:
-            parts = _numbers_of(surrogates[name])
-        elif value is None or type(value) in (bool, int, float, str):
-            parts = [value]
-        elif not isinstance(value, Tensor):
+    for value in kwargs.values():
+        parts = _numbers_of(value)
+        if parts is None:
             return None
-        else:
-            parts = []
-        # in hexadecimal, because a float itself is no constant to the compiler
-        numbers += [part.hex() if isinstance(part, float) else part for part in parts]
+        numbers += parts
     return tuple(numbers)
 
 
-def _numbers_of(surrogate: Surrogate) -> list[object]:
-    """Return the arguments of a surrogate, and of one that is among them."""
-    parts: list[object] = []
-    for name in type(surrogate).__dataclass_fields__:
-        part = getattr(surrogate, name)
-        if isinstance(part, Surrogate):
-            parts += [type(part).__name__, *_numbers_of(part)]
-        else:
-            parts.append(part)
-    return parts
+def _numbers_of(value: Any) -> list[object] | None:
+    """Return the numbers in an argument of a step, ``None`` where they cannot be seen."""
+    if isinstance(value, Tensor):
+        return []
+    if type(value) is float:  # which is no constant to the compiler
+        return [value.hex()]
+    if value is None or type(value) in (bool, int, str):
+        return [value]
+    if not isinstance(value, Surrogate) or type(value).__module__ != Surrogate.__module__:
+        return None
+    numbers: list[object] = [type(value).__name__]
+    for name in type(value).__dataclass_fields__:
+        parts = _numbers_of(getattr(value, name))
+        if parts is None:
+            return None
+        numbers += parts
+    return numbers
 
 
 @constant_in_compile
@@ -261,7 +245,7 @@ def _constant_key(
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
     plan = plan_for(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
-    if plan is None or plan.program.constants:
+    if plan is None:
         return None
     backend_named(plan.backend).prepare(plan, torch.device(device))
     return register(plan)

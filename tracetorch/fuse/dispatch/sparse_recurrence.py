@@ -9,7 +9,7 @@ neither, where these would not fit into memory (:class:`EventRequest`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,7 +24,6 @@ from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.runtime import sparse_segments
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.sparse_segments import (
-    Edges,
     Kept,
     LoopGradients,
     Part,
@@ -37,7 +36,7 @@ from tracetorch.fuse.runtime.sparse_segments import (
 )
 
 
-class Recurrence(NamedTuple):
+class RecurrentCall(NamedTuple):
     """Neurons in a loop along edges, before the first step."""
 
     cell: Cell
@@ -55,7 +54,7 @@ class Recurrence(NamedTuple):
         return [state for state in self.states if state is not None]
 
 
-def _plan(loop: Recurrence, x: Tensor, *learned: Tensor) -> RecurrentPlan | None:
+def _plan(loop: RecurrentCall, x: Tensor, *learned: Tensor) -> RecurrentPlan | None:
     """Return the plan of an input like ``x``, or ``None``; ``learned`` may need gradients too."""
     weight, bias, first = loop.weight, loop.bias, loop.first
     values = [value for value in loop.kwargs.values() if isinstance(value, Tensor)]
@@ -77,7 +76,7 @@ def _plan(loop: Recurrence, x: Tensor, *learned: Tensor) -> RecurrentPlan | None
 
 
 def _run(
-    loop: Recurrence,
+    loop: RecurrentCall,
     plan: RecurrentPlan,
     x: Tensor,
     given: Tensor | None,
@@ -85,14 +84,17 @@ def _run(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the results of an input like ``x``, and the final states, as they are given."""
     shape = x[0, ..., 0].numel(), x.shape[-1]
-    call = _SparseRun(plan, loop.linear.plan.by_chunk(chunks_of(*shape)), shape, len(x), request)
+    none = loop.weight.new_empty(0)  # of a node, which saves its tensors by itself
+    edges = loop.linear.plan.by_chunk(chunks_of(*shape))
+    call = SparseLoop(plan, (), shape, edges, none, none, len(x))
+    count = 2 if request is None else 4
     states = [state.reshape(shape) for state in loop.active]
     results = _SparseRecurrence.apply(  # type: ignore[no-untyped-call]
-        *(call, given, loop.first.reshape(-1, *shape), loop.weight, loop.bias),
+        *(call, request, given, loop.first.reshape(-1, *shape), loop.weight, loop.bias),
         *(*states, *plan.program.tensors(loop.kwargs)),
     )
-    ends = zip(loop.active, results[call.results :], strict=True)
-    return list(results[: call.results]), [_like(state, end) for state, end in ends]
+    ends = zip(loop.active, results[count:], strict=True)
+    return list(results[:count]), [_like(state, end) for state, end in ends]
 
 
 def _like(given: Tensor, result: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ def _like(given: Tensor, result: Tensor) -> Tensor:
 
 
 def run_sparse_recurrence(
-    loop: Recurrence, x: Tensor
+    loop: RecurrentCall, x: Tensor
 ) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
     """Return outputs, last output and final states, or ``None``: step by step.
 
@@ -117,32 +119,18 @@ def run_sparse_recurrence(
     return _like(x, output), _like(x[0], last), ends
 
 
-@dataclass(frozen=True)
-class _SparseRun:
-    """Plan, edges and sizes of a run, which a node of the graph keeps."""
-
-    plan: RecurrentPlan
-    edges: Edges
-    shape: tuple[int, int]  # samples and neurons
-    steps: int
-    request: EventRequest | None  # ``None``: it takes and returns tensors of all steps
-
-    @property
-    def results(self) -> int:
-        """Results that are no states, of which the last one is the last outputs."""
-        return 2 if self.request is None else 4
-
-    def loop(
-        self, plan: Plan, weight: Tensor, bias: Tensor | None, params: Sequence[Tensor]
-    ) -> SparseLoop:
-        edges, neurons = self.edges, self.shape[1]
-        ordered = weight.detach()
-        ordered = ordered if edges.order is None else ordered.index_select(0, edges.order)
-        shift = ordered.new_zeros(-(-neurons // BITS) * BITS)
-        if bias is not None:
-            shift[:neurons] = bias.detach()
-        values = [param.detach().contiguous() for param in params]
-        return SparseLoop(plan, values, self.shape, edges, ordered.contiguous(), shift, self.steps)
+def _with_tensors(
+    loop: SparseLoop, plan: Plan, weight: Tensor, bias: Tensor | None, params: Sequence[Tensor]
+) -> SparseLoop:
+    """Return the loop of a plan, with weights in the order of its edges."""
+    order, neurons = loop.edges.order, loop.shape[1]
+    ordered = weight.detach()
+    ordered = (ordered if order is None else ordered.index_select(0, order)).contiguous()
+    shift = ordered.new_zeros(-(-neurons // BITS) * BITS)
+    if bias is not None:
+        shift[:neurons] = bias.detach()
+    values = [param.detach().contiguous() for param in params]
+    return replace(loop, plan=plan, params=values, weight=ordered, bias=shift)
 
 
 class _SparseRecurrence(torch.autograd.Function):
@@ -151,23 +139,23 @@ class _SparseRecurrence(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        call: _SparseRun,
+        loop: SparseLoop,
+        request: EventRequest | None,
         given: Tensor | None,
         first: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        plan = call.plan
+        ctx.loop, ctx.request, plan = loop, request, loop.plan
         count = len(plan.program.states)
-        loop = call.loop(plan, weight, bias, tensors[count:])
-        start, keep, request = (first.detach(), tensors[:count]), plan.has_backward, call.request
+        loop = _with_tensors(loop, plan, weight, bias, tensors[count:])
+        start, keep = (first.detach(), tensors[:count]), plan.has_backward
         if request is None:
             found, ends, kept = _run_tensors(loop, cast(Tensor, given), start, keep)
         else:
             found, ends, kept = _run_events(loop, request, start, keep)
         read = () if request is None else request.read
-        ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, weight, bias, *tensors[count:], *noticed(*read))
         smooth = [plan.smooth_results[0]] * len(found) + [*plan.smooth_results[2:]]
@@ -177,28 +165,28 @@ class _SparseRecurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        call = ctx.call
         if torch.is_grad_enabled():
             no_second_gradient(ctx, ())
+        loop, request, results = ctx.loop, ctx.request, 2 if ctx.request is None else 4
         bits, checkpoints, drive, weight, bias, *tensors = saved_tensors(ctx)
-        *outputs, last = grads[: call.results]
+        *outputs, last = grads[:results]
         some = next((grad for grad in outputs if grad is not None), None)
-        plan = call.plan.given((some, last, *grads[call.results :]), call.steps)
-        loop = call.loop(plan, weight, bias, tensors[: len(plan.program.params)])
+        plan = loop.plan.given((some, last, *grads[results:]), loop.steps)
+        loop = _with_tensors(loop, plan, weight, bias, tensors[: len(plan.program.params)])
         # nothing of the connection is reached where no input of a step is
-        _, *wanted = [need and "x" in plan.reached for need in ctx.needs_input_grad[:5]]
+        wanted = [need and "x" in plan.reached for need in ctx.needs_input_grad[2:6]]
         there = iter(incoming_gradients(weight, [g for g in grads if g is not None], 0))
         resolved = [None if g is None else next(there).resolve_neg() for g in grads]
-        (*given, last), ends = resolved[: call.results], resolved[call.results :]
+        (*given, last), ends = resolved[:results], resolved[results:]
         back = loop, Kept(bits, checkpoints, drive), ends, wanted, last
-        if call.request is None:
+        if request is None:
             d_given, found = _back_tensors(*back, *given)
         else:
-            d_given, found = _back_events(*back, given[0], given[1], call.request)
+            d_given, found = _back_events(*back, given[0], given[1], request)
         named = zip(plan.program.states, found[3], strict=True)
         of_states = [end if f"s_{name}" in plan.reached else None for name, end in named]
         of_params = map(found[4].get, plan.program.params)
-        return None, d_given, *found[:3], *of_states, *of_params
+        return None, None, d_given, *found[:3], *of_states, *of_params
 
 
 # By tensors
@@ -209,7 +197,7 @@ def _run_tensors(
 ) -> tuple[list[Tensor], list[Tensor], Kept]:
     output = large_empty((loop.steps, *loop.shape), loop.dtype)
     # in the place of the input, so that no edge is visited again
-    drive = torch.empty_like(output) if keep else None
+    drive = large_empty((loop.steps, *loop.shape), loop.dtype) if keep else None
     ends, kept = sparse_segments.forward(
         loop, _sequence(given), *start, output=output, drive=drive, keep=keep
     )
@@ -278,7 +266,7 @@ class EventRequest(NamedTuple):
 
 
 def run_sparse_events(
-    loop: Recurrence, request: EventRequest, values: Tensor | None
+    loop: RecurrentCall, request: EventRequest, values: Tensor | None
 ) -> tuple[list[Tensor], Tensor, list[Tensor]] | None:
     """Run neurons in a loop from events, with ``values`` if they learn, to what is requested.
 

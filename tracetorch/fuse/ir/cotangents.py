@@ -1,9 +1,8 @@
 """Keep an absent cotangent absent, as autograd does: it is no zero, which times infinity is NaN.
 
-Nothing comes back to a result that no loss depends on. Which cotangents there are may differ from
-step to step: that of a state which no loss reads at the end begins where an earlier step reads the
-state. So a :data:`Presence` is known for each, and a value of which a step has none is left out of
-the sums that autograd makes.
+Which cotangents there are may differ from step to step: that of a state which no loss reads at the
+end begins where an earlier step reads the state. So a :data:`Presence` is known for each, and a
+value of which a step has none is left out of the sums that autograd makes.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ BINARY = frozenset(
         "nextafter",
     }
 )
-ARITY = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), "fma": 3}
 
 
 class Unfusable(Exception):  # noqa: N818 (a reason, shown to the user, not an error)
@@ -116,5 +115,4 @@ class Builder:
         return self.names[key]
 
     def is_boolean(self, value: Value) -> bool:
-        """Whether a value is a boolean rather than a float."""
         return value in self.booleans if isinstance(value, str) else isinstance(value, bool)

@@ -85,7 +85,6 @@ class Interval:
 
 
 def hull(x: Interval, y: Interval) -> Interval:
-    """Return the smallest interval that holds both."""
     return Interval(
         np.minimum(x.low, y.low),
         np.maximum(x.high, y.high),
@@ -155,7 +154,6 @@ def _steps(values: NDArray[Any] | float) -> NDArray[Any]:
 
 
 def constant(value: float) -> Interval:
-    """Return the interval of one number."""
     return Interval(value, value, float(_steps(value)))
 
 
@@ -185,7 +183,6 @@ def _negative(x: Interval) -> Interval:
 
 
 def _ends(function: Callable[..., Any], x: Interval, y: Interval) -> tuple[Any, Any]:
-    """Return the least and the largest value of a function at the ends of two intervals."""
     values = [function(a, b) for a in (x.low, x.high) for b in (y.low, y.high)]
     ends = np.stack(np.broadcast_arrays(*values))
     ends = np.nan_to_num(ends, nan=0.0, posinf=np.inf, neginf=-np.inf)  # infinity times zero
@@ -362,7 +359,6 @@ class Bounds:
 
 
 def _literal(value: float | bool, dtype: torch.dtype) -> Interval:
-    """Return the interval of a literal, which is a number of the dtype."""
     return constant(float(np.float32(value) if dtype is torch.float32 else value))
 
 
@@ -440,7 +436,6 @@ def invariant(
 
 
 def _same(x: Interval, y: Interval) -> bool:
-    """Whether two intervals are the same for every neuron."""
     pairs = ((x.low, y.low), (x.high, y.high), (x.step, y.step))
     return all(np.array_equal(np.broadcast_to(a, np.shape(b)), b, equal_nan=True) for a, b in pairs)
 

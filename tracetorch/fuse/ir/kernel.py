@@ -1,22 +1,17 @@
 """Represent a whole kernel as typed data: loops over time and lanes, loads, stores, arithmetic.
 
-A :class:`Kernel` is what a printer spells; tests evaluate it in NumPy as the reference of every
-printer. Every value is assigned once; a loop hands the values that it carries on to its next
-iteration. There are two kinds of values: *uniform* ones, the same for all lanes (indices, sizes,
-literals), and those of *lanes*, which stand for as many lanes as the printer computes at a time.
-Inside ``lanes`` one lane knows nothing of the others.
-
-Memory is reached through buffers alone. A buffer says what it is for (its :class:`Role`), and its
-shape; an index is a uniform integer, or :attr:`Axis.LANE` or :attr:`Axis.NEURON`: where in memory a
-lane lies is for the printer to know. ``str(kernel)`` is the form for people.
+Every value is assigned once. *Uniform* ones are the same for all lanes (indices, sizes, literals),
+those of *lanes* stand for as many lanes as the printer computes at a time; inside ``lanes`` one
+lane knows nothing of the others. Memory is reached through buffers alone: an index is a uniform
+integer, or an :class:`Axis`, for where in memory a lane lies is for the printer to know.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from tracetorch.fuse.ir.graph import BOOLEAN
@@ -42,17 +37,15 @@ class Dtype(_Word):
 
     @property
     def is_float(self) -> bool:
-        """Whether its values are real numbers."""
         return self in (Dtype.FLOAT32, Dtype.FLOAT64)
 
     @property
     def is_integer(self) -> bool:
-        """Whether its values are whole numbers."""
         return not self.is_float and self is not Dtype.BOOL
 
 
 class Role(_Word):
-    """Purpose of a buffer; ``value`` is its word in the text form."""
+    """Purpose of a buffer; ``value`` is its word in printed source."""
 
     INPUT = "input"
     PARAMETER = "parameter"
@@ -80,13 +73,6 @@ class Role(_Word):
     SCRATCH = "scratch"
 
 
-READ_ONLY = frozenset(
-    {
-        *(Role.INPUT, Role.PARAMETER, Role.LITERALS, Role.START, Role.MATRIX, Role.BIAS),
-        *(Role.GRAD_OUTPUT, Role.GRAD_END, Role.GRAD_RECORD),
-        *(Role.FIRST_OUTPUT, Role.GRAD_LAST_OUTPUT),
-    }
-)
 # Scratch of a task: nobody else sees it, and nothing is in it before the task begins.
 PRIVATE = frozenset({Role.PAST, Role.SCRATCH})
 # Sequences that the caller may lay out as it likes: strides of time and of rows are arguments.
@@ -146,8 +132,10 @@ class Buffer:
     dtype: Dtype
     shape: tuple[Dimension, ...]
 
-    def __str__(self) -> str:
-        return f"{self.role.value} {self.name}".rstrip()
+    @property
+    def is_strided(self) -> bool:
+        """Whether strides of time and rows are arguments."""
+        return self.role in STRIDED and len(self.shape) > 1
 
     @property
     def label(self) -> str:
@@ -340,7 +328,6 @@ class KernelBuilder:
         self._names: set[str] = set()
 
     def size(self, name: str) -> Value:
-        """Add an integer argument."""
         value = self._value(name, Dtype.INT64, False)
         self._sizes.append(value)
         return value
@@ -373,14 +360,12 @@ class KernelBuilder:
         return result
 
     def load(self, buffer: Buffer, index: tuple[Index, ...], name: str) -> Value:
-        """Append a load and return what was loaded."""
         lanes = any(isinstance(i, Axis) for i in index)
         result = self._value(name, buffer.dtype, lanes)
         self.append(Load(result, buffer, index))
         return result
 
     def store(self, buffer: Buffer, index: tuple[Index, ...], value: Operand) -> None:
-        """Append a store."""
         self.append(Store(buffer, index, value))
 
     @contextmanager
@@ -404,37 +389,35 @@ class KernelBuilder:
             inside[each] = self._value(each, dtype, lanes)
             results[each] = self._value(f"{each}_end", dtype, lanes)
         opened = OpenLoop(self._value(name, Dtype.INT64, False), inside, results)
-        self._blocks.append([])
-        yield opened
-        body = tuple(self._blocks.pop())
-        pairs = tuple(
-            Carried(inside[each], initial, opened.next.get(each, inside[each]), results[each])
-            for each, initial in carried.items()
-        )
-        self.append(Loop(opened.index, start, stop, reverse, pairs, body))
+
+        def made(body: tuple[Statement, ...]) -> Loop:
+            pairs = tuple(
+                Carried(inside[each], initial, opened.next.get(each, inside[each]), results[each])
+                for each, initial in carried.items()
+            )
+            return Loop(opened.index, start, stop, reverse, pairs, body)
+
+        with self._block(made):
+            yield opened
+
+    def when(self, condition: Value) -> AbstractContextManager[None]:
+        return self._block(lambda body: If(condition, body))
+
+    def lanes(self) -> AbstractContextManager[None]:
+        return self._block(Lanes)
 
     @contextmanager
-    def when(self, condition: Value) -> Iterator[None]:
-        """Append a condition whose body is what is appended inside."""
+    def _block(self, made: Callable[[tuple[Statement, ...]], Statement]) -> Iterator[None]:
         self._blocks.append([])
         yield
-        self.append(If(condition, tuple(self._blocks.pop())))
-
-    @contextmanager
-    def lanes(self) -> Iterator[None]:
-        """Append a loop over lanes whose body is what is appended inside."""
-        self._blocks.append([])
-        yield
-        self.append(Lanes(tuple(self._blocks.pop())))
+        self.append(made(tuple(self._blocks.pop())))
 
     def kernel(self) -> Kernel:
-        """Return the kernel."""
         (body,) = self._blocks
         sizes, buffers = tuple(self._sizes), tuple(self._buffers)
         return Kernel(self.name, self.title, self.dtype, sizes, buffers, tuple(body))
 
     def append(self, statement: Statement) -> None:
-        """Append a statement."""
         self._blocks[-1].append(statement)
 
     def _value(self, name: str, dtype: Dtype, lanes: bool, *, numbered: bool = False) -> Value:
@@ -450,3 +433,66 @@ def _dtype_of(operand: Operand, real: Dtype) -> Dtype:
     if isinstance(operand, bool):
         return Dtype.BOOL
     return Dtype.INT64 if isinstance(operand, int) else real
+
+
+# Simplifying
+
+
+def values_read(body: Sequence[Statement]) -> frozenset[Value]:
+    """Return the values that the statements of a body read, and what its loops carry on."""
+    read: set[Value] = set()
+    for each in statements(body):
+        read |= {v for v in operands(each) if isinstance(v, Value)}
+        if isinstance(each, Loop):
+            read |= {c.next for c in each.carried if isinstance(c.next, Value)}
+    return frozenset(read)
+
+
+def without_dead_lines(kernel: Kernel) -> Kernel:
+    """Return a kernel without operations, loads and carried values that nothing reads."""
+    while True:
+        read = values_read(kernel.body)
+        body = _living(kernel.body, read)
+        if body == kernel.body:
+            return kernel
+        kernel = replace(kernel, body=body)
+
+
+def _living(body: Sequence[Statement], read: frozenset[Value]) -> tuple[Statement, ...]:
+    kept: list[Statement] = []
+    for each in body:
+        if isinstance(each, (Operation, Load)):
+            if each.result in read:
+                kept.append(each)
+        elif isinstance(each, Loop):
+            carried = tuple(c for c in each.carried if c.inside in read or c.result in read)
+            kept.append(replace(each, carried=carried, body=_living(each.body, read)))
+        elif isinstance(each, (If, Lanes)):
+            inner = replace(each, body=_living(each.body, read))
+            if inner.body:
+                kept.append(inner)
+        else:
+            kept.append(each)
+    return tuple(kept)
+
+
+def without_memory(kernel: Kernel, roles: Sequence[Role]) -> Kernel:
+    """Return a kernel without buffers of some roles, which may go only to other memory."""
+    buffers = tuple(buffer for buffer in kernel.buffers if buffer.role not in roles)
+    loaded = {
+        each.result
+        for each in statements(kernel.body)
+        if isinstance(each, Load) and each.buffer.role in roles
+    }
+
+    def kept(body: Sequence[Statement]) -> tuple[Statement, ...]:
+        found: list[Statement] = []
+        for each in body:
+            if isinstance(each, Store) and (each.buffer.role in roles or each.value in loaded):
+                continue
+            if isinstance(each, (Loop, If, Lanes)):
+                each = replace(each, body=kept(each.body))
+            found.append(each)
+        return tuple(found)
+
+    return without_dead_lines(replace(kernel, buffers=buffers, body=kept(kernel.body)))

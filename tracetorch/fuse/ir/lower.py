@@ -14,8 +14,6 @@ _RULES: dict[str, Rule] = {}
 
 
 def _rule(*names: str) -> Callable[[Rule], Rule]:
-    """Make a function the rule of operations."""
-
     def register(rule: Rule) -> Rule:
         _RULES.update(dict.fromkeys(names, rule))
         return rule
@@ -57,8 +55,6 @@ def _logic(op: str) -> Rule:
 
 
 def _bitwise(op: str) -> Rule:
-    """Return the rule of a bitwise operation: on booleans it is the logical one."""
-
     def rule(b: Builder, *args: Value) -> Value:
         if not all(b.is_boolean(arg) for arg in args):
             raise Unfusable(f"bitwise_{op} of numbers")
@@ -214,6 +210,8 @@ _RULES |= {
     **dict.fromkeys(
         ("zeros_like", "_efficientzerotensor", "zeros", "new_zeros"), lambda b, *_, **__: 0.0
     ),
+    # What autograd copies into before it reads it.
+    **dict.fromkeys(("empty_like", "new_empty_strided"), lambda b, *_, **__: 0.0),
     **dict.fromkeys(("full_like", "fill", "full"), _constant(1)),
     "new_full": _constant(2),
     "scalar_tensor": _constant(0),
@@ -250,11 +248,6 @@ _RULES |= {
         b, b.emit("and", b.emit("gt", x, float(low)), b.emit("lt", x, float(high))), g, 0.0
     ),
 }
-
-
-def has_rule(operation: str) -> bool:
-    """Whether there is a rule for an operation, by its name without namespace."""
-    return operation == "_to_copy" or operation in _RULES
 
 
 def lower(b: Builder, operation: str, boolean: bool, args: tuple[Any, ...], kwargs: Any) -> Value:

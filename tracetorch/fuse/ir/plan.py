@@ -131,7 +131,6 @@ class Plan:
 
     @cached_property
     def reached(self) -> frozenset[str]:
-        """Those of the inputs, states and parameters to which a cotangent comes back."""
         graph, reached = self.program.graph, self.program.reached
         ever = {name for name, when in self.presence.items() if any(when[: self.steps])}
         reading = readers(graph, self.presence)
@@ -164,7 +163,6 @@ class Plan:
 
     @cached_property
     def advance(self) -> Graph:
-        """Graph of the next values of the states of :attr:`recomputed`."""
         return self.program.graph.select([f"next_{name}" for name in self.recomputed])
 
     @cached_property

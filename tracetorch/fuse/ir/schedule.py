@@ -2,16 +2,15 @@
 
 Time is the innermost loop: a block of lanes walks through all of it, its states in registers. The
 forward pass stores the states at the beginning of every segment but the first (``checkpoints``);
-the backward pass visits segments from the last one, recomputes the states before each step of one
-(``past``) from its checkpoint, and walks back through it. A segment is ``every`` steps.
+the backward pass visits segments of ``every`` steps from the last one, recomputes the states before
+each step of one (``past``) from its checkpoint, and walks back through it.
 
 In a linear recurrence, ``x[t] = input[t] + bias + sum_j output[t - 1 - j] @ matrix[j]``, the lanes
-of a row are coupled, so time is the outer loop there: one step of all lanes of the task, whose
-states are kept in scratch, then its output times every matrix, added to what the steps to come are
-given. So a step is multiplied once, and its events are listed once, however many matrices there
-are: ``taps``, one for each delay. Forward keeps ``drive``, the sum that the step is given; before
-its step that memory holds the products so far. So does the input's gradient in backward, which goes
-from each step to those before it.
+of a row are coupled, so time is the outer loop: one step of all lanes of the task, their states in
+scratch, then its output times every matrix (``taps``, one for each delay), added to what the steps
+to come are given. So a step is multiplied once, and its events are listed once. Forward keeps
+``drive``, the sum that the step is given, in the memory of the products so far; so does the input's
+gradient in backward, which goes from each step to those before it.
 """
 
 from __future__ import annotations
@@ -19,26 +18,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 
+from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import (
-    Axis,
-    Barrier,
-    Buffer,
-    Dimension,
-    Dtype,
-    Extent,
-    Kernel,
-    KernelBuilder,
-    Operand,
-    Product,
-    Role,
-    Size,
-    Value,
-)
+from tracetorch.fuse.ir.kernel import Buffer, Kernel, Operand, Role, Size, Value
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 
-LANE, NEURON = Axis.LANE, Axis.NEURON
-LANES, NEURONS = Extent.LANES, Extent.NEURONS
+LANE, NEURON = ir.Axis.LANE, ir.Axis.NEURON
+LANES, NEURONS = ir.Extent.LANES, ir.Extent.NEURONS
 
 
 class _Writer:
@@ -47,8 +33,8 @@ class _Writer:
     def __init__(
         self, name: str, title: str, plan: Plan, graphs: Sequence[Graph], *sizes: str
     ) -> None:
-        dtype = Dtype(str(plan.program.dtype).removeprefix("torch."))
-        self.k = KernelBuilder(name, f"{title} of {plan.program.layer}", dtype)
+        dtype = ir.Dtype(str(plan.program.dtype).removeprefix("torch."))
+        self.k = ir.KernelBuilder(name, f"{title} of {plan.program.layer}", dtype)
         self.plan, self.graphs, self.program = plan, graphs, plan.program
         read = set().union(*(graph.reads() for graph in graphs))
         self.read = [f"p_{name}" for name in self.program.params if f"p_{name}" in read]
@@ -58,17 +44,20 @@ class _Writer:
     # Memory
 
     def each(
-        self, role: Role, names: Iterable[str], *shape: Dimension, dtype: Dtype | None = None
+        self, role: Role, names: Iterable[str], *shape: ir.Dimension, dtype: ir.Dtype | None = None
     ) -> dict[str, Buffer]:
-        """Declare a buffer for each name."""
         return {name: self.k.buffer(role, name, shape, dtype) for name in names}
 
     def sequences(self, role: Role, names: Iterable[str]) -> dict[str, Buffer]:
-        """Declare a sequence for each name."""
         return self.each(role, names, Size(self.size["steps"]), LANES)
 
+    def declare_gradients(self) -> None:
+        """Declare the sums of parameters' gradients, and the states of a segment."""
+        trained, kept = max(1, len(self.plan.trained)), max(1, len(self.kept))
+        self.sums = self.k.buffer(Role.SUMS, "", (trained, LANES), ir.Dtype.FLOAT64)
+        self.past = self.k.buffer(Role.PAST, "", (Size(self.size["every"]), kept, LANES))
+
     def declare_constants(self) -> None:
-        """Declare parameters and literals."""
         self.params = self.each(Role.PARAMETER, self.program.params, NEURONS)
         size = max(1, len(self.plan.literals))
         self.literals = self.k.buffer(Role.LITERALS, "", (size,))
@@ -91,9 +80,7 @@ class _Writer:
         return {name: self.k.load(self.literals, (i,), "c") for i, name in numbers}
 
     def parameters(self) -> dict[str, Operand]:
-        """Load the parameters that the graphs read; return them by name."""
-        place = (NEURON,)
-        return {n: self.k.load(self.params[n[2:]], place, n) for n in self.read}
+        return {n: self.k.load(self.params[n[2:]], (NEURON,), n) for n in self.read}
 
     def compute(self, graph: Graph, env: Mapping[str, Operand]) -> dict[str, Operand]:
         """Write the lines of a graph; return its outputs by name."""
@@ -110,7 +97,6 @@ class _Writer:
         return {name: operand(value) for name, value in graph.outputs.items()}
 
     def load(self, buffers: Mapping[str, Buffer], graph: Graph, index: Value) -> dict[str, Operand]:
-        """Load the values of a step that a graph reads."""
         read = graph.reads()
         return {n: self.k.load(b, (index, LANE), n) for n, b in buffers.items() if n in read}
 
@@ -122,22 +108,36 @@ class _Writer:
         return [begin, self.k.op("min", self.k.op("add", begin, steps), stop)]
 
     def segment(self, index: Value) -> list[Value]:
-        """Return the first step of a segment, and the one behind its last."""
         return self.bounds(index, self.size["every"], None, self.size["steps"])
 
     def put(self, scratch: Buffer, values: Iterable[Operand], start: int = 0) -> None:
-        """Write values to scratch, in order."""
         for i, value in enumerate(values, start):
             self.k.store(scratch, (i, LANE), value)
 
+    def begin(self, starts: Mapping[str, Buffer], name: str = "start_") -> dict[str, Operand]:
+        """Load the states before the first step."""
+        return {f"s_{n}": self.k.load(b, (LANE,), f"{name}{n}") for n, b in starts.items()}
+
+    def begin_in(self, scratch: Buffer, starts: Mapping[str, Buffer], parameters: Buffer) -> None:
+        """Put what a walk begins with into scratch: the states, and the parameters.
+
+        These too, for finding the neuron of a lane takes divisions.
+        """
+        with self.k.lanes():
+            self.put(scratch, [self.k.load(b, (LANE,), "start") for b in starts.values()])
+            self.put(parameters, self.parameters().values())
+
+    def end_from(self, scratch: Buffer, ends: Mapping[str, Buffer]) -> None:
+        names = [f"s_{name}" for name in ends]
+        for buffer, value in zip(ends.values(), self.get(scratch, names).values(), strict=True):
+            self.k.store(buffer, (LANE,), value)
+
     def get(self, scratch: Buffer, names: Iterable[str], start: int = 0) -> dict[str, Operand]:
-        """Read what is in scratch, by name."""
         return {n: self.k.load(scratch, (i, LANE), n) for i, n in enumerate(names, start)}
 
     # Segments
 
     def store_checkpoint(self, segment: Value, states: Mapping[str, Operand]) -> None:
-        """Store the states at the beginning of a segment but the first."""
         with self.k.when(self.k.op("gt", segment, 0)):
             before = self.k.op("sub", segment, 1)
             for i, name in self.kept:
@@ -145,17 +145,17 @@ class _Writer:
 
     def recompute(
         self,
-        memory: tuple[Mapping[str, Buffer], Buffer, Mapping[str, Buffer]],
+        starts: Mapping[str, Buffer],
+        inputs: Mapping[str, Buffer],
         env: Mapping[str, Operand],
         segment: Value,
-        begin: Value,
-        end: Value,
+        bounds: Sequence[Value],
     ) -> None:
         """Fill ``past`` with the states before each step of a segment."""
-        k, (starts, past, inputs) = self.k, memory
+        k, past, (begin, end) = self.k, self.past, bounds
         if not self.kept:
             return
-        k.append(Barrier())
+        k.append(ir.Barrier())
         with k.when(k.op("eq", segment, 0)):
             for i, name in self.kept:
                 k.store(past, (0, i, LANE), k.load(starts[name], (LANE,), f"start_{name}"))
@@ -164,7 +164,7 @@ class _Writer:
             for i, name in self.kept:
                 value = k.load(self.checkpoints, (before, i, LANE), f"checkpoint_{name}")
                 k.store(past, (0, i, LANE), value)
-        k.append(Barrier())
+        k.append(ir.Barrier())
         states: dict[str, Operand] = {
             f"s_{name}": k.load(past, (0, i, LANE), f"first_{name}") for i, name in self.kept
         }
@@ -176,19 +176,17 @@ class _Writer:
             for i, name in self.kept:
                 walk.next[f"s_{name}"] = results[f"next_{name}"]
                 k.store(past, (after, i, LANE), results[f"next_{name}"])
-        k.append(Barrier())
+        k.append(ir.Barrier())
 
-    def load_past(self, past: Buffer, index: Value, begin: Value) -> dict[str, Operand]:
-        """Load the states before a step."""
+    def load_past(self, index: Value, begin: Value) -> dict[str, Operand]:
         place = self.k.op("sub", index, begin)
-        return {f"s_{n}": self.k.load(past, (place, i, LANE), f"s_{n}") for i, n in self.kept}
+        return {f"s_{n}": self.k.load(self.past, (place, i, LANE), f"s_{n}") for i, n in self.kept}
 
     def present(self, index: Value) -> dict[str, Operand]:
         """Return which cotangents are present at a step, by name; they come and go from the end."""
-        k = self.k
-        found: dict[str, Operand] = {}
+        k, period = self.k, self.plan.presences.period
+        either, found = functools.partial(k.op, "or"), dict[str, Operand]()
         for name, when in self.plan.flags.items():
-            period = self.plan.presences.period
             start = len(when) - period  # where they begin to go round
             behind = k.op("sub", k.op("sub", self.size["steps"], 1), index)
             each = [k.op("eq", behind, i) for i in range(start) if when[i]]
@@ -198,21 +196,18 @@ class _Writer:
                 if period > 1:
                     residue = k.op("rem", k.op("add", behind, -start % period), period)
                     now = [k.op("eq", residue, i) for i in residues]
-                    turning = k.op("and", turning, functools.reduce(self._either, now))
+                    turning = k.op("and", turning, functools.reduce(either, now))
                 each.append(turning)
-            found[name] = functools.reduce(self._either, each)
+            found[name] = functools.reduce(either, each)
         return found
 
-    def _either(self, one: Value, other: Value) -> Value:
-        return self.k.op("or", one, other)
-
-    def add_sums(self, sums: Buffer, totals: Mapping[str, Operand]) -> None:
+    def add_sums(self, totals: Mapping[str, Operand]) -> None:
         """Add a segment's sums to those of all: the long sum over time and rows needs float64."""
         for i, name in enumerate(self.plan.trained):
             total = totals[f"sum_{name}"]
-            if self.k.dtype is not Dtype.FLOAT64:
+            if self.k.dtype is not ir.Dtype.FLOAT64:
                 total = self.k.op("double", total)
-            self.k.store(sums, (i, LANE), total)
+            self.k.store(self.sums, (i, LANE), total)
 
 
 _TIME = ("steps", "every", "segments")
@@ -258,10 +253,7 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
     if not in_chunks:
         with k.lanes():
             env = w.numbers() | w.parameters()
-            states: dict[str, Operand] = {
-                f"s_{name}": k.load(b, (LANE,), f"start_{name}") for name, b in starts.items()
-            }
-            with k.loop("segment", 0, size["segments"], states) as outer:
+            with k.loop("segment", 0, size["segments"], w.begin(starts)) as outer:
                 begin, end = w.segment(outer.index)
                 if plan.recomputed:
                     w.store_checkpoint(outer.index, outer.carried)
@@ -269,11 +261,8 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
             for name, buffer in ends.items():
                 k.store(buffer, (LANE,), outer.results[f"s_{name}"])
         return k.kernel()
-    # parameters too: finding the neuron of a lane takes divisions
     scratch, parameters = w.scratch(names), w.scratch(w.read, "parameters")
-    with k.lanes():
-        w.put(scratch, [k.load(b, (LANE,), "start") for b in starts.values()])
-        w.put(parameters, w.parameters().values())
+    w.begin_in(scratch, starts, parameters)
     with k.loop("segment", 0, size["segments"]) as outer:
         begin, end = w.segment(outer.index)
         if plan.recomputed:
@@ -285,8 +274,7 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
                 env = w.numbers() | w.get(parameters, w.read)
                 w.put(scratch, walk(env, w.get(scratch, names), first, last).values())
     with k.lanes():
-        for buffer, value in zip(ends.values(), w.get(scratch, names).values(), strict=True):
-            k.store(buffer, (LANE,), value)
+        w.end_from(scratch, ends)
     return k.kernel()
 
 
@@ -304,8 +292,7 @@ def backward_kernel(plan: Plan) -> Kernel:
     g_records = w.sequences(Role.GRAD_RECORD, plan.record)
     d_inputs = w.sequences(Role.GRAD_INPUT, plan.differentiated)
     d_starts = w.each(Role.GRAD_START, states, LANES)
-    sums = k.buffer(Role.SUMS, "", (max(1, len(plan.trained)), LANES), Dtype.FLOAT64)
-    past = k.buffer(Role.PAST, "", (Size(w.size["every"]), max(1, len(w.kept)), LANES))
+    w.declare_gradients()
     with k.lanes():
         env = w.numbers() | w.parameters()
         cotangents: dict[str, Operand] = {
@@ -313,7 +300,7 @@ def backward_kernel(plan: Plan) -> Kernel:
         }
         with k.loop("segment", 0, w.size["segments"], cotangents, reverse=True) as outer:
             begin, end = w.segment(outer.index)
-            w.recompute((starts, past, inputs), env, outer.index, begin, end)
+            w.recompute(starts, inputs, env, outer.index, (begin, end))
             zeros: dict[str, Operand] = {f"sum_{name}": 0.0 for name in plan.trained}
             with k.loop("t", begin, end, {**outer.carried, **zeros}, reverse=True) as walk:
                 now = dict(walk.carried)
@@ -321,7 +308,7 @@ def backward_kernel(plan: Plan) -> Kernel:
                 for name, buffer in g_records.items():
                     recorded = k.load(buffer, (walk.index, LANE), f"h_{name}")
                     now[f"g_{name}"] = k.op("add", now[f"g_{name}"], recorded)
-                before = w.load_past(past, walk.index, begin)
+                before = w.load_past(walk.index, begin)
                 given = w.load({**inputs, "g_output": g_output}, plan.backward, walk.index)
                 given |= w.present(walk.index)
                 results = w.compute(plan.backward, {**env, **now, **before, **given})
@@ -331,7 +318,7 @@ def backward_kernel(plan: Plan) -> Kernel:
                     total = k.op("add", walk.carried[f"sum_{name}"], results[f"d_p_{name}"])
                     walk.next[f"sum_{name}"] = total
                 walk.next |= {f"g_{name}": results[f"d_s_{name}"] for name in states}
-            w.add_sums(sums, walk.results)
+            w.add_sums(walk.results)
             outer.next |= {f"g_{name}": walk.results[f"g_{name}"] for name in states}
         for name, buffer in d_starts.items():
             k.store(buffer, (LANE,), outer.results[f"g_{name}"])
@@ -359,10 +346,7 @@ def reach_kernel(plan: Plan) -> Kernel:
     cotangents["g_output"] = 1.0
     with k.lanes():
         env = w.numbers() | w.parameters() | cotangents
-        states: dict[str, Operand] = {
-            f"s_{name}": k.load(b, (LANE,), f"start_{name}") for name, b in starts.items()
-        }
-        with k.loop("t", 0, w.size["steps"], states) as walk:
+        with k.loop("t", 0, w.size["steps"], w.begin(starts)) as walk:
             now = w.load(inputs, graph, walk.index)
             results = w.compute(graph, {**env, **now, **walk.carried})
             reached = [k.op("ne", results[name], 0.0) for name in names]
@@ -388,7 +372,7 @@ def step_kernel(plan: Plan) -> Kernel:
     with k.lanes():
         env = w.numbers() | w.parameters()
         env |= {name: k.load(buffer, (LANE,), name) for name, buffer in inputs.items()}
-        env |= {f"s_{name}": k.load(b, (LANE,), f"s_{name}") for name, b in starts.items()}
+        env |= w.begin(starts, "s_")
         results = w.compute(program.forward, env)
         k.store(output, (LANE,), results["output"])
         for name, buffer in ends.items():
@@ -417,15 +401,13 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
     ends = w.each(Role.END, program.states, LANES)
     w.declare_checkpoints()
     scratch, parameters = w.scratch(names), w.scratch(w.read, "parameters")
-    with k.lanes():
-        w.put(scratch, [k.load(b, (LANE,), "start") for b in starts.values()])
-        w.put(parameters, w.parameters().values())
+    w.begin_in(scratch, starts, parameters)
     with k.loop("past", 0, taps) as walk:
         # the oldest output reaches the first step, and no other, with the last matrix
         skipped = k.op("sub", k.op("sub", taps, 1), walk.index)
         count = k.op("min", k.op("add", walk.index, 1), steps)
         source = (first, (walk.index, LANE), matrix)
-        k.append(Product(drive, (0, LANE), *source, skipped, count))
+        k.append(ir.Product(drive, (0, LANE), *source, skipped, count))
     with k.loop("segment", 0, w.size["segments"]) as outer:
         begin, end = w.segment(outer.index)
         if plan.recomputed:
@@ -445,10 +427,9 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
             left = k.op("sub", k.op("sub", steps, 1), t)
             following, count = k.op("add", t, 1), k.op("min", taps, left)
             source = (output, (t, LANE), matrix)
-            k.append(Product(drive, (following, LANE), *source, 0, count))
+            k.append(ir.Product(drive, (following, LANE), *source, 0, count))
     with k.lanes():
-        for buffer, value in zip(ends.values(), w.get(scratch, names).values(), strict=True):
-            k.store(buffer, (LANE,), value)
+        w.end_from(scratch, ends)
         final = k.op("sub", steps, 1)
         k.store(last, (LANE,), k.load(output, (final, LANE), "last"))
     return k.kernel()
@@ -472,8 +453,7 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
     output = w.sequences(Role.OUTPUT, [""] * plan.needs_weight_gradient)
     d_first = k.buffer(Role.GRAD_FIRST_OUTPUT, "", (Size(taps), LANES))
     d_starts = w.each(Role.GRAD_START, states, LANES)
-    sums = k.buffer(Role.SUMS, "", (max(1, len(plan.trained)), LANES), Dtype.FLOAT64)
-    past = k.buffer(Role.PAST, "", (Size(w.size["every"]), max(1, len(w.kept)), LANES))
+    w.declare_gradients()
     # cotangents of the states, then sums of parameters' gradients
     totals, count_of_states = [f"sum_{name}" for name in plan.trained], len(states)
     carried = [*(f"g_{name}" for name in states), *totals]
@@ -489,14 +469,14 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
         with k.loop("i", 0, taps) as walk:
             k.store(d_first, (walk.index, LANE), 0.0)
         final = k.op("sub", steps, 1)
-        k.append(Barrier())  # what follows takes the place of a zero, and is read again
+        k.append(ir.Barrier())  # what follows takes the place of a zero, and is read again
         k.store(d_x, (final, LANE), k.load(g_last, (LANE,), "g_last"))
-        k.append(Barrier())
+        k.append(ir.Barrier())
     with k.loop("segment", 0, w.size["segments"], reverse=True) as outer:
         begin, end = w.segment(outer.index)
         with k.lanes():
             env = w.numbers() | w.get(parameters, w.read)
-            w.recompute((starts, past, inputs), env, outer.index, begin, end)
+            w.recompute(starts, inputs, env, outer.index, (begin, end))
             w.put(scratch, [0.0] * len(totals), count_of_states)
         with k.loop("t", begin, end, reverse=True) as walk:
             t = walk.index
@@ -504,7 +484,7 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
                 env, now = (w.numbers() | w.get(parameters, w.read), w.get(scratch, carried))
                 given = k.load(g_output, (t, LANE), "given")
                 now["g_output"] = k.op("add", k.load(d_x, (t, LANE), "fed"), given)
-                before, x = w.load_past(past, t, begin), w.load(inputs, plan.backward, t)
+                before, x = w.load_past(t, begin), w.load(inputs, plan.backward, t)
                 x |= w.present(t)
                 results = w.compute(plan.backward, {**env, **now, **before, **x})
                 k.store(d_x, (t, LANE), results["d_x"])
@@ -516,11 +496,11 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
                     k.store(scratch, (i, LANE), total)
             preceding, count = k.op("sub", t, 1), k.op("min", taps, t)
             source = (d_x, (t, LANE), matrix)
-            k.append(Product(d_x, (preceding, LANE), *source, 0, count, reverse=True))
+            k.append(ir.Product(d_x, (preceding, LANE), *source, 0, count, reverse=True))
             newest, rest = k.op("sub", taps, 1), k.op("sub", taps, count)
-            k.append(Product(d_first, (newest, LANE), *source, count, rest, reverse=True))
+            k.append(ir.Product(d_first, (newest, LANE), *source, count, rest, reverse=True))
         with k.lanes():
-            w.add_sums(sums, w.get(scratch, totals, count_of_states))
+            w.add_sums(w.get(scratch, totals, count_of_states))
     with k.lanes():
         for i, buffer in enumerate(d_starts.values()):
             k.store(buffer, (LANE,), k.load(scratch, (i, LANE), "g_start"))

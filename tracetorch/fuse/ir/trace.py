@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from tracetorch.cell import Cell, StepDefinition
-from tracetorch.core.torch_private import functions_on, global_modes_off
+from tracetorch.core.torch_private import global_modes_off
 from tracetorch.fuse.ir.graph import Graph, Unfusable
 from tracetorch.fuse.ir.record import READS_SIZES, Recorder
-from tracetorch.fuse.ir.stacked import Stacked
 from tracetorch.fuse.step_results import check_step_results
 
 
@@ -34,7 +33,7 @@ class Program:
         g_output     cotangent of output            output        output
 
     ``layer`` is the name of the class, ``states`` are the active ones, ``params`` the tensors
-    among the step kwargs, and the constants.
+    among the step kwargs.
     """
 
     layer: str
@@ -47,8 +46,6 @@ class Program:
     """Those of ``"output"`` and ``"next_<state>"`` that have a gradient."""
     reached: frozenset[str]
     """Those of the inputs, ``"s_<state>"`` and ``"p_<param>"`` that they depend on, by autograd."""
-    constants: Mapping[str, Tensor]
-    """Those of ``params`` that the step makes of numbers alone, one for each neuron."""
     definition: StepDefinition
     """The step that was traced, to run it eagerly."""
     options: Mapping[str, Any]
@@ -60,13 +57,11 @@ class Program:
     def key(self) -> str:
         """Hash, equal for programs that compute the same."""
         ends = f"{sorted(self.smooth)}{sorted(self.reached)}"
-        made = [(number.shape, number.tolist()) for number in self.constants.values()]
-        text = f"{self.inputs}{self.states}{self.params}{self.dtype}{self.graph}{ends}{made}"
+        text = f"{self.inputs}{self.states}{self.params}{self.dtype}{self.graph}{ends}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def tensors(self, kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Return the parameters, those among the step kwargs and the constants."""
-        return [{**kwargs, **self.constants}[name] for name in self.params]
+        return [kwargs[name] for name in self.params]
 
     @cached_property
     def is_binary(self) -> bool:
@@ -178,8 +173,6 @@ def _trace(
             like = {f"p_{name}": arguments[name] for name in params}
             inputs = {n: recorder.input(n, like.get(n)).requires_grad_() for n in names}
             modes.enter_context(recorder)
-            modes.enter_context(functions_on(True))
-            modes.enter_context(Stacked(recorder.sizes))
             # Forward: inactive states are None, as in an eager step.
             stepped = cell.step(
                 *(inputs[name] for name in entered),
@@ -200,8 +193,7 @@ def _trace(
                 seed = _CotangentSeed.apply(cotangents, *smooth.values())  # type: ignore[no-untyped-call]
                 found = torch.autograd.grad(seed, list(inputs.values()), allow_unused=True)
             gradients = {f"d_{name}": d for name, d in zip(names, found, strict=True)}
-            made = {name: number.to(device) for name, number in recorder.constants.items()}
-            results = {**ends, **gradients, **dict.fromkeys([f"d_p_{name}" for name in made])}
+            results = {**ends, **gradients}
     except Unfusable:
         raise
     except Exception as failure:
@@ -211,14 +203,12 @@ def _trace(
         raise Unfusable(f"its step cannot be traced: {first_line}") from failure
     reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
     graph = recorder.graph(results)
-    params = (*params, *made)
     definition = StepDefinition(cell.name, cell.step, cell.inputs, cell.states, active)
     return Program(
-        cell.name, entered, active, params, dtype, graph, frozenset(smooth), reached, made,
+        cell.name, entered, active, params, dtype, graph, frozenset(smooth), reached,
         definition, constants,
     )  # fmt: skip
 
 
 def input_names(cell: Cell | StepDefinition) -> tuple[str, ...]:
-    """Return the names of a cell's inputs in its graph."""
     return ("x", *[f"i_{name}" for name in cell.inputs[1:]])

@@ -71,9 +71,9 @@ class Backend(abc.ABC):
     ) -> list[Tensor]:
         """Return the gradients of inputs, states, parameters; an empty tensor for one not needed.
 
-        ``checkpoints`` are what the forward pass has stored; ``grads`` those of its results.
+        ``grads`` are those of the results.
         """
 
     @abc.abstractmethod
     def uniforms(self, position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return random numbers from a counter: what ``threefry.uniforms`` does, by a kernel."""
+        """Return what ``threefry.uniforms`` does, by a kernel."""

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, Printed, print_kernel
 from tracetorch.fuse.ir import schedule as schedules
-from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Size
-from tracetorch.fuse.ir.kernel import Kernel as Schedule
+from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Kernel, Role, Size
 from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.runtime.allocation import cache_size, wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
@@ -73,20 +72,14 @@ def _grid(layout: Layout, *, grouped: bool) -> _Grid:
     return _Grid(columns, rows, per_group, groups, tasks, repeats, per_group * tile, geometry)
 
 
-class Kernel(NamedTuple):
-    """A compiled kernel of a plan, and what it was made from.
+class CompiledKernel(NamedTuple):
+    """A compiled kernel of a plan, its literals, and the lines of arithmetic in one step.
 
-    Args:
-        tasks: the kernel.
-        schedule, printed: what it was compiled from.
-        literals: the numbers of the program, as the kernel reads them.
-        lines: lines of arithmetic in one step.
-        roles: of the buffers that it is given, in their order.
-        own: the buffers of its own, as :func:`own_buffers` describes them.
+    ``roles`` are those of the buffers that it is given, in their order; ``own`` its scratch, as
+    :func:`own_buffers` describes it.
     """
 
     tasks: TaskKernel
-    schedule: Schedule
     printed: Printed
     literals: Tensor
     lines: int
@@ -98,15 +91,8 @@ class Kernel(NamedTuple):
     ) -> list[int]:
         """Return its arguments in order; one loop, for it runs for every layer of every pass.
 
-        Args:
-            geometry: as ``llvm_kernel.GEOMETRY`` names it.
-            sizes: those of the kernel.
-            buffers: for each role its tensors without gaps; those of a sequence in
-                :data:`.STRIDED` are tuples, with the strides of time and of rows. The caller keeps
-                them alive.
-
-        Raises:
-            TypeError: a tensor is of another dtype than the kernel reads, or not on the CPU.
+        The ``geometry`` is that of ``llvm_kernel.GEOMETRY``. Tensors are without gaps, those of
+        roles in :data:`.STRIDED` with the strides of time and of rows; the caller keeps them alive.
         """
         arguments = [*geometry, *sizes]
         for role in self.roles:
@@ -123,14 +109,13 @@ class Kernel(NamedTuple):
                     arguments.append(tensor.numel())
         return arguments
 
-    def scratch(self, sizes: Sequence[int], lanes: int) -> tuple[int, ...]:
-        """Return the bytes of scratch of a worker, whose task has some lanes; none, or a number."""
+    def scratch(self, sizes: Sequence[int], lanes: int) -> int:
+        """Return the bytes of scratch of a worker, whose task has some lanes."""
         lanes = self.printed.width if self.printed.block_scratch else lanes
-        total = scratch_values(self.own, sizes, lanes) * self.literals.itemsize
-        return (total,) if total else ()
+        return scratch_values(self.own, sizes, lanes) * self.literals.itemsize
 
 
-def own_buffers(kernel: Schedule) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def own_buffers(kernel: Kernel) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """Return of each buffer of scratch its values for a lane: a number, and sizes to multiply."""
     found: list[tuple[int, tuple[int, ...]]] = []
     for buffer in kernel.buffers:
@@ -149,10 +134,10 @@ def scratch_values(
 
 
 def kernel_of(
-    plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule], *, bypass: bool = False
-) -> Kernel:
+    plan: PlanT, backward: bool, build: Callable[[PlanT], Kernel], *, bypass: bool = False
+) -> CompiledKernel:
     """Return one of the two kernels of a plan, built, printed and compiled at the first call."""
-    kernel: Kernel | None = plan.kernels.get((backward, bypass))
+    kernel: CompiledKernel | None = plan.kernels.get((backward, bypass))
     if kernel is None:
         schedule = build(plan)
         printed = print_kernel(schedule, this_machine().processor, bypass=bypass)
@@ -160,9 +145,9 @@ def kernel_of(
         graph = plan.backward if backward else plan.program.forward
         literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
         roles = tuple([role for role in schedule.roles if role not in PRIVATE])
-        # the text is long, and has done its work
-        kept = (tasks, schedule, replace(printed, text=""), literals)
-        kernel = Kernel(*kept, len(graph.lines), roles, own_buffers(schedule))
+        printed = replace(printed, text="")  # which is long, and has done its work
+        own = own_buffers(schedule)
+        kernel = CompiledKernel(tasks, printed, literals, len(graph.lines), roles, own)
         plan.kernels[backward, bypass] = kernel
     return kernel
 
@@ -228,11 +213,11 @@ class _Forward(NamedTuple):
     """Numbers that all forward passes of a plan over one length and layout share."""
 
     grid: _Grid
-    kernel: Kernel
+    kernel: CompiledKernel
     sizes: tuple[int, ...]
     kept: int
     work: int
-    scratch: tuple[int, ...]
+    scratch: int
 
 
 @functools.lru_cache(maxsize=512)
@@ -318,7 +303,7 @@ class CpuBackend(Backend):
         # in float64: a parameter's gradient sums over time, batch and space
         sums = torch.zeros((grid.groups, len(plan.trained), grid.columns), dtype=torch.float64)
         if layout.lanes:
-            kernel: Kernel = plan.kernels.get((True, False)) or kernel_of(
+            kernel: CompiledKernel = plan.kernels.get((True, False)) or kernel_of(
                 plan, True, schedules.backward_kernel
             )
             starts = dict(zip(program.states, states, strict=True))

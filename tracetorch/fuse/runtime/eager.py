@@ -48,8 +48,7 @@ def run_plan(plan: Plan, given: Operands) -> list[Tensor]:
     shape[plan.dim] = -1
     kwargs = dict(program.options)
     for name, value in zip(program.params, given.params, strict=True):
-        if name not in program.constants:  # which the step makes itself
-            kwargs[name] = value.reshape(shape if value.numel() > 1 else ())
+        kwargs[name] = value.reshape(shape if value.numel() > 1 else ())
     active = dict(zip(program.states, given.states, strict=True))
     states = [active.get(name) for name in program.definition.states]
     output, ends, records = run(program.definition, given.inputs, states, kwargs, plan.record)
@@ -61,30 +60,19 @@ def plan_gradients(plan: Plan, given: Operands, grads: Grads) -> list[Tensor]:
     program = plan.program
     states = [name for name in program.states if f"s_{name}" in plan.reached]
     wanted = {*plan.differentiated, *plan.trained, *states}
-    names = (*program.inputs, *program.states, *program.params)
     leaves = [
         [each.detach().requires_grad_(name in wanted) for name, each in zip(*of, strict=True)]
         for of in zip((program.inputs, program.states, program.params), given, strict=True)
     ]
-    tensors = [each for group in leaves for each in group]
+    every = [leaf for group in leaves for leaf in group]
     with torch.enable_grad():
-        found = pull_back(run_plan(plan, Operands(*leaves)), grads, tensors)
-    return [
-        x.new_zeros(x.shape if name in wanted else 0) if grad is None else grad
-        for name, grad, x in zip(names, found, tensors, strict=True)
-    ]
-
-
-def pull_back(
-    results: Sequence[Tensor], grads: Grads, leaves: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """Return the gradients of leaves, ``None`` for one that requires none, or that none reaches."""
-    given = zip(results, grads, strict=True)
-    pairs = [(end, grad) for end, grad in given if grad is not None and end.requires_grad]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    found: Sequence[Tensor | None] = [None] * len(wanted)
-    if pairs and wanted:
-        ends, cotangents = zip(*pairs, strict=True)
-        found = torch.autograd.grad(ends, wanted, cotangents, allow_unused=True)
-    each = iter(found)
-    return [next(each) if leaf.requires_grad else None for leaf in leaves]
+        results = zip(run_plan(plan, Operands(*leaves)), grads, strict=True)
+        pairs = [(end, grad) for end, grad in results if grad is not None and end.requires_grad]
+        learned = [leaf for leaf in every if leaf.requires_grad]
+        found: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in learned]
+        if pairs and learned:
+            ends, cotangents = zip(*pairs, strict=True)
+            unused: Any = {"allow_unused": True, "materialize_grads": True}
+            found = torch.autograd.grad(ends, learned, cotangents, **unused)
+    gradients = iter(found)
+    return [next(gradients) if leaf.requires_grad else leaf.new_zeros(0) for leaf in every]

@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,31 +42,15 @@ def _kernel(plan: Plan, name: str) -> Any:
     return plan.kernels[name]
 
 
-def _launch(plan: Plan, name: str, layout: Layout, device: torch.device, arguments: Any) -> None:
-    """Run a kernel of a plan."""
-    launch(_kernel(plan, name), layout.lanes, device, arguments)
-
-
-def launch(kernel: Any, lanes: int, device: torch.device, arguments: Any) -> None:
-    """Run a kernel on so many lanes."""
-    launch_programs(kernel, -(-lanes // BLOCK), device, arguments, compile_options)
-
-
-def launch_programs(
-    kernel: Any,
-    count: int,
-    device: torch.device,
-    arguments: dict[str, Any],
-    options: Callable[[str], dict[str, Any]],
-) -> None:
-    """Run so many programs of a kernel, on the device's stream, with a language's options."""
+def launch(kernel: Any, lanes: int, device: torch.device, arguments: dict[str, Any]) -> None:
+    """Run a kernel on so many lanes, on the device's stream."""
     for value in arguments.values():  # the memory of another GPU would end the process
         if isinstance(value, Tensor) and value.device != device:
             raise wrong_memory(value, value.dtype, device)
-    chosen = options(language_of(device))
     is_gpu = device.type == "cuda"
+    options = compile_options("hip" if is_gpu and torch.version.hip else device.type)
     with torch.cuda.device(device) if is_gpu else np.errstate(all="ignore"):
-        kernel[(count,)](**arguments, **chosen)
+        kernel[(-(-lanes // BLOCK),)](**arguments, **options)
 
 
 @functools.cache
@@ -79,11 +62,6 @@ def literals(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.devic
     """
     with global_modes_off():
         return torch.tensor(numbers, dtype=dtype, device=device)
-
-
-def language_of(device: torch.device) -> str:
-    """Return the name of what Triton compiles to for a device, ``"cpu"`` where it interprets."""
-    return "hip" if device.type == "cuda" and torch.version.hip else device.type
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -186,7 +164,7 @@ class TritonBackend(Backend):
                 **_states("record", records, layout),
                 "at_checkpoints": checkpoints,
             }
-            _launch(plan, "forward", layout, x.device, arguments)
+            launch(_kernel(plan, "forward"), layout.lanes, x.device, arguments)
         return [output, *ends.values(), *records.values(), checkpoints]
 
     def backward(
@@ -226,7 +204,7 @@ class TritonBackend(Backend):
             }
             for name, grad in g_records.items():
                 arguments |= _sequence(f"grad_record_{name}", grad, layout)
-            _launch(plan, "backward", layout, x.device, arguments)
+            launch(_kernel(plan, "backward"), layout.lanes, x.device, arguments)
         d_params = dict.fromkeys(program.params, nothing)
         # Sum over the rows and lanes of each neuron; a value for the layer sums neurons too.
         shape = (len(plan.trained), layout.outer, layout.neurons, layout.inner)

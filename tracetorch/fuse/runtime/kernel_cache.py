@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -24,9 +25,6 @@ _FILE = re.compile(r"(?:\.[0-9a-f]+\.)?([a-z_]+_[0-9a-f]{20})\.")
 
 _log = logging.getLogger("tracetorch")
 _reported: set[str] = set()  # what this process has logged
-
-
-# The folder
 
 
 def folder() -> Path:
@@ -59,85 +57,85 @@ def limit() -> float:
 
 
 class CachedKernel(NamedTuple):
-    """A kernel in the folder: its files, their size in bytes, and when it was last used."""
+    """A file in the folder, its size in bytes, and when it was last used."""
 
-    files: list[Path]
+    path: Path
     size: int
     used: float
 
 
 def cached_kernels() -> list[CachedKernel]:
     """List the kernels in the folder, the one that was not used for the longest time first."""
-    files: dict[str, dict[Path, os.stat_result]] = {}
+    kernels: list[CachedKernel] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in folder().iterdir():
-            match = _FILE.match(path.name)
-            if match and path.is_file():
-                with contextlib.suppress(OSError):  # another process has removed it
-                    files.setdefault(match[1], {})[path] = path.stat()
-    kernels = [
-        CachedKernel(
-            list(s), sum(f.st_size for f in s.values()), max(f.st_mtime for f in s.values())
-        )
-        for s in files.values()
-    ]
+            with contextlib.suppress(OSError):  # another process has removed it
+                if _FILE.match(path.name) and path.is_file():
+                    found = path.stat()
+                    kernels.append(CachedKernel(path, found.st_size, found.st_mtime))
     return sorted(kernels, key=lambda kernel: kernel.used)
 
 
 def clear() -> None:
     """Remove all kernels from the folder; files that are not of this cache stay."""
-    for kernel in cached_kernels():
-        _remove(kernel.files)
+    _prune(-1)
 
 
-def prune(most: float) -> None:
+def _prune(most: float) -> None:
     """Remove the kernels unused for longest until ``most`` bytes are left; loaded ones go on."""
     kernels = cached_kernels()
     size = sum(kernel.size for kernel in kernels)
     for kernel in kernels:
         if size <= most:
             break
-        _remove(kernel.files)
-        size -= kernel.size
-
-
-def _remove(files: list[Path]) -> None:
-    for path in files:
         with contextlib.suppress(OSError):
-            path.unlink()
+            kernel.path.unlink()
+        size -= kernel.size
 
 
 # Files
 
 
+def kept(
+    name: str, is_right: Callable[[bytes], bool], make: Callable[[], bytes]
+) -> tuple[bytes, Path | None]:
+    """Return the content of a file in the folder, made where there is none or a damaged one.
+
+    And its path, ``None`` where the folder cannot be used.
+    """
+    most, path = limit(), None
+    try:
+        path = folder() / name
+        with contextlib.suppress(FileNotFoundError):
+            content = path.read_bytes()
+            if is_right(content):
+                with contextlib.suppress(OSError):  # another user's
+                    os.utime(path)  # the one that was not used for the longest is removed first
+                return content, path
+    except OSError as error:
+        _report_unusable(error)
+        return make(), None
+    content = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_replace(path) as unfinished:
+            unfinished.write_bytes(content)
+        _prune(most)
+    except OSError as error:
+        _report_unusable(error)
+        return content, None
+    return content, path
+
+
 def module_of(source: str, name: str) -> ModuleType:
     """Import ``source`` from a file, for Triton reads the text of its kernels again."""
-    stem = f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:20]}"
-    most = limit()
-    try:
-        path = _write_source(source, folder() / f"{stem}.py")
-        mark_used(path)
-        prune(most)
-    except OSError as error:
-        report_unusable(error)
-        path = _write_source(source, Path(tempfile.mkdtemp()) / f"{stem}.py")
+    content = source.encode()
+    stem = f"{name}_{hashlib.sha256(content).hexdigest()[:20]}"
+    _, path = kept(f"{stem}.py", content.__eq__, lambda: content)
+    if path is None:
+        path = Path(tempfile.mkdtemp()) / f"{stem}.py"
+        path.write_bytes(content)
     return _module(source, str(path), stem)
-
-
-def mark_used(path: Path) -> None:
-    """Set the time of a file to now: the one that was not used for the longest is removed first."""
-    with contextlib.suppress(OSError):  # another user's
-        os.utime(path)
-
-
-def _write_source(source: str, path: Path) -> Path:
-    with contextlib.suppress(OSError):
-        if path.read_bytes() == source.encode():
-            return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_replace(path) as unfinished:
-        unfinished.write_bytes(source.encode())
-    return path
 
 
 def _module(source: str, file: str, stem: str) -> ModuleType:
@@ -149,10 +147,7 @@ def _module(source: str, file: str, stem: str) -> ModuleType:
     return module
 
 
-# Reporting
-
-
-def report_unusable(reason: Exception) -> None:
+def _report_unusable(reason: Exception) -> None:
     """Log once that the folder cannot be used, and why."""
     if not _reported:
         _reported.add("unusable")

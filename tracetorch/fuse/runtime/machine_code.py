@@ -18,13 +18,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from tracetorch.core.files import atomic_replace
 from tracetorch.fuse.codegen.llvm_functions import LIBRARY
 from tracetorch.fuse.codegen.llvm_kernel import Processor
-from tracetorch.fuse.runtime.kernel_cache import folder, limit, mark_used, prune, report_unusable
+from tracetorch.fuse.runtime.kernel_cache import kept
 
 _log = logging.getLogger("tracetorch")
 _lock = threading.RLock()
@@ -130,47 +128,23 @@ def _object_code(text: str, name: str) -> bytes:
     """Return the object code of a module, from the folder or for it."""
     import llvmlite.binding as llvm
 
-    machine, most = this_machine(), limit()
+    machine = this_machine()
     version = ".".join(map(str, llvm.llvm_version_info))
     key = hashlib.sha256("\n".join((*machine, version, text)).encode()).hexdigest()
     stem = f"{name}_{key[:20]}"
-    try:
-        path = folder() / f"{stem}.o"
-        found = _read(path, key)
-        if found is not None:
-            mark_used(path)
-            return found
-    except OSError as error:
-        report_unusable(error)
-        return object_code(text, machine)
-    _log.info("compiling the kernel %s.", stem)
-    made = object_code(text, machine)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_replace(path) as unfinished:
-            unfinished.write_bytes(_checksum(key, made) + made)
-        prune(most)
-    except OSError as error:
-        report_unusable(error)
-    return made
 
+    def checksum(code: bytes) -> bytes:  # for this key, and for no other
+        return hashlib.sha256(key.encode() + code).hexdigest().encode()
 
-def _checksum(key: str, code: bytes) -> bytes:
-    """Return the checksum of object code that was made for a key, and for no other."""
-    return hashlib.sha256(key.encode() + code).hexdigest().encode()
+    def make() -> bytes:
+        _log.info("compiling the kernel %s.", stem)
+        made = object_code(text, machine)
+        return checksum(made) + made
 
-
-def _read(path: Path, key: str) -> bytes | None:
-    """Return the object code of a key; ``None`` where there is none, a damaged or another one."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    checksum, code = content[:_CHECKSUM], content[_CHECKSUM:]
-    if _checksum(key, code) != checksum:
-        _log.info("the cached kernel %s is damaged, it is compiled again.", path.stem)
-        return None
-    return code
+    content, _ = kept(
+        f"{stem}.o", lambda found: found[:_CHECKSUM] == checksum(found[_CHECKSUM:]), make
+    )
+    return content[_CHECKSUM:]
 
 
 def _load(code: bytes, name: str) -> TaskKernel:

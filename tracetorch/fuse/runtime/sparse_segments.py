@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.fuse.codegen import sparse_loop
-from tracetorch.fuse.codegen.llvm_kernel import Printed, print_kernel
+from tracetorch.fuse.codegen.llvm_kernel import print_kernel
 from tracetorch.fuse.codegen.llvm_tasks import HEADER
 from tracetorch.fuse.codegen.sparse_loop import BITS, LINE, TILE
 from tracetorch.fuse.ir import schedule as schedules
@@ -40,14 +39,60 @@ _PAIRS = 1 << 22  # edges and samples at a time, in the gradient of the outputs 
 
 
 class Edges(NamedTuple):
-    """Edges sorted by source and then by the chunk of the target."""
+    """Edges sorted by source and then by the chunk of the target, and else in the order given.
 
-    starts: Tensor  # ``[sources * chunks + 1]`` int64
+    All are copies, so that no kernel reads what was written to a layer since they were checked.
+    """
+
+    starts: Tensor  # where those of a source to a chunk begin, ``[sources * chunks + 1]`` int64
     targets: Tensor  # ``[E]`` int32
     delays: Tensor | None  # ``[E]`` int32; ``None``: all have ``most``
     order: Tensor | None  # place of each edge in the weights, ``[E]``; ``None``: its own
     least: int  # the smallest delay
     most: int  # the largest delay
+    chunked: dict[tuple[int, int], Edges]  # what :meth:`by_chunk` gave last
+
+    def by_chunk(self, chunks: tuple[int, int]) -> Edges:
+        """Return them for some chunks of a row, and their neurons, as the loop reads them."""
+        if chunks in self.chunked:
+            return self.chunked[chunks]
+        self.chunked.clear()
+        starts, targets, delays, order, *_ = self
+        if chunks[0] > 1:
+            sources = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+            keys = sources.mul_(chunks[0]).add_(targets // chunks[1])
+            starts = starts_of(keys, (len(starts) - 1) * chunks[0])
+            if not bool((keys[1:] >= keys[:-1]).all()):
+                place = keys.argsort(stable=True)
+                targets = targets.index_select(0, place)
+                delays = None if delays is None else delays.index_select(0, place)
+                order = place.int() if order is None else order.index_select(0, place)
+        delays = None if self.least == self.most else delays
+        found = Edges(starts, targets, delays, order, self.least, self.most, {})
+        return self.chunked.setdefault(chunks, found)
+
+
+def starts_of(keys: Tensor, size: int) -> Tensor:
+    """Return where each number below ``size`` begins in a sorted list of as many."""
+    counts = torch.bincount(keys, minlength=size)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def sorted_by_source(edges: Tensor, delay: Tensor | None, inputs: int) -> Edges:
+    """Return edges ``[2, E]`` that are in range by source, with a delay of all or of each."""
+    (sources, targets), short = edges, torch.int32
+    starts, order = starts_of(sources, inputs), None
+    delays = delay if delay is not None and delay.ndim else None
+    if not bool((sources[1:] >= sources[:-1]).all()):
+        order = sources.argsort(stable=True).to(short)
+        targets = targets.index_select(0, order)
+        delays = None if delays is None else delays.index_select(0, order)
+    least = most = 0
+    if delay is not None and delay.numel():
+        least, most = (int(found) for found in torch.aminmax(delay))
+    targets = targets.to(short, copy=order is None).contiguous()
+    delays = None if delays is None else delays.to(short, copy=order is None).contiguous()
+    return Edges(starts, targets, delays, order, least, most, {})
 
 
 class Rows(NamedTuple):
@@ -93,22 +138,18 @@ class SparseLoop:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the arithmetic."""
         return self.plan.program.dtype
 
     @property
     def states(self) -> tuple[str, ...]:
-        """Names of the states."""
         return self.plan.program.states
 
     @property
     def chunks(self) -> tuple[int, int]:
-        """Chunks of a row, and their neurons."""
         return chunks_of(*self.shape)
 
     @property
     def words(self) -> int:
-        """Words of the bits of a row."""
         return -(-self.shape[1] // BITS)
 
     @property
@@ -138,34 +179,8 @@ class SparseLoop:
 # Kernels of neurons
 
 
-class _Called(NamedTuple):
-    """A kernel of neurons that other kernels call."""
-
-    address: int
-    printed: Printed
-    literals: Tensor
-    own: tuple[tuple[int, tuple[int, ...]], ...]
-
-
-def _called(plan: Plan, name: str, build: Callable[[Any], Any]) -> _Called:
-    kernel: _Called | None = plan.kernels.get(name)
-    if kernel is None:
-        schedule = build(plan)
-        printed = print_kernel(schedule, this_machine().processor, called=True)
-        literals = torch.tensor(plan.literals, dtype=plan.program.dtype, device="cpu")
-        address = compiled(printed.text, printed.name).address
-        kernel = _Called(address, printed, literals, own_buffers(schedule))
-        plan.kernels[name] = kernel
-    return kernel
-
-
-class _Strides(NamedTuple):
-    """Memory of a buffer of a kernel of neurons: an address, and bytes from one to the next."""
-
-    start: int
-    neuron: int = 0
-    sample: int = 0
-    window: int = 0
+_Strides: TypeAlias = tuple[int, int, int, int]
+"""Memory of a buffer: an address, and bytes from a neuron, a sample and a window to the next."""
 
 
 class _NeuronKernel(NamedTuple):
@@ -185,82 +200,77 @@ def _block(
     places: tuple[str, str],
 ) -> _NeuronKernel:
     """Return the kernel that is made by ``build``; ``places`` are what the loop writes."""
-    kernel = _called(loop.plan, name, build)
-    names = kernel.printed.arguments
+    plan = loop.plan
+    if name not in plan.kernels:
+        schedule = build(plan)
+        made = print_kernel(schedule, this_machine().processor, called=True)
+        literals = torch.tensor(plan.literals, dtype=loop.dtype, device="cpu")
+        address = compiled(made.text, made.name).address
+        plan.kernels[name] = address, made.arguments, made.width, literals, own_buffers(schedule)
+    address, names, width, literals, own = plan.kernels[name]
     at = {each: HEADER + place for place, each in enumerate(names)}
     template = [0] * (HEADER + len(names))
     for each in ("rows", "per_group", "inner", "segments"):
         template[at[each]] = 1
-    found = {"literals": _Strides(kernel.literals.data_ptr()), **memory}
-    for each, value in zip(loop.plan.program.params, loop.params, strict=True):
+    found = {"literals": (literals.data_ptr(), 0, 0, 0), **memory}
+    for each, value in zip(plan.program.params, loop.params, strict=True):
         size = value.itemsize if value.numel() > 1 else 0
-        found[f"parameter_{each}"] = _Strides(value.data_ptr(), size)
+        found[f"parameter_{each}"] = value.data_ptr(), size, 0, 0
         template[at[f"parameter_{each}.size"]] = value.numel()
     if "input_x" in found:
         template[at["input_x.step"]] = loop.lanes
     # those that are not here change with the thread, and the loop writes them itself
     patches = [[at[each], *place] for each, place in found.items() if each in at]
-    alive = _integers(template), _integers(patches)
+    alive = torch.tensor(template, device="cpu"), torch.tensor(patches, device="cpu")
     tables = [number for each in alive for number in (len(each), each.data_ptr())]
-    numbers = (kernel.address, *tables, *(at.get(each, 0) for each in places))
-    every = (loop.window, loop.window, 1)
-    values = scratch_values(kernel.own, every, kernel.printed.width)
+    numbers = (address, *tables, *(at.get(each, 0) for each in places))
+    values = scratch_values(own, (loop.window, loop.window, 1), width)
     return _NeuronKernel(numbers, alive[0].nbytes, values, alive)
-
-
-def _integers(values: Sequence[Any]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def _of_step(loop: SparseLoop, tensor: Tensor, window: int = 0) -> _Strides:
     """Return the memory of a value for each neuron, ``window`` bytes apart."""
     item = loop.dtype.itemsize
-    return _Strides(tensor.data_ptr(), item, loop.shape[1] * item, window)
+    return tensor.data_ptr(), item, loop.shape[1] * item, window
 
 
 @functools.cache
 def _yield() -> int:
     """Return the address of the function that lets another thread run; 0: there is none."""
-    if sys.platform == "win32":
-        return 0
     try:
         function = ctypes.CDLL(None).sched_yield
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # the last one on Windows
         return 0
     return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-def _sizes(loop: SparseLoop, steps: int, per_task: int, behind: int = 0) -> tuple[int, ...]:
-    """Return the sizes of a call over some steps, in the order of ``sparse_loop.SIZES``."""
-    (samples, neurons), delay = loop.shape, loop.edges.most
-    windows = -(-steps // loop.window)
-    total = -(-windows // per_task) * samples * loop.chunks[0]
-    first = (total, samples, *loop.chunks, windows, per_task, steps, loop.window)
-    return *first, neurons, delay + loop.window, loop.taps, delay, loop.words, _yield(), behind
 
 
 def _run(
     loop: SparseLoop,
     write: Callable[..., None],
-    sizes: tuple[int, ...],
+    steps: int,
     bits: Tensor,
     weight: Tensor,
     letters: str,
     *arguments: int | Tensor,
-    tasks: int = 0,
+    per_task: int = 1,  # windows
+    per_chunk: int = 0,  # neurons, where chunks are no tasks of the loop
+    behind: int = 0,  # steps to come
     scratch: Sequence[int] = (),
 ) -> None:
-    """Run a kernel of the loop; ``bits`` begin with the history of the first step."""
-    edges = loop.edges
-    counters = torch.zeros((loop.shape[0] + 1) * LINE, dtype=torch.int64)
+    """Run a kernel of the loop over some steps, whose history ``bits`` begin with."""
+    (samples, neurons), (chunks, size) = loop.shape, loop.chunks
+    edges, delay, windows = loop.edges, loop.edges.most, -(-steps // loop.window)
+    total = -(-windows // per_task) * samples * chunks
+    sizes = (total, samples, chunks, per_chunk or size, windows, per_task, steps, loop.window)
+    more = (neurons, delay + loop.window, loop.taps, delay, loop.words, _yield(), behind)
+    counters = torch.zeros((samples + 1) * LINE, dtype=torch.int64)
     delays = () if edges.delays is None else (edges.delays,)
     run_written(
         write,
-        "i" * len(sizes) + "lllnr" + "n" * len(delays) + letters,
+        "i" * len(sparse_loop.SIZES) + "lllnr" + "n" * len(delays) + letters,
         loop.dtype,
-        tasks or torch.get_num_threads(),
-        *sizes,
-        *(counters, bits, edges.starts, edges.targets, weight, *delays),
+        -(-neurons // per_chunk) if per_chunk else torch.get_num_threads(),
+        *(*sizes, *more, counters, bits, edges.starts, edges.targets, weight, *delays),
         *arguments,
         work=len(bits) * loop.lanes * 16,
         scratch=scratch,
@@ -330,13 +340,14 @@ def _advance(
     _run(
         loop,
         sparse_loop.loop_forward,
-        _sizes(loop, steps, -(-steps // loop.window) if loop.chunks[0] == 1 else 1),
+        steps,
         bits,
         loop.weight,
         "rir" + _OUTSIDE + "ii" + "i" * len(block.numbers),
         *(ring, marks.data_ptr(), loop.bias, *outside),
         *(0 if each is None else each.data_ptr() for each in (kept, output)),
         *block.numbers,
+        per_task=-(-steps // loop.window) if loop.chunks[0] == 1 else 1,
         scratch=(block.nbytes, tile, tile),
     )
     del flat, marks, block
@@ -433,7 +444,9 @@ def backward(
         past = x, states, g_output(begin, end)
         _back(loop, (steps, loop.steps - end), past, (cotangents, d_part, sums))
         if d_weight is not None:
-            _add_by_weight(loop, kept.bits[begin:], d_part, d_weight, steps)
+            per_task = -(-loop.words // (4 * torch.get_num_threads())) * BITS
+            write, bits = sparse_loop.loop_by_weight, kept.bits[begin:]
+            _run(loop, write, steps, bits, d_weight, "r", d_part, per_chunk=per_task)
         if d_bias is not None:
             d_bias += d_part[:steps].sum(0)
         seen(begin, d_part[:steps])
@@ -459,11 +472,11 @@ def _back(
     results: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Run a segment backward, window by window; ``time`` are its steps, and those behind it."""
-    (x, states, g_output), (cotangents, d_x, sums) = past, results
+    (x, states, g_output), (cotangents, d_x, sums), (steps, behind) = past, results, time
     item = loop.dtype.itemsize
     row = loop.window * loop.lanes * item
     memory = {"input_x": _of_step(loop, x, row), "grad_input_x": _of_step(loop, d_x, row)}
-    memory["sums"] = _Strides(sums.data_ptr(), sums[0, 0].nbytes // TILE, sums[0].nbytes)
+    memory["sums"] = sums.data_ptr(), sums[0, 0].nbytes // TILE, sums[0].nbytes, 0
     for i, name in enumerate(loop.states):
         memory[f"start_{name}"] = _of_step(loop, states[0, i], states[0].nbytes)
         cotangent = _of_step(loop, cotangents[i])
@@ -476,23 +489,15 @@ def _back(
     _run(
         loop,
         sparse_loop.loop_backward,
-        _sizes(loop, time[0], 1, time[1]),
+        steps,
         loop.edges.starts[:0],
         loop.weight,
         "r" + _OUTSIDE + "i" * len(reach.numbers + block.numbers),
         *(d_x, *outside, *reach.numbers, *block.numbers),
+        behind=behind,
         scratch=(reach.nbytes, block.nbytes, tile, tile, block.values * item),
     )
     del flat, reach, block
-
-
-def _add_by_weight(loop: SparseLoop, bits: Tensor, d_x: Tensor, total: Tensor, steps: int) -> None:
-    """Add to the gradient of the weights what a segment gives, where sources fired."""
-    words = -(-loop.words // (4 * torch.get_num_threads()))
-    sizes = list(_sizes(loop, steps, 1))
-    sizes[sparse_loop.SIZES.index("per_chunk")] = words * BITS
-    tasks = -(-loop.words // words)
-    _run(loop, sparse_loop.loop_by_weight, tuple(sizes), bits, total, "r", d_x, tasks=tasks)
 
 
 def _by_first(loop: SparseLoop, d_x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ def run_tasks(
     tasks: int,
     *,
     work: int,
-    scratch: Sequence[int] = (),
+    scratch: int = 0,
 ) -> None:
     """Run a kernel over all its tasks, on as many threads as PyTorch uses.
 
@@ -61,22 +61,18 @@ def run_tasks(
             the addresses of arrays. The caller keeps their memory alive and sees to their types.
         tasks: how many there are, each worth at least a microsecond.
         work: operations on one value in all tasks; few are not worth another thread.
-        scratch: bytes of each array of scratch at the end; not cleared.
+        scratch: bytes of the scratch of a thread, the last argument; not cleared.
     """
     gomp = None if _forked else _gomp()
     least = _LEAST_WORK if gomp else _LEAST_WORK_OF_OWN
     # no fewer where there are fewer tasks: OpenMP ends the threads that a team leaves out
     threads = 1 if work < least or tasks < 2 else torch.get_num_threads()
-    places: list[int] = []
+    places: tuple[int, ...] = ()
     if scratch:
-        needed = (sum(scratch) + 64 * len(scratch)) * threads
-        if _scratch.memory.numel() < needed:
-            _scratch.memory = torch.empty(needed, dtype=torch.uint8)
-        place = _scratch.memory.data_ptr()
-        for size in scratch:
-            stride = -(-size // 64) * 64
-            places += (place, stride)
-            place += stride * threads
+        stride = -(-scratch // 64) * 64
+        if _scratch.memory.numel() < stride * threads:
+            _scratch.memory = torch.empty(stride * threads, dtype=torch.uint8)
+        places = _scratch.memory.data_ptr(), stride
     # in the order of tracetorch.fuse.codegen.llvm_tasks
     number = gomp.thread_number if gomp and threads > 1 else 0
     block = array("q", (tasks, threads, number, 0, *arguments, *places))

@@ -48,7 +48,7 @@ def run_written(
     # one piece of scratch, in which each array begins with a cache line
     sizes = [-(-size // 64) * 64 for size in scratch]
     values += [sum(sizes[:place]) for place in range(len(sizes))]
-    whole = (sum(sizes),) if sizes else ()
+    whole = max(sum(sizes), len(sizes))  # an argument of the kernel, where there is any
     run_tasks(_kernel(write, dtype, form), values, tasks, work=work, scratch=whole)
 
 

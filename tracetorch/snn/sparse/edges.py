@@ -55,12 +55,7 @@ def random_edges(
     self_connections: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw edges, each of which is there with a fixed probability (Erdos-Renyi).
-
-    As :func:`random_mask`, but without a mask: the gaps from one edge to the next are drawn.
-
-    Returns:
-        Integers ``[2, E]``, for :class:`SparseLinear`.
+    """Draw edges ``[2, E]``, each of which is there with a fixed probability (Erdos-Renyi).
 
     Example:
         >>> edges = random_edges(1000, 500, 0.02, generator=torch.Generator().manual_seed(0))
@@ -88,12 +83,7 @@ def in_degree_edges(
     self_connections: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw edges such that every output has the same number of inputs (fixed in-degree).
-
-    As :func:`in_degree_mask`, but without a mask.
-
-    Returns:
-        Integers ``[2, E]``, for :class:`SparseLinear`.
+    """Draw edges ``[2, E]``: every output has the same number of inputs (fixed in-degree).
 
     Example:
         >>> in_degree_edges(3, 100, 10)[1].bincount().tolist()
@@ -121,7 +111,7 @@ def distance_edges(
     self_connections: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw edges, each of which is there with a probability that its length sets.
+    """Draw edges ``[2, E]``, each of which is there with a probability that its length sets.
 
     No edge is longer than ``radius``. Time goes by all pairs, memory by those that are near.
 
@@ -129,9 +119,6 @@ def distance_edges(
         outputs: positions of the neurons behind the connection, ``[outputs, D]``.
         inputs: positions of those before it, ``[inputs, D]``.
         radius: positive; no edge is longer. It may be infinite.
-
-    Returns:
-        Integers ``[2, E]``, for :class:`SparseLinear`.
 
     Example:
         >>> line = torch.arange(4.0)[:, None]
@@ -169,7 +156,7 @@ def population_edges(
     self_connections: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw edges between populations, with a fixed probability for each pair of populations.
+    """Draw edges ``[2, E]`` between populations, with a probability for each pair of these.
 
     Neurons are numbered population by population.
 
@@ -178,9 +165,6 @@ def population_edges(
         inputs: sizes of those before it.
         probability: ``probability[i][j]`` is that of an edge from population ``j`` to population
             ``i``.
-
-    Returns:
-        Integers ``[2, E]``, for :class:`SparseLinear`.
 
     Example:
         >>> edges = population_edges([3, 2], [3, 2], [[0, 1], [1, 0]])
@@ -273,10 +257,7 @@ def random_mask(
     self_connections: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw a mask in which each connection is there with a fixed probability (Erdos-Renyi).
-
-    Returns:
-        Booleans ``[outputs, inputs]``, for :func:`connect`.
+    """Draw a mask for :func:`connect`, with one probability for all (Erdos-Renyi).
 
     Example:
         >>> mask = random_mask(200, 100, 0.1, generator=torch.Generator().manual_seed(0))
@@ -296,10 +277,7 @@ def in_degree_mask(
     self_connections: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw a mask in which every output has the same number of inputs (fixed in-degree).
-
-    Returns:
-        Booleans ``[outputs, inputs]``, for :func:`connect`.
+    """Draw a mask for :func:`connect`: all outputs have as many inputs (fixed in-degree).
 
     Example:
         >>> in_degree_mask(3, 100, 10).sum(1).tolist()
@@ -318,14 +296,11 @@ def distance_mask(
     self_connections: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw a mask in which a connection is there with a probability that its length sets.
+    """Draw a mask for :func:`connect`, by the length of each connection.
 
     Args:
         outputs: positions of the neurons behind the connection, ``[outputs, D]``.
         inputs: positions of those before it, ``[inputs, D]``.
-
-    Returns:
-        Booleans ``[outputs, inputs]``, for :func:`connect`.
 
     Example:
         >>> line = torch.arange(4.0)[:, None]

@@ -29,72 +29,6 @@ _TASKS_PER_THREAD = 4
 _PLAIN = (torch.float32, torch.float64)
 
 
-class EdgePlan(NamedTuple):
-    """Edges sorted by source; those of one source stay in the order in which they were given.
-
-    ``starts[source]`` is where the edges of a source begin in the other lists. All are copies, so
-    that no kernel reads what was written to a layer since they were checked.
-    """
-
-    order: Tensor | None  # place of each edge in the weights, ``[E]`` int32; ``None``: its own
-    starts: Tensor  # ``[inputs + 1]`` int64
-    targets: Tensor  # ``[E]`` int32
-    delays: Tensor | None  # steps of each edge, ``[E]`` int32; ``None``: all edges have the same
-    least: int  # the smallest delay
-    most: int  # the largest delay
-    chunked: dict[tuple[int, int], Edges]  # what :meth:`by_chunk` gave last
-
-    def by_chunk(self, chunks: tuple[int, int]) -> Edges:
-        """Return the edges of each source sorted by the chunk of the target, as a loop reads them.
-
-        Those to one target stay in their order, so that its sums do. ``chunks`` are how many there
-        are, and their neurons.
-        """
-        if chunks not in self.chunked:
-            self.chunked.clear()
-            self.chunked[chunks] = self._by_chunk(*chunks)
-        return self.chunked[chunks]
-
-    def _by_chunk(self, count: int, per_chunk: int) -> Edges:
-        order, starts, targets, delays = self.order, self.starts, self.targets, self.delays
-        if count > 1:
-            sources = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
-            keys = sources.mul_(count).add_(targets // per_chunk)
-            starts = _starts(keys, (len(starts) - 1) * count)
-            if not bool((keys[1:] >= keys[:-1]).all()):
-                place = keys.argsort(stable=True)
-                targets = targets.index_select(0, place)
-                delays = None if delays is None else delays.index_select(0, place)
-                order = place.int() if order is None else order.index_select(0, place)
-        if self.least == self.most:
-            delays = None
-        return Edges(starts, targets, delays, order, self.least, self.most)
-
-
-def sorted_by_source(edges: Tensor, delay: Tensor | None, inputs: int) -> EdgePlan:
-    """Return the plan of edges ``[2, E]`` that are in range, with a delay of all or of each."""
-    (sources, targets), short = edges, torch.int32
-    starts = _starts(sources, inputs)
-    delays = delay if delay is not None and delay.ndim else None
-    order = None
-    if not bool((sources[1:] >= sources[:-1]).all()):
-        order = sources.argsort(stable=True).to(short)
-        targets = targets.index_select(0, order)
-        delays = None if delays is None else delays.index_select(0, order)
-    least = most = 0
-    if delay is not None and delay.numel():
-        least, most = (int(found) for found in torch.aminmax(delay))
-    targets = targets.to(short, copy=order is None).contiguous()
-    delays = None if delays is None else delays.to(short, copy=order is None).contiguous()
-    return EdgePlan(order, starts, targets, delays, least, most, {})
-
-
-def _starts(sorted_by: Tensor, size: int) -> Tensor:
-    """Return where each number below ``size`` begins in a sorted list of as many."""
-    counts = torch.bincount(sorted_by, minlength=size)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
 class EdgeWiring(NamedTuple):
     """Edges of a product, their delays, and how many inputs and outputs there are."""
 
@@ -103,16 +37,13 @@ class EdgeWiring(NamedTuple):
     reach: int  # the largest delay
     inputs: int
     outputs: int
-    plan: EdgePlan | None  # the edges by source; ``None`` where no kernel may run
+    plan: Edges | None  # the edges by source; ``None`` where no kernel may run
 
 
 def product(wiring: EdgeWiring, window: Tensor, weight: Tensor) -> Tensor:
-    """Return the outputs ``[steps, samples, outputs]``.
+    """Return ``[steps, samples, outputs]`` of a window ``[reach + steps, samples, inputs]``.
 
-    Args:
-        wiring: the edges.
-        window: ``[reach + steps, samples, inputs]``.
-        weight: ``[E]``, in the order of the edges and of the window's dtype.
+    The weight is ``[E]``, in the order of the edges and of the window's dtype.
     """
     return _derivative(_GRADS, wiring, window, weight)
 
@@ -154,7 +85,7 @@ class _Derivative(torch.autograd.Function):
 # By kernels
 
 
-def _kernel_plan(wiring: EdgeWiring, *tensors: Tensor) -> EdgePlan | None:
+def _kernel_plan(wiring: EdgeWiring, *tensors: Tensor) -> Edges | None:
     """Return what a kernel reads; ``None`` where there is none for these tensors."""
     dtype = tensors[0].dtype
     has_kernel = (
@@ -170,7 +101,7 @@ def _kernel_plan(wiring: EdgeWiring, *tensors: Tensor) -> EdgePlan | None:
 
 def _run(
     write: Callable[..., None],
-    plan: EdgePlan,
+    plan: Edges,
     tasks: int,
     sizes: tuple[int, ...],
     *arrays: Tensor,
@@ -185,7 +116,7 @@ def _run(
     run_written(write, letters, dtype, tasks, *given, work=work, scratch=scratch, form=form)
 
 
-def _kernel_forward(wiring: EdgeWiring, plan: EdgePlan, window: Tensor, weight: Tensor) -> Tensor:
+def _kernel_forward(wiring: EdgeWiring, plan: Edges, window: Tensor, weight: Tensor) -> Tensor:
     samples, reach = window.shape[1], wiring.reach
     steps = len(window) - reach
     y = large_empty((steps, samples, wiring.outputs), window.dtype).zero_()
@@ -199,7 +130,7 @@ def _kernel_forward(wiring: EdgeWiring, plan: EdgePlan, window: Tensor, weight: 
     return y
 
 
-def _kernel_by_weight(wiring: EdgeWiring, plan: EdgePlan, window: Tensor, grads: Tensor) -> Tensor:
+def _kernel_by_weight(wiring: EdgeWiring, plan: Edges, window: Tensor, grads: Tensor) -> Tensor:
     steps, samples, _ = grads.shape
     total = large_empty((wiring.edges.shape[1],), window.dtype).zero_()
     per_task, tasks = shared_out(-(-wiring.inputs // LANES), 1)
@@ -209,7 +140,7 @@ def _kernel_by_weight(wiring: EdgeWiring, plan: EdgePlan, window: Tensor, grads:
     return total
 
 
-def _kernel_by_window(wiring: EdgeWiring, plan: EdgePlan, weight: Tensor, grads: Tensor) -> Tensor:
+def _kernel_by_window(wiring: EdgeWiring, plan: Edges, weight: Tensor, grads: Tensor) -> Tensor:
     if plan.order is not None:
         weight = weight.index_select(0, plan.order)
     steps, samples, outputs = grads.shape

@@ -39,7 +39,7 @@ def _events(k: TaskWriter, line: Array, first: Value, last: Value) -> Iterator[V
             bit.next = (mask & (mask - 1),)
 
 
-class _Lists:
+class _SourceEdges:
     """Edges by source: where those of a source begin, their targets, places in the weight, delays.
 
     Without delays the reach is 0; edges that are given in this order have the place of their own.
@@ -75,7 +75,7 @@ def sparse_forward(k: TaskWriter, real: str, delayed: bool, ordered: bool) -> No
     """Add to some steps of the outputs of a sample."""
     per_task, steps, samples, reach, inputs, outputs = k.integers(6)
     window, weight, y = k.array(real), k.array(real), k.array(real)
-    edges = _Lists(k, delayed, ordered)
+    edges = _SourceEdges(k, delayed, ordered)
     sample, first = k.number % samples, k.number // samples * per_task
     last = k.least(first + per_task, steps)
     zero = k.literal(0, WORD)
@@ -94,7 +94,7 @@ def sparse_by_weight(k: TaskWriter, real: str, delayed: bool, ordered: bool) -> 
     """Add to the gradient of the weights of some sources, where they are not 0."""
     per_task, steps, samples, reach, inputs, outputs = k.integers(6)
     window, grads, total = k.array(real), k.array(real), k.array(real)
-    edges = _Lists(k, delayed, ordered)
+    edges = _SourceEdges(k, delayed, ordered)
     first, zero = k.number * per_task, k.literal(0, WORD)
     last = k.least(first + per_task, inputs)
     with k.loop(0, steps + reach) as time, k.loop(0, samples) as sample:
@@ -118,7 +118,7 @@ def sparse_by_window(k: TaskWriter, real: str, delayed: bool, ordered: bool) -> 
     """
     steps, samples, reach, inputs, outputs = k.integers(5)
     grads, weight, window = k.array(real), k.array(real), k.array(real)
-    edges = _Lists(k, delayed, ordered)
+    edges = _SourceEdges(k, delayed, ordered)
     table, sums = k.scratch(real), k.scratch(real)
     sample, first = k.number % samples, k.number // samples * LANES
     times = k.least(steps + reach - first, LANES)
