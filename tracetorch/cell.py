@@ -1,12 +1,8 @@
 """``Cell``: describe a neuron as one frozen value: step, inputs, states, parameters, options.
 
-A layer holds tensors and a cell; what is derived from a neuron takes both, and does not ask the
-layer. ``layer.cell is cell`` means that the definition of the layer has not changed.
-
-Step. A static method of tensors and constants, made of pointwise operations, so that it can be
-traced. Parts that a layer does not have arrive as ``None``. Parameters arrive constrained and
-shaped to broadcast; options (flags, spike functions) arrive by name. The arithmetic is float32 for
-half-precision input.
+What is derived from a neuron takes its cell and tensors. A step is a static method of tensors and
+constants, made of pointwise operations. Parts that a layer does not have arrive as ``None``;
+parameters arrive constrained and shaped to broadcast; options (flags, spike functions) by name.
 """
 
 from __future__ import annotations
@@ -102,28 +98,22 @@ class StepLayer(Protocol):
     """A layer that a cell describes; compiled steps read raw tensors from its ``__dict__``."""
 
     @property
-    def cell(self) -> Cell:
-        """The description of what it is now."""
+    def cell(self) -> Cell: ...
 
     @property
-    def step(self) -> Callable[..., tuple[Any, ...]]:
-        """The function, a static method."""
+    def step(self) -> Callable[..., tuple[Any, ...]]: ...
 
-    def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return what ``step`` takes by name: parameters, shaped to broadcast, and options."""
+    def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]: ...
 
-    def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
-        """Return the dtype of the arithmetic; raise where ``x`` does not fit."""
+    def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype: ...
 
     def _states_for(
         self, x: Tensor, dtype: torch.dtype, *, sequence: bool = False
-    ) -> list[Tensor | None]:
-        """Return the states as ``step`` takes them."""
+    ) -> list[Tensor | None]: ...
 
     def initial_state(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """Return what a state is before the first step."""
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -131,10 +121,8 @@ class RestartingStep:
     """A step before which some samples start anew: :attr:`Cell.restarting`."""
 
     step: Callable[..., tuple[Any, ...]]
-    inputs: int
-    """How many it takes; behind them comes where to start anew."""
-    starts: tuple[str, ...]
-    """Of each state the name of the parameter that it starts from; empty for zero."""
+    inputs: int  # how many it takes; behind them comes where to start anew
+    starts: tuple[str, ...]  # of each state the parameter that it starts from; empty for zero
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run one step."""
@@ -179,10 +167,9 @@ class Cell(Opaque):
     definition: tuple[Any, ...]  # methods and properties of the class that all this was read from
     own: Mapping[str, object]  # methods that the instance has in their place, by name
     has_plain_states: bool  # whether states are shaped like the input, in the arithmetic's dtype
+    # whether nothing that the step, options and constraints read changes unseen
     is_comparable: bool = field(init=False, repr=False)
-    """Whether nothing that the step, options and constraints read changes unseen."""
-    reads: Reads = field(init=False, repr=False)
-    """What the step reads besides its arguments, and its options do."""
+    reads: Reads = field(init=False, repr=False)  # what the step and its options read
     # what those and the constraints read, to be compared
     _functions: tuple[tuple[Any, ...], ...] = field(init=False, repr=False)
     _names: tuple[tuple[Callable[[str], object], str, object], ...] = field(init=False, repr=False)
@@ -257,23 +244,16 @@ class Cell(Opaque):
                 return False
         return True
 
-    def describes(
-        self, layer: Any, constraints: Mapping[str, Constraint], options: tuple[str, ...]
-    ) -> bool:
-        """Whether a layer, after something was written, is what it was when it was described."""
-        attributes = layer.__dict__
-        now = [attributes.get("num_neurons"), attributes.get("dim")]
-        now += [getattr(layer, name, None) for name in options]
-        values = (self.num_neurons, self.dim, *self.options.values())
+    def equals(self, other: Cell) -> bool:
+        """Whether a layer that is described by another cell now was the same for this one."""
+        # not tensors and arrays by elements, nor one number for an equal one of another type
+        values, others = ((c.num_neurons, c.dim, *c.options.values()) for c in (self, other))
         return (
-            self.is_current(type(layer))
-            and options == tuple(self.options)
-            # not tensors and arrays by elements, nor one number for an equal one of another type
-            and all(map(operator.is_, now, values))
-            and constraints == self.constraints
-            and tuple(attributes["_buffers"]) == self.buffers
-            and self.own == {name: attributes[name] for name in _OWN if name in attributes}
-            and layer.active_states == self.active
+            self.is_current(other.kind)
+            and tuple(self.options) == tuple(other.options)
+            and all(map(operator.is_, values, others))
+            and self.constraints == other.constraints
+            and (self.buffers, self.own, self.active) == (other.buffers, other.own, other.active)
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cell:

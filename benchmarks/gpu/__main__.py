@@ -14,7 +14,7 @@ from benchmarks.gpu.compiled import TARGETS, Compiled, compiled
 from benchmarks.gpu.page import PAGE, write
 from tracetorch import neurons, snn
 from tracetorch.fuse.dispatch.plans import program_of
-from tracetorch.fuse.ir.kernel import Kernel
+from tracetorch.fuse.ir.kernel import Schedule
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime.gpu import TritonBackend
@@ -37,7 +37,7 @@ def layers() -> dict[str, snn.Neuron]:
 
 def kernels(
     layer: snn.Neuron, dtype: torch.dtype = torch.float32, recorded: float = 0.0
-) -> tuple[Kernel, Kernel]:
+) -> tuple[Schedule, Schedule]:
     """Return the kernels of a layer that learns in a dense network, a share of states recorded."""
     layer = layer.to(dtype)
     program = program_of(layer.cell, 2, dtype, layer.step_kwargs(2, dtype))

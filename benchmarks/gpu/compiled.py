@@ -20,12 +20,12 @@ from typing import Any
 from tracetorch.fuse.codegen.triton_loops import arguments, compile_options, triton_source
 from tracetorch.fuse.ir.kernel import (
     Dtype,
-    Kernel,
+    For,
     Lanes,
     Load,
-    Loop,
     Operation,
     Role,
+    Schedule,
     Statement,
     Store,
     statements,
@@ -80,7 +80,7 @@ class Compiled:
     """Text of the kernel in the assembly language of the target's compiler."""
     source: str = field(repr=False)
     """As printed for Triton."""
-    kernel: Kernel = field(repr=False)
+    kernel: Schedule = field(repr=False)
     binary: bytes = field(repr=False)
 
     @cached_property
@@ -104,7 +104,7 @@ class Compiled:
         return sum(len(loop) / steps for loop, steps in self.loops)
 
 
-def compiled(kernel: Kernel, target: str, *, large: bool = False, **options: Any) -> Compiled:
+def compiled(kernel: Schedule, target: str, *, large: bool = False, **options: Any) -> Compiled:
     """Compile a kernel as a launch does, and return what is known of the result.
 
     Args:
@@ -124,7 +124,7 @@ def compiled(kernel: Kernel, target: str, *, large: bool = False, **options: Any
 
 @functools.lru_cache(maxsize=1024)
 def compiled_source(
-    kernel: Kernel,
+    kernel: Schedule,
     source: str,
     names: tuple[str, ...],
     target: str,
@@ -177,7 +177,7 @@ def compiled_source(
     )
 
 
-def _widened(text: str, kernel: Kernel) -> int:
+def _widened(text: str, kernel: Schedule) -> int:
     """Return the number of operations in float64 that a kernel in float32 does not ask for."""
     if kernel.dtype is not Dtype.FLOAT32:
         return 0
@@ -213,7 +213,7 @@ def _contracted(text: str, before: str, source: str, backend: str) -> int:
     return may
 
 
-def _signature(kernel: Kernel, names: Sequence[str], large: bool) -> dict[str, str]:
+def _signature(kernel: Schedule, names: Sequence[str], large: bool) -> dict[str, str]:
     """Return types of a kernel's arguments, of which nothing else is known: as in a launch."""
     buffers = {f"at_{buffer.label}": buffer for buffer in kernel.buffers}
     return {
@@ -305,21 +305,21 @@ def _loops(binary: bytes, depth: int) -> list[list[str]]:
 
 def _depth(body: Sequence[Statement]) -> int:
     """Return how many loops are in one another."""
-    inner = [each.body for each in body if isinstance(each, (Loop, Lanes))]
-    loops = [isinstance(each, Loop) for each in body if isinstance(each, (Loop, Lanes))]
+    inner = [each.body for each in body if isinstance(each, (For, Lanes))]
+    loops = [isinstance(each, For) for each in body if isinstance(each, (For, Lanes))]
     return max((_depth(b) + one for b, one in zip(inner, loops, strict=True)), default=0)
 
 
-def _innermost(body: Sequence[Statement]) -> list[Loop]:
-    found: list[Loop] = []
+def _innermost(body: Sequence[Statement]) -> list[For]:
+    found: list[For] = []
     for each in body:
-        if isinstance(each, (Loop, Lanes)):
+        if isinstance(each, (For, Lanes)):
             inside = _innermost(each.body)
-            found += inside or ([each] if isinstance(each, Loop) else [])
+            found += inside or ([each] if isinstance(each, For) else [])
     return found
 
 
-def _over_time(loops: Sequence[list[str]], kernel: Kernel) -> list[tuple[list[str], int]]:
+def _over_time(loops: Sequence[list[str]], kernel: Schedule) -> list[tuple[list[str], int]]:
     """Return which loops are those of a kernel, each with the number of steps it takes at once.
 
     One that takes several at once is followed by one for the steps that are left.

@@ -87,7 +87,7 @@ class Counts:
     walks: list[tuple[int, float, bool]] = field(default_factory=list)
 
 
-def counts(kernel: ir.Kernel, steps: int, every: int) -> Counts:
+def counts(kernel: ir.Schedule, steps: int, every: int) -> Counts:
     """Count what a kernel does in so many steps, of which ``every`` lie between checkpoints."""
     segments = -(-steps // every)
     sizes = {"steps": steps, "every": min(every, steps), "segments": segments, "taps": 1}
@@ -104,7 +104,7 @@ def counts(kernel: ir.Kernel, steps: int, every: int) -> Counts:
                     again = 2 if each.buffer.role is ir.Role.SUMS else 1
                     found.moved[each.buffer.label] += again * times * _size(each.buffer.dtype)
                     found.distinct[each.buffer.label] = _extent(each.buffer, sizes)
-            elif isinstance(each, ir.Loop):
+            elif isinstance(each, ir.For):
                 name = re.sub(r"\d+$", "", each.index.name)
                 if name == "t":
                     found.walks.append((steps, _chain(each.body), loads_ahead(each)))

@@ -88,7 +88,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def evaluate(
-    kernel: ir.Kernel, sizes: Mapping[str, int], buffers: Mapping[str, Array], *, neurons: Array
+    kernel: ir.Schedule, sizes: Mapping[str, int], buffers: Mapping[str, Array], *, neurons: Array
 ) -> None:
     """Run a kernel on arrays, all lanes as one task.
 
@@ -106,11 +106,11 @@ def evaluate(
 
 @dataclass
 class _Evaluator:
-    kernel: ir.Kernel
+    kernel: ir.Schedule
     sizes: dict[str, int]
     memory: dict[str, Array]
     neurons: Array
-    values: dict[ir.Value, Any] = field(default_factory=dict)
+    values: dict[ir.Var, Any] = field(default_factory=dict)
 
     def run(self) -> None:
         for size in self.kernel.sizes:
@@ -130,7 +130,7 @@ class _Evaluator:
         return shape
 
     def number(self, operand: ir.Operand, dtype: str) -> Any:
-        if isinstance(operand, ir.Value):
+        if isinstance(operand, ir.Var):
             return self.values[operand]
         return np.dtype(dtype).type(operand)
 
@@ -143,7 +143,7 @@ class _Evaluator:
                 found.append(np.zeros_like(self.neurons) if one else values[each])
             else:
                 # a number from behind the end would be taken from the front
-                place = int(self.values[each] if isinstance(each, ir.Value) else each)
+                place = int(self.values[each] if isinstance(each, ir.Var) else each)
                 if place < 0:
                     raise IndexError(f"{each} is {place} in {buffer.label}")
                 found.append(place)
@@ -163,14 +163,14 @@ class _Evaluator:
             memory, place = self.memory[each.buffer.label], self.place(each.index, each.buffer)
             value = self.number(each.value, each.buffer.dtype.value)
             memory[place] = memory[place] + value if each.buffer.role is ir.Role.SUMS else value
-        elif isinstance(each, ir.Loop):
+        elif isinstance(each, ir.For):
             self.loop(each)
         elif isinstance(each, ir.If):
             if self.values[each.condition]:
                 self.body(each.body)
         elif isinstance(each, ir.Lanes):
             self.body(each.body)
-        elif isinstance(each, ir.Product):
+        elif isinstance(each, ir.Multiply):
             self.product(each)
 
     def operation(self, each: ir.Operation) -> Any:
@@ -180,7 +180,7 @@ class _Evaluator:
             )[()]
         if each.op == "double":
             return np.asarray(self.number(each.args[0], "float32")).astype(float)[()]
-        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Var)]
         numbers = [dtype for dtype in dtypes if dtype.is_float or dtype.is_integer]
         dtype = (numbers or [self.kernel.dtype])[0].value
         operands = [
@@ -189,7 +189,7 @@ class _Evaluator:
         found = _FUNCTIONS[each.op](*operands)
         return np.asarray(found).astype(each.result.dtype.value)[()]
 
-    def loop(self, each: ir.Loop) -> None:
+    def loop(self, each: ir.For) -> None:
         start, stop = (int(self.number(bound, "int64")) for bound in (each.start, each.stop))
         indices = range(start, stop)
         now = [self.number(c.initial, c.inside.dtype.value) for c in each.carried]
@@ -200,7 +200,7 @@ class _Evaluator:
             now = [self.number(c.next, c.inside.dtype.value) for c in each.carried]
         self.values.update(zip((c.result for c in each.carried), now, strict=True))
 
-    def product(self, each: ir.Product) -> None:
+    def product(self, each: ir.Multiply) -> None:
         matrices = self.memory[each.matrix.label]
         source = self.memory[each.source.label][self.place(each.source_index, each.source)]
         rows = source.reshape(-1, matrices.shape[-1])

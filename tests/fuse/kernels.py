@@ -22,9 +22,9 @@ from tracetorch.fuse.ir.kernel import (
     Axis,
     Dtype,
     Extent,
-    Kernel,
     KernelBuilder,
     Role,
+    Schedule,
     Size,
     written,
 )
@@ -43,7 +43,7 @@ def lesser_machine() -> Machine:
     return Machine(triple, cpu, "")
 
 
-def kernel_of_graph(graph: Graph, dtype: torch.dtype) -> Kernel:
+def kernel_of_graph(graph: Graph, dtype: torch.dtype) -> Schedule:
     """Return a kernel that computes a graph once, in each lane: memory for each name."""
     k = KernelBuilder("run", "a graph", Dtype(str(dtype).removeprefix("torch.")))
     sources = {name: k.buffer(Role.START, name, (Extent.LANES,)) for name in sorted(graph.reads())}
@@ -70,7 +70,7 @@ def kernel_of_graph(graph: Graph, dtype: torch.dtype) -> Kernel:
 
 
 def run_compiled(
-    kernel: Kernel,
+    kernel: Schedule,
     sizes: Mapping[str, int],
     buffers: Mapping[str, Any],
     lanes: int,
@@ -135,7 +135,7 @@ def aligned(array: Any) -> Any:
 
 
 def buffers_of(
-    kernel: Kernel, sizes: Mapping[str, int], lanes: int, neurons: int, draw: Callable[..., Any]
+    kernel: Schedule, sizes: Mapping[str, int], lanes: int, neurons: int, draw: Callable[..., Any]
 ) -> dict[str, Any]:
     """Return arrays for a kernel: drawn where it reads them, full of NaN where it writes.
 
@@ -168,7 +168,7 @@ def buffers_of(
 
 
 def evaluated(
-    kernel: Kernel, lanes: int, neurons: int, *, special: bool = True, taps: int = 1
+    kernel: Schedule, lanes: int, neurons: int, *, special: bool = True, taps: int = 1
 ) -> tuple[dict[str, int], dict[str, Any], dict[str, Any]]:
     """Return sizes, arrays for a kernel, and what the evaluator makes of copies of them."""
     random = np.random.default_rng(lanes)

@@ -17,17 +17,17 @@ from tracetorch.fuse.ir.kernel import (
     Carried,
     Dtype,
     Extent,
-    Kernel,
+    For,
     KernelBuilder,
     Lanes,
     Load,
-    Loop,
+    Multiply,
     Operation,
-    Product,
     Role,
+    Schedule,
     Size,
     Store,
-    Value,
+    Var,
 )
 from tracetorch.fuse.ir.plan import LearningPlan, Plan, RecurrentPlan
 from tracetorch.fuse.ir.schedule import (
@@ -37,10 +37,10 @@ from tracetorch.fuse.ir.schedule import (
     recurrent_forward_kernel,
     step_kernel,
 )
-from tracetorch.fuse.runtime.layout import LARGEST
+from tracetorch.fuse.runtime.allocation import LARGEST
 
 LANE = Axis.LANE
-Write = Callable[[KernelBuilder, Buffer, Buffer, Value], object]
+Write = Callable[[KernelBuilder, Buffer, Buffer, Var], object]
 
 
 @pytest.mark.parametrize("name", [*cases.LAYERS, *cases.NEURONS])
@@ -60,7 +60,7 @@ def test_schedules_are_valid(name: str, dtype: torch.dtype) -> None:
             verify(recurrent_backward_kernel(inner))
 
 
-def kernel(write: Write) -> Kernel:
+def kernel(write: Write) -> Schedule:
     """Return a kernel of two sequences whose loop over time has a body of its own."""
     k = KernelBuilder("broken", "a kernel", Dtype.FLOAT32)
     steps = k.size("steps")
@@ -71,61 +71,61 @@ def kernel(write: Write) -> Kernel:
     return k.kernel()
 
 
-def copied(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+def copied(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
     k.store(y, (t, LANE), k.load(x, (t, LANE), "now"))
 
 
-def _now(k: KernelBuilder, x: Buffer, t: Value) -> Value:
+def _now(k: KernelBuilder, x: Buffer, t: Var) -> Var:
     return k.load(x, (t, LANE), "now")
 
 
-def _twice(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
-    value = Value("v", Dtype.FLOAT32, True)
+def _twice(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
+    value = Var("v", Dtype.FLOAT32, True)
     k.append(Load(value, x, (t, LANE)))
     k.append(Operation(value, "neg", (value,)))
 
 
-def _nested(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+def _nested(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
     with k.lanes():
         copied(k, x, y, t)
 
 
-def _condition(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+def _condition(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
     with k.when(k.op("gt", _now(k, x, t), 0.0)):
         k.store(y, (t, LANE), 0.0)
 
 
-def _scope(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+def _scope(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
     with k.when(k.op("gt", t, 0)):
         now = _now(k, x, t)
     k.store(y, (t, LANE), now)
 
 
-def _unguarded(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+def _unguarded(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
     with k.when(k.op("gt", t, 1)):
         pass
     k.load(x, (k.op("sub", t, 1), LANE), "before")
 
 
-def _bounds(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+def _bounds(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
     with k.loop("u", 0, k.op("add", t, 2)) as inner:
         copied(k, x, y, inner.index)
 
 
-def _carried(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+def _carried(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
     with k.loop("u", 0, t, {"s": 0.0}) as inner:
         inner.next["s"] = t
 
 
-def _one_lane(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
-    inside, after = Value("s", Dtype.FLOAT32), Value("e", Dtype.FLOAT32)
+def _one_lane(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
+    inside, after = Var("s", Dtype.FLOAT32), Var("e", Dtype.FLOAT32)
     now = _now(k, x, t)
-    k.append(Loop(Value("u", Dtype.INT64), 0, t, False, (Carried(inside, 0.0, now, after),), ()))
+    k.append(For(Var("u", Dtype.INT64), 0, t, False, (Carried(inside, 0.0, now, after),), ()))
 
 
-def _product(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+def _product(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
     matrix = k.buffer(Role.MATRIX, "", (1, Extent.NEURONS, Extent.NEURONS))
-    k.append(Product(y, (t, LANE), x, (t, LANE), matrix, 0, 1))
+    k.append(Multiply(y, (t, LANE), x, (t, LANE), matrix, 0, 1))
 
 
 BROKEN: dict[str, Write] = {
@@ -137,7 +137,7 @@ BROKEN: dict[str, Write] = {
         lambda k, x, y, t: k.load(x, (k.op("add", t, 1), LANE), "next"),
     "assigned twice": _twice,
     "nowhere is read before it is assigned":
-        lambda k, x, y, t: k.store(y, (t, LANE), Value("nowhere", Dtype.FLOAT32, True)),
+        lambda k, x, y, t: k.store(y, (t, LANE), Var("nowhere", Dtype.FLOAT32, True)),
     "is float32, not int64|is int64, not float32": lambda k, x, y, t: k.op("add", _now(k, x, t), t),
     "is bool, not float32":
         lambda k, x, y, t: k.op("mul", k.op("gt", _now(k, x, t), 0.0), _now(k, x, t)),
@@ -147,7 +147,7 @@ BROKEN: dict[str, Write] = {
     "by one above 0": lambda k, x, y, t: k.op("rem", t, 0),
     "fma takes 3 operands": lambda k, x, y, t: k.op("fma", 1.0, _now(k, x, t)),
     "of another type than its operation": lambda k, x, y, t: k.append(
-        Operation(Value("v", Dtype.FLOAT32), "neg", (_now(k, x, t),))
+        Operation(Var("v", Dtype.FLOAT32), "neg", (_now(k, x, t),))
     ),
     "input_x is only read": lambda k, x, y, t: k.store(x, (t, LANE), 0.0),
     "not an argument": lambda k, x, y, t: k.store(replace(y, name="other"), (t, LANE), 0.0),
@@ -184,7 +184,7 @@ def test_broken_kernel_is_rejected(rule: str) -> None:
 def _times(*factors: Any) -> Write:
     """Return a body that stores at a product of time and numbers."""
 
-    def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+    def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
         for factor in factors:
             t = k.op("mul", t, factor)
         k.store(y, (t, LANE), 0.0)
@@ -195,7 +195,7 @@ def _times(*factors: Any) -> Write:
 def _repeated(op: str, count: int) -> Write:
     """Return a body that stores where time ends up, added to or multiplied by itself and again."""
 
-    def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+    def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
         at = k.op("sub", t, t) if op == "add" else t
         for _ in range(count):
             at = k.op(op, k.op("add", at, LARGEST) if op == "add" else at, at)
@@ -205,7 +205,7 @@ def _repeated(op: str, count: int) -> Write:
 
 
 def _far(start: Any, stop: Any) -> Write:
-    def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Value) -> None:
+    def write(k: KernelBuilder, x: Buffer, y: Buffer, t: Var) -> None:
         with k.loop("u", start, stop, reverse=True):
             copied(k, x, y, t)
 
@@ -248,7 +248,7 @@ def test_what_is_around_the_lanes() -> None:
     valid = verify(kernel(copied))
     (lanes,) = valid.body
     assert isinstance(lanes, Lanes)
-    real = Value("length", Dtype.FLOAT32)
+    real = Var("length", Dtype.FLOAT32)
     for change, rule in (
         ({"body": lanes.body}, "outside of lanes"),
         ({"sizes": ()}, "an extent is not an argument"),
@@ -258,10 +258,10 @@ def test_what_is_around_the_lanes() -> None:
             verify(replace(valid, **change))
 
 
-Place = Callable[[KernelBuilder, Value, Value, Value], tuple[Any, Any, Any]]
+Place = Callable[[KernelBuilder, Var, Var, Var], tuple[Any, Any, Any]]
 
 
-def multiplied(place: Place, reverse: bool = False, columns: Extent = Extent.NEURONS) -> Kernel:
+def multiplied(place: Place, reverse: bool = False, columns: Extent = Extent.NEURONS) -> Schedule:
     """Return a kernel whose loop over time multiplies a step.
 
     Args:
@@ -277,16 +277,16 @@ def multiplied(place: Place, reverse: bool = False, columns: Extent = Extent.NEU
     with k.loop("t", 0, steps) as walk:
         at, first, count = place(k, walk.index, steps, taps)
         k.append(
-            Product(y, (at, LANE), x, (walk.index, LANE), matrix, first, count, reverse=reverse)
+            Multiply(y, (at, LANE), x, (walk.index, LANE), matrix, first, count, reverse=reverse)
         )
     return k.kernel()
 
 
-def _steps_left(k: KernelBuilder, t: Value, steps: Value, taps: Value) -> tuple[Any, Any, Any]:
+def _steps_left(k: KernelBuilder, t: Var, steps: Var, taps: Var) -> tuple[Any, Any, Any]:
     return k.op("add", t, 1), 0, k.op("min", taps, k.op("sub", k.op("sub", steps, 1), t))
 
 
-def _steps_gone(k: KernelBuilder, t: Value, steps: Value, taps: Value) -> tuple[Any, Any, Any]:
+def _steps_gone(k: KernelBuilder, t: Var, steps: Var, taps: Var) -> tuple[Any, Any, Any]:
     return k.op("sub", t, 1), 0, k.op("min", taps, t)
 
 
@@ -298,7 +298,7 @@ def test_product_reaches_as_far_as_its_target() -> None:
 def _from(first: int) -> Place:
     """Return the place that is right but for the first matrix."""
 
-    def place(k: KernelBuilder, t: Value, steps: Value, taps: Value) -> tuple[Any, Any, Any]:
+    def place(k: KernelBuilder, t: Var, steps: Var, taps: Var) -> tuple[Any, Any, Any]:
         at, _, count = _steps_left(k, t, steps, taps)
         return at, first, count
 

@@ -13,12 +13,12 @@ from typing import NoReturn, TypeAlias
 
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import BINARY, COMPARISONS, LOGIC, UNARY
-from tracetorch.fuse.runtime.layout import LARGEST
+from tracetorch.fuse.runtime.allocation import LARGEST
 
 INTEGER = frozenset({"add", "sub", "mul", "min", "rem"})
 
 # A number and how often each value is added to it.
-_Sum: TypeAlias = "tuple[int, tuple[tuple[ir.Value, int], ...]]"
+_Sum: TypeAlias = "tuple[int, tuple[tuple[ir.Var, int], ...]]"
 _DEPTH = 12
 _WORD = 2**63
 ARITY = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), "fma": 3}
@@ -35,7 +35,7 @@ class InvalidKernel(Exception):  # noqa: N818 (a finding about a kernel)
     """A kernel breaks a rule; the message names the rule and the statement."""
 
 
-def verify(kernel: ir.Kernel) -> ir.Kernel:
+def verify(kernel: ir.Schedule) -> ir.Schedule:
     """Return a kernel after all rules were checked.
 
     Raises:
@@ -47,20 +47,20 @@ def verify(kernel: ir.Kernel) -> ir.Kernel:
 
 @dataclass
 class _Verifier:
-    kernel: ir.Kernel
-    defined: set[ir.Value] = field(default_factory=set)
+    kernel: ir.Schedule
+    defined: set[ir.Var] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
-    scopes: list[list[ir.Value]] = field(default_factory=list)
+    scopes: list[list[ir.Var]] = field(default_factory=list)
     stored: set[ir.Buffer] = field(default_factory=set)
     in_lanes: bool = False
     # what integers are, and lower and upper bounds of those that are nothing simpler
-    sums: dict[ir.Value, _Sum] = field(default_factory=dict)
-    lower: dict[ir.Value, list[_Sum]] = field(default_factory=dict)
-    upper: dict[ir.Value, list[_Sum]] = field(default_factory=dict)
+    sums: dict[ir.Var, _Sum] = field(default_factory=dict)
+    lower: dict[ir.Var, list[_Sum]] = field(default_factory=dict)
+    upper: dict[ir.Var, list[_Sum]] = field(default_factory=dict)
     # the bound that each condition gives to a value
-    known: dict[ir.Value, tuple[ir.Value, _Sum]] = field(default_factory=dict)
+    known: dict[ir.Var, tuple[ir.Var, _Sum]] = field(default_factory=dict)
     # the least and the largest number that each integer may be
-    ranges: dict[ir.Value, tuple[int, int]] = field(default_factory=dict)
+    ranges: dict[ir.Var, tuple[int, int]] = field(default_factory=dict)
 
     def run(self) -> None:
         kernel = self.kernel
@@ -85,7 +85,7 @@ class _Verifier:
 
     # Values
 
-    def define(self, value: ir.Value) -> None:
+    def define(self, value: ir.Var) -> None:
         if value.name in self.names:
             self.fail("a name is assigned twice", value)
         if value.lanes and not self.in_lanes:
@@ -96,7 +96,7 @@ class _Verifier:
 
     def use(self, operand: ir.Operand, dtype: ir.Dtype, where: object) -> bool:
         """Check an operand; return whether it has lanes."""
-        if isinstance(operand, ir.Value):
+        if isinstance(operand, ir.Var):
             if operand not in self.defined:
                 self.fail(
                     f"{operand} is read before it is assigned, or outside of its block", where
@@ -134,7 +134,7 @@ class _Verifier:
             self.define(each.result)
         elif isinstance(each, ir.Store):
             self.write(each)
-        elif isinstance(each, ir.Loop):
+        elif isinstance(each, ir.For):
             self.loop(each)
         elif isinstance(each, ir.If):
             if self.use(each.condition, ir.Dtype.BOOL, each):
@@ -151,14 +151,14 @@ class _Verifier:
             self.in_lanes = True
             self.body(each.body)
             self.in_lanes = False
-        elif isinstance(each, ir.Product):
+        elif isinstance(each, ir.Multiply):
             self.product(each)
         elif not isinstance(each, ir.Barrier):
             self.fail("not a statement", each)
 
     def operation(self, each: ir.Operation) -> None:
         result, op, args = each.result, each.op, each.args
-        dtypes = [arg.dtype for arg in args if isinstance(arg, ir.Value)]
+        dtypes = [arg.dtype for arg in args if isinstance(arg, ir.Var)]
         if op in COMPARISONS:
             inner = dtypes[0] if dtypes else self.kernel.dtype
             wanted, expected = [inner] * 2, ir.Dtype.BOOL
@@ -187,7 +187,7 @@ class _Verifier:
         self.define(result)
         if result.dtype.is_integer and not result.lanes:
             self.describe(each)
-        if op == "gt" and isinstance(args[0], ir.Value) and type(args[1]) is int:
+        if op == "gt" and isinstance(args[0], ir.Var) and type(args[1]) is int:
             self.known[result] = args[0], (args[1] + 1, ())
 
     def access(self, buffer: ir.Buffer, index: Sequence[ir.Index], where: object) -> bool:
@@ -208,7 +208,7 @@ class _Verifier:
                 self.fail("an index is uniform", where)
             at = self.sum_of(place)
             self.within(place, at, at, extent, buffer, where)
-        if found and not self.in_lanes and not isinstance(where, ir.Product):
+        if found and not self.in_lanes and not isinstance(where, ir.Multiply):
             self.fail("memory of lanes outside of lanes", where)
         return found
 
@@ -240,7 +240,7 @@ class _Verifier:
             self.fail("a store is of lanes", each)
         self.stored.add(each.buffer)
 
-    def product(self, each: ir.Product) -> None:
+    def product(self, each: ir.Multiply) -> None:
         if self.in_lanes:
             self.fail("a product within lanes", each)
         target, matrix = each.target, each.matrix
@@ -271,7 +271,7 @@ class _Verifier:
         self.within("a matrix", first, _plus(first, more), matrix.shape[0], matrix, each)
         self.stored.add(target)
 
-    def loop(self, each: ir.Loop) -> None:
+    def loop(self, each: ir.For) -> None:
         for bound in (each.start, each.stop):
             if self.use(bound, ir.Dtype.INT64, each.index):
                 self.fail("a bound is uniform", each.index)
@@ -336,7 +336,7 @@ class _Verifier:
                 self.upper[value] = [first, second]
 
     def range_of(self, operand: ir.Operand) -> tuple[int, int]:
-        if isinstance(operand, ir.Value):
+        if isinstance(operand, ir.Var):
             return self.ranges.get(operand, (-_WORD, _WORD - 1))
         self.fit(int(operand), int(operand), operand)
         return int(operand), int(operand)
@@ -346,7 +346,7 @@ class _Verifier:
             self.fail("an integer may need more than 64 bits", where)
 
     def sum_of(self, operand: ir.Operand) -> _Sum:
-        if isinstance(operand, ir.Value):
+        if isinstance(operand, ir.Var):
             return self.sums.get(operand, (0, ((operand, 1),)))
         return int(operand), ()
 

@@ -485,7 +485,7 @@ def test_operations_are_counted_without_masked_synapses() -> None:
 LINEAR = nn.Linear(3, 2)
 GOOD = torch.ones(2, 3, dtype=torch.bool)
 WRONG: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    (nn.ReLU(), {"mask": GOOD}, TypeError, "connect takes an nn.Linear, a convolution, .* got ReLU"),
+    (nn.ReLU(), {"mask": GOOD}, TypeError, "connect takes an nn.Linear, .* got ReLU"),
     (LINEAR, {}, ValueError, "needs mask=, signs=, or both"),
     (LINEAR, {"mask": GOOD.float()}, TypeError, "booleans, got torch.float32. Try mask != 0"),
     (LINEAR, {"mask": [[1]]}, TypeError, "booleans, got list"),

@@ -214,7 +214,7 @@ def test_an_assigned_value_is_used_by_what_was_compiled() -> None:
         (snn.LIF, "beta", 0.0, "beta must lie strictly between 0 and 1 .*, got 0.0"),
         (snn.LIF, "beta", 1.5, "beta must lie strictly between 0 and 1 .*, got 1.5"),
         (snn.LIF, "beta", torch.tensor([0.5, math.nan]), "beta must lie strictly .*, got nan"),
-        (snn.LIF, "beta", torch.full((3,), 0.5), r"beta must be one number, or \[2\], .* got shape \[3\]"),
+        (snn.LIF, "beta", torch.full((3,), 0.5), r"one number, or \[2\], .* got shape \[3\]"),
         (snn.LIF, "beta", torch.full((2, 1), 0.5), r"got shape \[2, 1\]"),
         (snn.LIF, "beta", [0.5, 0.5], "beta must be a number or a tensor, got list"),
         (snn.LIF, "beta", None, "beta must be a number or a tensor, got NoneType"),

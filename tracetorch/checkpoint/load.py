@@ -96,7 +96,7 @@ def load(
         [0.5, 0.5, 0.5]
     """
     check_module(model)
-    check_unsharded(model, "tt.load", loads=True)
+    check_unsharded(model, "tt.load")
     check_flag("strict", strict)
     check_flag("states", states)
     model = unwrapped(model)

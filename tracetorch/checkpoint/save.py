@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping
 from typing import cast
 
-from safetensors.torch import save as serialized
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -77,6 +76,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     about = {"format": FORMAT, "version": __version__, "shared": shared, "states": names}
     header = json.dumps(about | describe(model))
     metadata = {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
+    from safetensors.torch import save as serialized
+
     with atomic_replace(path) as unfinished:
         # not save_file: the error of a full disk would be its own
         unfinished.write_bytes(serialized(tensors, metadata))

@@ -38,9 +38,9 @@ def check_integers(name: str, values: object) -> Tensor:
     dtype = values.dtype if isinstance(values, Tensor) else None
     if not isinstance(values, Tensor) or dtype not in INTEGERS:
         got = dtype or type(values).__name__
-        way = "Those of a mask are mask.nonzero().squeeze(1)."
-        if dtype is not torch.bool:
-            way = "Convert it by .long()."
+        way = "Convert it by .long()."
+        if dtype is torch.bool:
+            way = "Those of a mask are mask.nonzero().squeeze(1)."
         raise TypeError(f"{name} must be a tensor of integers, got {got}. {way}")
     return values.detach()
 
@@ -157,26 +157,15 @@ def sharded_parts(model: nn.Module) -> Iterator[str]:
             yield f"the parameters of {path or type(module).__name__!r} are"
 
 
-def check_unsharded(model: nn.Module, by: str, *, loads: bool = False) -> None:
+def check_unsharded(model: nn.Module, by: str) -> None:
     """Raise ``ValueError`` where this process may hold a part of a tensor, and ``by`` needs all."""
     for part in sharded_parts(model):
         raise ValueError(
-            f"{part} sharded (DTensor, FSDP2): this process holds a part of it, and {by} needs "
-            f"all. {_SPREAD if loads else _GATHER}"
+            f"{part} sharded (DTensor, FSDP2): this process holds a part of it, and {by} needs all."
+            " Give a model that is not sharded; on every process, get_model_state_dict of "
+            "torch.distributed.checkpoint.state_dict gathers the values for it, and "
+            "set_model_state_dict spreads them: options=StateDictOptions(full_state_dict=True)."
         )
-
-
-_OPTIONS = "options=StateDictOptions(full_state_dict=True)"
-_GATHER = (
-    "On every process, gather it by torch.distributed.checkpoint.state_dict: "
-    f"get_model_state_dict(model, {_OPTIONS}); load that into a model that is not sharded, and "
-    "give that one."
-)
-_SPREAD = (
-    "Load before fully_shard, or into a model that is not sharded; on every process, spread that "
-    "one's by torch.distributed.checkpoint.state_dict: "
-    f"set_model_state_dict(model, whole.state_dict(), {_OPTIONS})."
-)
 
 
 def suggestion(name: object, allowed: Iterable[str]) -> str:

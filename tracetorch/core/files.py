@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -56,23 +55,22 @@ def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_replace_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
     """Replace several files together: where an error comes up, all of them are what they were.
 
-    As :func:`atomic_replace`, for each of them; before the first one is moved to its place, what it
-    replaces is copied, and an error brings the copies back. A process that is killed while the
-    files are moved leaves some old and some new, each of them whole.
+    A process that is killed while they are moved leaves some old and some new, each of them whole.
     """
-    copies: dict[Path, Path | None] = {}
+    before: dict[Path, bytes | None] = {}
     try:
         with ExitStack() as moves:
             yield [moves.enter_context(atomic_replace(path)) for path in paths]
-            for target in map(link_target, paths):
-                copies[target] = _copy_beside(target) if target.exists() else None
+            targets = [link_target(path) for path in paths]
+            before.update({t: t.read_bytes() if t.exists() else None for t in targets})
     except BaseException:
-        with ExitStack() as back:  # one that cannot go back keeps no other one from it
-            for target, copy in copies.items():
-                back.callback(*((target.unlink, True) if copy is None else (copy.replace, target)))
+        for target, data in before.items():
+            if data is None:
+                target.unlink(missing_ok=True)
+            elif target.read_bytes() != data:
+                with atomic_replace(target) as unfinished:
+                    unfinished.write_bytes(data)
         raise
-    for copy in filter(None, copies.values()):
-        copy.unlink()
 
 
 def write_texts(name: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
@@ -101,27 +99,13 @@ def link_target(path: str | os.PathLike[str]) -> Path:
 
 
 def check_regular_file(path: str | os.PathLike[str], content: str = "a file") -> Path:
-    """Return the path of a file to read; raise where it is none, but ``content`` is wanted.
-
-    To open a pipe would wait for ever where nobody writes to it, and a device may have no end.
-    """
+    """Return the path of a file to read; raise where it is none: a pipe would wait for ever."""
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"there is no file {str(file)!r}.")
     if kind := _kind_of(file):
         raise ValueError(f"{str(file)!r} is {kind}, not {content}.")
     return file
-
-
-def _copy_beside(target: Path) -> Path:
-    """Return a whole copy of a file, in its folder."""
-    copy = _new_file_beside(target, 0o600)
-    try:
-        shutil.copy2(target, copy)
-    except BaseException:
-        copy.unlink(missing_ok=True)
-        raise
-    return copy
 
 
 def _check_folder(folder: Path) -> None:

@@ -34,8 +34,7 @@ def forward_hooks(
     ``earliest`` and ``first`` come before the module's other hooks, the others behind them.
     What a hook returns replaces the arguments, or the output, unless it is ``None``.
     """
-    # The stack also removes the hooks registered so far when a later registration fails. A handle
-    # is its own context manager, which removes the hook.
+    # it also removes the hooks registered so far when a later registration fails
     with ExitStack() as stack:
         enter, both = stack.enter_context, {"with_kwargs": True, "prepend": True}
         for module, earliest_hook in earliest:

@@ -12,12 +12,9 @@ _MOST_REQUESTS = 64  # more than there are threads between a call and the ``with
 
 
 class _InThread(threading.local):
-    """The names of the ``with`` blocks that a thread is in, the innermost last.
+    """Names of a thread. Not a ``ContextVar``, which ``torch.compile`` cannot trace."""
 
-    Not a ``ContextVar``: ``torch.compile`` can neither trace one nor guard on it.
-    """
-
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # of the ``with`` blocks, the innermost last
 
 
 class Requests:

@@ -38,10 +38,7 @@ class Values:
 
 
 def set_values(tensor: Tensor, values: Tensor) -> None:
-    """Write the values of a tensor, only where they differ: a graph may be waiting for them.
-
-    It is the graph of when they were these values, so that the write is not counted.
-    """
+    """Write the values of a tensor, uncounted and only where they differ: a graph may wait."""
     strided = tensor.layout is torch.strided and not tensor.is_nested
     now = tensor.detach()
     if not (strided and now.shape == values.shape) or not (

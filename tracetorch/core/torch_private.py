@@ -95,9 +95,7 @@ def functions_on(on: bool) -> Any:
 def global_modes_off() -> Iterator[None]:
     """Run a block as outside of all modes: what it finds is remembered, and holds without them.
 
-    Modes of dispatch and of functions, a default device among them, ``torch.func`` transforms,
-    autocast, inference mode, disabled gradients, hooks on saved tensors, an operator of ours, and
-    the search for anomalies, one switch for all threads and so touched only where it is on.
+    The search for anomalies, one switch for all threads, is touched only where it is on.
     """
     with ExitStack() as stack:
         stack.enter_context(functions_on(False))
@@ -192,19 +190,13 @@ def has_values(tensor: Tensor) -> bool:
 
 
 def keep_absent(ctx: Any) -> None:
-    """Give the backward pass of a function ``None`` for an absent gradient; zeros may make NaN.
-
-    Dynamo does not know the call, and gives it every gradient.
-    """
-    if not torch.compiler.is_compiling():
+    """Give the backward pass of a function ``None`` for an absent gradient; zeros may make NaN."""
+    if not torch.compiler.is_compiling():  # Dynamo does not know the call
         ctx.set_materialize_grads(False)
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """Return how often a tensor was written to; ``None`` where nobody counts that.
-
-    Tensors that inference mode made have no count, and those that ``torch.func`` wraps always 0.
-    """
+    """Return how often a tensor was written to; ``None`` where nobody counts that."""
     if functorch.is_functorch_wrapped_tensor(tensor):
         return None
     try:
@@ -219,10 +211,8 @@ def versions_of(tensors: Iterable[Tensor | None]) -> list[int | None]:
 
 
 def noticed(*tensors: Tensor | None) -> list[Tensor]:
-    """Return what a node saves beside its arguments, so that a write to it raises in backward.
-
-    Of tensors of inference mode nobody counts writes, and no node can save them.
-    """
+    """Return what a node saves beside its arguments, so that a write to it raises in backward."""
+    # of tensors of inference mode nobody counts writes, and no node can save them
     return [each for each in tensors if each is not None and not each.is_inference()]
 
 
@@ -234,11 +224,9 @@ def saved_tensors(ctx: Any) -> Sequence[Any]:
         if "a second time" not in str(freed):  # unpacking a saved tensor may run any code
             raise
         raise RuntimeError(
-            "backward() reached time steps that an earlier backward() has already freed: the "
-            "states still carry their graph. Call detach_states() after each backward() to go "
-            "on from the values (truncated BPTT), or zero_states() to start a new sequence; "
-            "backward(retain_graph=True) keeps the graph at the price of its memory. Two losses on "
-            "one step are added up first."
+            "backward() reached time steps that an earlier backward() has already freed. Call "
+            "detach_states() after each backward() (truncated BPTT), or zero_states() to start a "
+            "new sequence; two losses on one step are added up first."
         ) from freed
 
 
@@ -280,9 +268,8 @@ _kept: WeakKeyDictionary[Any, list[Tensor]] = WeakKeyDictionary()
 def kept_for_child(tensor: Tensor) -> Tensor:
     """Return a tensor that a ``__getstate__`` has made, kept alive as long as a pickle needs it.
 
-    PyTorch pickles a tensor for a process that is being started as the number of an open file,
-    which is closed when the tensor is freed; the child inherits it only after all is pickled. So
-    such tensors live as long as the parent's record of the process. Elsewhere nothing is kept.
+    For a process that is being started it is the number of an open file, which is closed when the
+    tensor is freed; the child inherits it only after all is pickled.
     """
     process = get_spawning_popen()
     if process is not None:
@@ -310,11 +297,7 @@ if hasattr(os, "register_at_fork"):  # no thread is left in the child that would
 
 
 def one_trace_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function that traces wait for another thread's trace to end.
-
-    ``torch.fx`` replaces methods of ``nn.Module``, and ``torch.export`` keeps what it has seen in
-    globals: two threads would trace each other's modules.
-    """
+    """Let a function that traces wait for another thread's: both keep what they see in globals."""
 
     @functools.wraps(function)
     def waiting(*args: P.args, **kwargs: P.kwargs) -> R:

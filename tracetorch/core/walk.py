@@ -19,7 +19,6 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from types import (
     BuiltinMethodType,
-    FrameType,
     GetSetDescriptorType,
     MemberDescriptorType,
     MethodType,
@@ -33,8 +32,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-
-from tracetorch.core.torch_private import exclude_from_compile
 
 
 class Opaque:
@@ -257,14 +254,11 @@ def hidden_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
 def path_on_stack(layer: nn.Module) -> str | None:
     """Find the path of ``layer`` in the outermost module that is being called, for messages.
 
-    A layer does not know it; the modules whose ``forward`` led to it are on the call stack.
+    The modules whose ``forward`` led to it are on the call stack. Inside of ``torch.compile``,
+    which cannot look at it, there is no path.
     """
-    return _path_uncompiled(layer) if torch.compiler.is_dynamo_compiling() else _path(layer)
-
-
-def _path(layer: nn.Module) -> str | None:
     callers: list[nn.Module] = []
-    frame: FrameType | None = sys._getframe(1)
+    frame = None if torch.compiler.is_dynamo_compiling() else sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")
         if issubclass(type(caller), nn.Module) and caller is not layer:
@@ -275,6 +269,3 @@ def _path(layer: nn.Module) -> str | None:
             if module is layer:
                 return path
     return None
-
-
-_path_uncompiled = exclude_from_compile(_path)

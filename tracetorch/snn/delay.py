@@ -191,6 +191,11 @@ class DelayingLayer(PastLayer):
         window = self._window(past, x.to(dtype))
         return self._delayed(window, x.ndim - 1, len(x)).movedim(-1, 0), window
 
+    def _finish(self, y: Tensor, window: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+        # a view could not be changed in place behind an engine's hooks; time is in front in memory
+        output = super()._finish(y, window, steps, dtype)
+        return output.clone(memory_format=torch.contiguous_format)
+
     def _window(self, past: Tensor, x: Tensor) -> Tensor:
         """Return the past ``[..., max_delay]`` and inputs ``[T, ...]`` in one, time last."""
         return torch.cat([past, x.movedim(0, -1)], -1)

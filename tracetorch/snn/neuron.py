@@ -121,11 +121,8 @@ class Neuron(SequenceLayer):
         """Return the cell of what the layer is now: an earlier one, where it is that again."""
         declared = self._declared
         definition = declared.constraints, declared.options
-        known = [cell for cell in declared.cells if cell.describes(self, *definition)]
-        if known:
-            cell = known[0]
-        else:
-            cell = Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
+        cell = Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
+        cell = next((known for known in declared.cells if known.equals(cell)), cell)
         others = [each for each in declared.cells if each is not cell]
         declared.cells = [cell, *others][:_MOST_CELLS]
         declared.cell = cell

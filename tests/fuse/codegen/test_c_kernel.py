@@ -17,7 +17,7 @@ from tests.fuse.codegen.test_llvm_kernel import EXACT, plan_of
 from tests.fuse.codegen.test_triton_loops import everything
 from tests.fuse.kernels import evaluated
 from tracetorch.fuse.codegen.c_kernel import c_source
-from tracetorch.fuse.ir.kernel import PRIVATE, Extent, Kernel, Size
+from tracetorch.fuse.ir.kernel import PRIVATE, Extent, Schedule, Size
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel, step_kernel
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(CC is None, reason="there is no C compiler")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
 
 
-def compiled(kernel: Kernel, folder: Path) -> Any:
+def compiled(kernel: Schedule, folder: Path) -> Any:
     """Return the function of a kernel."""
     source, library = folder / "kernel.c", folder / f"{kernel.name}.so"
     source.write_text(c_source(kernel))
@@ -37,7 +37,9 @@ def compiled(kernel: Kernel, folder: Path) -> Any:
     return getattr(ctypes.CDLL(str(library)), kernel.name)
 
 
-def compare(kernel: Kernel, folder: Path, lanes: int, neurons: int, *, exact: bool = True) -> None:
+def compare(
+    kernel: Schedule, folder: Path, lanes: int, neurons: int, *, exact: bool = True
+) -> None:
     sizes, given, expected = evaluated(kernel, lanes, neurons, special=exact)
     for buffer in kernel.buffers:
         if buffer.role in PRIVATE:

@@ -12,7 +12,7 @@ from tracetorch.fuse.codegen.emitter import Target
 from tracetorch.fuse.codegen.targets import c_target, javascript_target, triton_target
 from tracetorch.fuse.codegen.triton_loops import TritonPrinter, triton_source
 from tracetorch.fuse.ir.graph import Graph, Line
-from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Product, Role
+from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, KernelBuilder, Multiply, Role, Schedule
 
 LANE = (Axis.LANE,)
 TARGETS = [
@@ -26,7 +26,7 @@ TARGETS = [
 TARGETS.append(pytest.param(javascript_target(), id="javascript"))
 
 
-def swapping() -> Kernel:
+def swapping() -> Schedule:
     """Return a kernel whose loop exchanges what it carries, below an empty condition."""
     k = KernelBuilder("swap", "a swap", Dtype.FLOAT32)
     steps = k.size("steps")
@@ -93,9 +93,9 @@ def test_product_is_an_error_where_a_language_has_none() -> None:
     x = k.buffer(Role.INPUT, "x", (1, Extent.LANES))
     y = k.buffer(Role.OUTPUT, "", (1, Extent.LANES))
     matrix = k.buffer(Role.MATRIX, "", (1, Extent.NEURONS, Extent.NEURONS))
-    k.append(Product(y, (0, *LANE), x, (0, *LANE), matrix, 0, 1))
+    k.append(Multiply(y, (0, *LANE), x, (0, *LANE), matrix, 0, 1))
     for source in (c_source, triton_source):
-        with pytest.raises(NotImplementedError, match="prints no Product"):
+        with pytest.raises(NotImplementedError, match="prints no Multiply"):
             source(k.kernel())
 
 

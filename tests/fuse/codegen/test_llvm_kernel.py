@@ -14,7 +14,7 @@ from tests.fuse.evaluate import evaluate
 from tests.fuse.kernels import aligned, buffers_of, evaluated, lesser_machine, run_compiled
 from tests.fuse.verify import verify
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
-from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Role
+from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, KernelBuilder, Role, Schedule
 from tracetorch.fuse.ir.plan import LearningPlan, Plan, RecurrentPlan
 from tracetorch.fuse.ir.schedule import (
     backward_kernel,
@@ -37,7 +37,7 @@ def plan_of(name: str, dtype: torch.dtype, kind: type[Plan] = Plan) -> Plan:
 
 
 def compare(
-    kernel: Kernel,
+    kernel: Schedule,
     lanes: int,
     machine: Machine,
     *,

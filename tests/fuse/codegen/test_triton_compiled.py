@@ -22,7 +22,7 @@ from tracetorch.fuse.codegen.targets import triton_target
 from tracetorch.fuse.codegen.triton_loops import arguments, compile_options
 from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.ir.graph import BOOLEAN, LOGIC, Graph, Line, Unfusable
-from tracetorch.fuse.ir.kernel import Kernel
+from tracetorch.fuse.ir.kernel import Schedule
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime import gpu
@@ -50,7 +50,7 @@ def layer_of(name: str | int) -> snn.Neuron:
     return made
 
 
-def is_as_written(found: Compiled, kernel: Kernel) -> None:
+def is_as_written(found: Compiled, kernel: Schedule) -> None:
     """Assert that a kernel fits into registers, and computes what the step says."""
     # for the largest angles these call another function, which has an array, and registers wait
     angles = re.search(r"libdevice\.(?:sin|cos|tan)\(", found.source) is not None
@@ -92,7 +92,7 @@ def test_a_launch_passes_what_was_compiled(
     launches = []
 
     class Launched:
-        def __init__(self, kernel: Kernel) -> None:
+        def __init__(self, kernel: Schedule) -> None:
             self.kernel = kernel
 
         def __getitem__(self, grid: Any) -> Any:
@@ -167,7 +167,7 @@ def test_every_operation_compiles(target: str, dtype: torch.dtype) -> None:
 # Faults that are planted
 
 
-def backward(name: str) -> Kernel:
+def backward(name: str) -> Schedule:
     return kernels(cases.layer(name, 3), torch.float32)[1]
 
 

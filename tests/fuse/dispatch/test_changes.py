@@ -344,6 +344,6 @@ def test_a_neuron_without_a_step_says_so() -> None:
 
 def test_a_parameter_in_the_place_of_a_state_is_refused() -> None:
     layer = made()
-    with pytest.raises(TypeError, match=r"mem of Own.* is a state, which every step sets anew"):
+    with pytest.raises(TypeError, match=r"mem of Own.* is a state, and no parameter"):
         layer.mem = nn.Parameter(torch.zeros(B, N))
     assert layer.mem is None

@@ -15,8 +15,7 @@ from tracetorch.fuse.ir.kernel import PRIVATE
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime import cpu
-from tracetorch.fuse.runtime.allocation import cache_size, large_empty
-from tracetorch.fuse.runtime.layout import layout_of
+from tracetorch.fuse.runtime.allocation import cache_size, large_empty, layout_of
 
 
 @pytest.fixture

@@ -31,12 +31,13 @@ from tracetorch.export.c_code.stages import (
 from tracetorch.fuse.codegen.c_kernel import C_TYPES, CPrinter
 from tracetorch.fuse.codegen.emitter import Target
 from tracetorch.fuse.codegen.targets import c_target
-from tracetorch.fuse.ir.kernel import Buffer, Dtype, Index, Kernel, Operand, Operation, Value
+from tracetorch.fuse.ir.kernel import Buffer, Dtype, Index, Operand, Operation, Schedule, Var
 from tracetorch.fuse.ir.kernel import Role as BufferRole
 
 # bytes of a value of each type
 SIZES = {"float": 4, "bool": 1}
 SIZES |= {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
+EMPTY = Schedule("", "", Dtype.FLOAT32, (), (), ())
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,9 @@ class StagePrinter(CPrinter):
     """Print one stage; of a pointwise one the ``kernel``, in operations of ``target``."""
 
     def __init__(
-        self, names: Names, stage: Stage, kernel: Kernel | None = None, target: Target | None = None
+        self, names: Names, stage: Stage, kernel: Schedule = EMPTY, target: Target | None = None
     ) -> None:
-        empty = Kernel("", "", Dtype.FLOAT32, (), (), ())
-        super().__init__(kernel or empty, target or names.words.target)
+        super().__init__(kernel, target or names.words.target)
         self.names, self.stage, self.words = names, stage, names.words
         # where the buffers of the kernel are, by their labels
         self.views: dict[str, View] = {}
@@ -154,7 +154,7 @@ class StagePrinter(CPrinter):
         value = f"({kind})({value})" if kind in ("int8_t", "int16_t", "int32_t") else value
         super().store(buffer, index, value)
 
-    def declare(self, value: Value, spelled: str) -> None:
+    def declare(self, value: Var, spelled: str) -> None:
         """Append a constant, which has 32 bits at least."""
         narrow = value.dtype in (Dtype.INT8, Dtype.INT16)
         self.constant("int32_t" if narrow else C_TYPES[value.dtype], self.spell(value), spelled)
@@ -172,7 +172,7 @@ class StagePrinter(CPrinter):
         return self.words.cast.format(kind=kind, value=value)
 
     def spell(self, operand: Operand) -> str:
-        if isinstance(operand, (Value, bool)):
+        if isinstance(operand, (Var, bool)):
             return super().spell(operand)
         if self.kernel.dtype.is_integer:
             number = int(operand)
@@ -183,12 +183,12 @@ class StagePrinter(CPrinter):
         """Return an operation; where its result is wider than an operand, that one is widened."""
         if each.result.dtype is not Dtype.INT64:
             plain = super().expression(each)
-            wide = any(isinstance(arg, Value) and arg.dtype is Dtype.INT64 for arg in each.args)
+            wide = any(isinstance(arg, Var) and arg.dtype is Dtype.INT64 for arg in each.args)
             # what is computed of wide numbers, and proved to be narrow
             return f"(int32_t)({plain})" if wide and each.result.dtype is Dtype.INT32 else plain
         spelled = [
             f"(int64_t){self.spell(arg)}"
-            if not isinstance(arg, Value) or arg.dtype is not Dtype.BOOL
+            if not isinstance(arg, Var) or arg.dtype is not Dtype.BOOL
             else self.spell(arg)
             for arg in each.args
         ]

@@ -44,7 +44,7 @@ from tracetorch.fuse.ir.intervals import (
     invariant,
     weighted_sums,
 )
-from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, Kernel, KernelBuilder, Operand, Value
+from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, KernelBuilder, Operand, Schedule, Var
 from tracetorch.fuse.ir.kernel import Role as BufferRole
 from tracetorch.integers.arithmetic import stored_bits
 
@@ -339,7 +339,7 @@ class StageKernel:
         self.stage, self.k = stage, KernelBuilder("stage", "", self.dtype)
         self.values: dict[str, Any] = {}
 
-    def kernel(self) -> Kernel:
+    def kernel(self) -> Schedule:
         k, stage = self.k, self.stage
         buffers = {
             (role, name): k.buffer(role, name, (Extent.LANES,), self.buffer_dtype(view.array))
@@ -383,15 +383,15 @@ class IntegerKernel(IntegerLines, StageKernel):
     def buffer_dtype(self, array: Array) -> Dtype:
         return Dtype(self.widths.type_of(array).removesuffix("_t"))
 
-    def truth(self, op: str, *args: Any) -> Value:
+    def truth(self, op: str, *args: Any) -> Var:
         """Append an operation whose result is a truth value."""
         return self.k.op(op, *args)
 
-    def op(self, op: str, *args: Any, like: Interval | None = None, point: int = 0) -> Value:
+    def op(self, op: str, *args: Any, like: Interval | None = None, point: int = 0) -> Var:
         """Append an operation whose result is as wide as its range needs, or as its operands."""
         # a float stands for a number of the arithmetic
-        numbers = [a if isinstance(a, (Value, bool)) else float(a) for a in args]
-        wide = any(isinstance(a, Value) and a.dtype is Dtype.INT64 for a in args)
+        numbers = [a if isinstance(a, (Var, bool)) else float(a) for a in args]
+        wide = any(isinstance(a, Var) and a.dtype is Dtype.INT64 for a in args)
         if like is not None:
             reach = like.magnitude * 2.0**point
             if reach >= 2.0**63:

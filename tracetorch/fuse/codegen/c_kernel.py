@@ -8,8 +8,8 @@ scratch too. Lane ``l`` is of neuron ``l % neurons``; step ``t`` of a sequence b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import c_target
@@ -22,7 +22,7 @@ C_TYPES = {
 }  # fmt: skip
 
 
-def c_source(kernel: ir.Kernel) -> str:
+def c_source(kernel: ir.Schedule) -> str:
     return CPrinter(kernel, c_target(kernel.dtype.value)).print()
 
 
@@ -56,10 +56,10 @@ class CPrinter(BraceEmitter):
     def spell(self, operand: ir.Operand) -> str:
         return _ascii(super().spell(operand))
 
-    def declare(self, value: ir.Value, spelled: str) -> None:
+    def declare(self, value: ir.Var, spelled: str) -> None:
         self.line(f"const {C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
-    def declare_variable(self, value: ir.Value, spelled: str) -> None:
+    def declare_variable(self, value: ir.Var, spelled: str) -> None:
         self.line(f"{C_TYPES[value.dtype]} {self.spell(value)} = {spelled};")
 
     def place(self, buffer: ir.Buffer, index: Sequence[ir.Index], lane: str = "lane") -> str:
@@ -79,10 +79,8 @@ class CPrinter(BraceEmitter):
     def load(self, buffer: ir.Buffer, index: Sequence[ir.Index]) -> str:
         return self.place(buffer, index)
 
-    @contextmanager
-    def over_lanes(self) -> Iterator[None]:
-        with self.indent("for (int64_t lane = 0; lane < lanes; lane++) {"):
-            yield
+    def over_lanes(self) -> AbstractContextManager[None]:
+        return self.indent("for (int64_t lane = 0; lane < lanes; lane++) {")
 
 
 def contains_word(text: str, name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -43,7 +43,7 @@ class Target:
 class Emitter(ABC):
     """Print a kernel: a child says how its language declares, loads, stores, and loops."""
 
-    def __init__(self, kernel: ir.Kernel, target: Target) -> None:
+    def __init__(self, kernel: ir.Schedule, target: Target) -> None:
         self.kernel = without_dead_lines(kernel)
         self.read = values_read(self.kernel.body)
         self.target = target
@@ -79,21 +79,21 @@ class Emitter(ABC):
     # The language
 
     @abstractmethod
-    def declare(self, value: ir.Value, spelled: str) -> None:
+    def declare(self, value: ir.Var, spelled: str) -> None:
         """Append the line that gives a new name a value."""
 
-    def declare_variable(self, value: ir.Value, spelled: str) -> None:
+    def declare_variable(self, value: ir.Var, spelled: str) -> None:
         """Append the line that gives a new name a value which will change."""
         self.declare(value, spelled)
 
-    def assign(self, values: Mapping[ir.Value, str]) -> None:
+    def assign(self, values: Mapping[ir.Var, str]) -> None:
         """Assign to variables all at once: a value may be the name of another of them."""
         changed = {name: value for name, value in values.items() if value != self.spell(name)}
         if len(changed) == 1:
             ((name, value),) = changed.items()
             self.line(self.target.assignment.format(self.spell(name), value))
             return
-        moved = {name: ir.Value(f"moved_{name}", name.dtype, name.lanes) for name in changed}
+        moved = {name: ir.Var(f"moved_{name}", name.dtype, name.lanes) for name in changed}
         for name, value in changed.items():
             self.declare(moved[name], value)
         for name in changed:
@@ -109,26 +109,19 @@ class Emitter(ABC):
         """Append the line that writes to memory."""
 
     @abstractmethod
-    @contextmanager
-    def loop(self, each: ir.Loop) -> Iterator[None]:
+    def loop(self, each: ir.For) -> AbstractContextManager[None]:
         """Open a loop over an index."""
 
     @abstractmethod
-    @contextmanager
-    def condition(self, condition: str) -> Iterator[None]:
+    def condition(self, condition: str) -> AbstractContextManager[None]:
         """Open a block that is run where a condition holds."""
 
-    @contextmanager
-    def over_lanes(self) -> Iterator[None]:
+    def over_lanes(self) -> AbstractContextManager[None]:
         """Open the loop over lanes; by default there is one lane, or a block of them."""
-        yield
+        return nullcontext()
 
     def barrier(self) -> None:  # noqa: B027 (one lane, or a block of them, needs none)
         """Append a barrier, where lanes run apart."""
-
-    def product(self, each: ir.Product) -> None:
-        """Append a product; by default the language has none."""
-        raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
 
     # Statements
 
@@ -144,7 +137,7 @@ class Emitter(ABC):
                     total = self.load(each.buffer, each.index)
                     value = self.target.expressions["add"].format(total, value)
                 self.store(each.buffer, each.index, value)
-            elif isinstance(each, ir.Loop):
+            elif isinstance(each, ir.For):
                 self.walk(each)
             elif isinstance(each, ir.If):
                 with self.condition(self.spell(each.condition)):
@@ -154,30 +147,29 @@ class Emitter(ABC):
                     self.body(each.body)
             elif isinstance(each, ir.Barrier):
                 self.barrier()
-            else:
-                self.product(each)
+            else:  # a product, which the CPU alone has
+                raise NotImplementedError(f"{type(self).__name__} prints no {type(each).__name__}")
 
-    def walk(self, each: ir.Loop) -> None:
+    def walk(self, each: ir.For) -> None:
         """Append a loop: its variables before it, their next values at its end."""
-        carried: tuple[ir.Carried, ...] = each.carried
-        for c in carried:
+        for c in each.carried:
             self.declare_variable(c.inside, self.spell(c.initial))
         with self.loop(each):
             self.body(each.body)
-            self.assign({c.inside: self.spell(c.next) for c in carried})
-        for c in carried:
+            self.assign({c.inside: self.spell(c.next) for c in each.carried})
+        for c in each.carried:
             if c.result in self.read:
                 self.declare(c.result, self.spell(c.inside))
 
     def expression(self, each: ir.Operation) -> str:
-        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Var)]
         whole = any(dtype.is_integer for dtype in dtypes)
         templates = self.target.integers if whole else self.target.expressions
         return templates[each.op].format(*map(self.spell, each.args))
 
     def spell(self, operand: ir.Operand) -> str:
         """Return the spelling of a value, a number or a truth value in the target language."""
-        if isinstance(operand, ir.Value):
+        if isinstance(operand, ir.Var):
             return operand.name if operand in self.kernel.sizes else f"v_{operand.name}"
         # Before the numbers: True == 1.0.
         if isinstance(operand, bool):
@@ -204,17 +196,13 @@ class BraceEmitter(Emitter):
     def store(self, buffer: ir.Buffer, index: Sequence[ir.Index], value: str) -> None:
         self.line(f"{self.place(buffer, index)} = {value};")
 
-    @contextmanager
-    def loop(self, each: ir.Loop) -> Iterator[None]:
+    def loop(self, each: ir.For) -> AbstractContextManager[None]:
         index = self.spell(each.index)
         start, stop = self.spell(each.start), self.spell(each.stop)
         header = f"{self.counter} {index} = {start}; {index} < {stop}; {index}++"
         if each.reverse:
             header = f"{self.counter} {index} = {stop} - 1; {index} >= {start}; {index}--"
-        with self.indent(f"for ({header}) {{"):
-            yield
+        return self.indent(f"for ({header}) {{")
 
-    @contextmanager
-    def condition(self, condition: str) -> Iterator[None]:
-        with self.indent(f"if ({condition}) {{"):
-            yield
+    def condition(self, condition: str) -> AbstractContextManager[None]:
+        return self.indent(f"if ({condition}) {{")

@@ -18,7 +18,7 @@ from dataclasses import replace
 from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import javascript_target
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Kernel, Role, Value, without_memory
+from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Role, Schedule, Var, without_memory
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 
@@ -59,7 +59,7 @@ def forward_source(plan: Plan) -> str:
     """Print the pass that fills ``output`` and ``record``; the plan records all states."""
     # the last of the trajectories are the final states
     kernel = without_memory(forward_kernel(plan), (Role.CHECKPOINTS, Role.END))
-    printer = _Printer(kernel, plan)
+    printer = _JavaScript(kernel, plan)
     return printer.print("literals, steps, x, params, start, output, record")
 
 
@@ -69,7 +69,7 @@ def backward_source(plan: Plan, slope: str | None = None) -> str:
     The operation ``slope`` is a call of the function of this name, the last argument.
     """
     kernel = without_memory(backward_kernel(plan), (Role.CHECKPOINTS,))
-    printer = _Printer(kernel, plan)
+    printer = _JavaScript(kernel, plan)
     arguments = "literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
     if slope is not None:
         expressions = {**printer.target.expressions, slope: "slope({})"}
@@ -78,10 +78,10 @@ def backward_source(plan: Plan, slope: str | None = None) -> str:
     return printer.print(arguments)
 
 
-class _Printer(BraceEmitter):
+class _JavaScript(BraceEmitter):
     counter = "let"
 
-    def __init__(self, kernel: Kernel, plan: Plan) -> None:
+    def __init__(self, kernel: Schedule, plan: Plan) -> None:
         super().__init__(kernel, javascript_target())
         self.plan = plan
 
@@ -98,10 +98,10 @@ class _Printer(BraceEmitter):
             self.body(self.kernel.body)
         return self.source().rstrip()
 
-    def declare(self, value: Value, spelled: str) -> None:
+    def declare(self, value: Var, spelled: str) -> None:
         self.line(f"const {self.spell(value)} = {spelled};")
 
-    def declare_variable(self, value: Value, spelled: str) -> None:
+    def declare_variable(self, value: Var, spelled: str) -> None:
         self.line(f"let {self.spell(value)} = {spelled};")
 
     def place(self, buffer: Buffer, index: Sequence[Index]) -> str:

@@ -29,18 +29,6 @@ _ROUNDER_BITS = 0x4338000000000000
 _ROOT_HALF_BITS = 0x3FE6A09E667F3BCD
 
 
-# What is computed on vectors in float32: functions of vectors of float64.
-VECTOR_FUNCTIONS: dict[str, Callable[[Value], Value]] = {}
-
-
-def _vector(name: str) -> Callable[[Callable[[Value], Value]], Callable[[Value], Value]]:
-    def register(function: Callable[[Value], Value]) -> Callable[[Value], Value]:
-        VECTOR_FUNCTIONS[name] = function
-        return function
-
-    return register
-
-
 def _call(name: str, x: Value, *others: Operand) -> Value:
     w = x.writer
     given = [w.literal(other, x.type) for other in others]
@@ -77,7 +65,6 @@ def _reduced(x: Value) -> tuple[Value, Value]:
     return rest * _polynomial(rest, _EXPM1), _float_of(power)
 
 
-@_vector("exp")
 def _exp(x: Value) -> Value:
     grown, power = _reduced(x)
     return (grown + 1.0) * power
@@ -89,7 +76,6 @@ def _expm1(x: Value) -> Value:
     return _call("fmuladd", grown, power, power - 1.0)
 
 
-@_vector("log")
 def _log(x: Value) -> Value:
     bits = _bits(x)
     exponent = (bits - _ROOT_HALF_BITS).binary("ashr", "", 52)
@@ -104,19 +90,22 @@ def _log(x: Value) -> Value:
     return _choose("ult", x, 0.0, math.nan, found)
 
 
-@_vector("log1p")
 def _log1p(x: Value) -> Value:
     found = _log(x + 1.0)
     return _choose("olt", _call("fabs", x), 1e-8, x, found)
 
 
-@_vector("tanh")
 def _tanh(x: Value) -> Value:
     grown = _expm1(x + x)
     return _call("copysign", grown / (grown + 2.0), x)
 
 
-VECTOR_FUNCTIONS |= {
+# What is computed on vectors in float32: functions of vectors of float64.
+VECTOR_FUNCTIONS: dict[str, Callable[[Value], Value]] = {
+    "exp": _exp,
+    "log": _log,
+    "log1p": _log1p,
+    "tanh": _tanh,
     "exp2": lambda x: _exp(x * _LOG_2),
     "expm1": lambda x: _call("copysign", _expm1(x), x),
     "log2": lambda x: _log(x) * (1 / _LOG_2),

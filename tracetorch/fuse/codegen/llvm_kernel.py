@@ -13,8 +13,9 @@ task is a ``tile`` of columns in a group of ``per_group`` rows. What its functio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tracetorch.fuse.codegen.llvm_functions import spread_source, vector_function
 from tracetorch.fuse.codegen.llvm_product import product_source
@@ -67,7 +68,7 @@ class Processor:
     bits: int = 512
     registers: int = 32
 
-    def widths(self, kernel: ir.Kernel) -> tuple[int, int]:
+    def widths(self, kernel: ir.Schedule) -> tuple[int, int]:
         """Return how many lanes the wide and the narrow blocks of a kernel have."""
         narrow = self.bits // 8 // _BYTES[kernel.dtype]
         live = max(1, most_alive(kernel.body))
@@ -82,13 +83,15 @@ def most_alive(body: Sequence[ir.Statement]) -> int:
     statement that reads it; what comes from outside of a loop is alive in all of it.
     """
     most = 0
+    flat: list[ir.Statement] = []
     for each in body:
-        if isinstance(each, (ir.Loop, ir.If, ir.Lanes)):
+        if isinstance(each, (ir.For, ir.If, ir.Lanes)):
             most = max(most, most_alive(each.body))
-    flat = [each for each in body if not isinstance(each, (ir.Loop, ir.If, ir.Lanes))]
-    last: dict[ir.Value, int] = {}
+        else:
+            flat.append(each)
+    last: dict[ir.Var, int] = {}
     for place, each in enumerate(flat):
-        last |= {v: place for v in operands(each) if isinstance(v, ir.Value) and v.lanes}
+        last |= {v: place for v in operands(each) if isinstance(v, ir.Var) and v.lanes}
     alive = {v for v in last if not any(_result(each) == v for each in flat)}
     most = max(most, len(alive))
     for place, each in enumerate(flat):
@@ -100,7 +103,7 @@ def most_alive(body: Sequence[ir.Statement]) -> int:
     return most
 
 
-def _result(each: ir.Statement) -> ir.Value | None:
+def _result(each: ir.Statement) -> ir.Var | None:
     return each.result if isinstance(each, (ir.Operation, ir.Load)) else None
 
 
@@ -122,30 +125,27 @@ class Printed:
 
 
 def print_kernel(
-    kernel: ir.Kernel,
+    kernel: ir.Schedule,
     processor: Processor,
     *,
     serial: bool = False,
     called: bool = False,
     bypass: bool = False,
 ) -> Printed:
-    """Print a kernel as a module.
+    """Print a kernel as a module for a processor that is not larger than the one that compiles.
 
-    Args:
-        kernel: a verified kernel.
-        processor: for which vectors are sized; it must not be smaller than the one that compiles.
-        serial: make a function that runs all lanes as one task, instead of one that threads share.
-        called: make one of a block, scratch and the number of a task, for another kernel to call.
-        bypass: write the sequences of :data:`UNREAD` past the caches, which so neither read the
-            memory first nor lose what they hold. Memory and rows must be multiples of
-            :data:`ALIGNMENT` then. The next atomic operation of a thread orders these stores.
+    Its function is one that threads share; ``serial``: one that runs all lanes as one task;
+    ``called``: one of a block, scratch and a task's number, for another kernel. ``bypass``: it
+    writes the sequences of :data:`UNREAD` past the caches, which so neither read the memory first
+    nor lose what they hold; memory and rows must be multiples of :data:`ALIGNMENT` then. The next
+    atomic operation of a thread orders these stores.
     """
-    return _Printer(kernel, processor, serial, called, bypass).run()
+    return _Module(kernel, processor, serial, called, bypass).run()
 
 
 @dataclass
-class _Printer:
-    kernel: ir.Kernel
+class _Module:
+    kernel: ir.Schedule
     processor: Processor
     serial: bool
     called: bool
@@ -173,9 +173,10 @@ class _Printer:
         has_scratch = any(buffer.role in PRIVATE for buffer in kernel.buffers)
         if self.called:
             entry = called_entry(kernel.name)
+        elif self.serial:
+            entry = serial_entry(kernel.name, has_scratch)
         else:
-            write = serial_entry if self.serial else task_entry
-            entry = write(kernel.name, len(names), has_scratch)
+            entry = task_entry(kernel.name, len(names), has_scratch)
         lines = [f"; {kernel.title}", *entry]
         lines += ["define internal void @task(ptr %a, ptr %scratch, i64 %task) {", "begin:"]
         lines += [*task.lines, "  ret void", "}"]
@@ -185,21 +186,21 @@ class _Printer:
         found = (tuple(names), self.block_scratch, self.panel)
         return Printed(text, kernel.name, self.wide, *found)
 
-    def define(self, name: str, made: tuple[list[str], set[str]]) -> str:
-        """Define a function in the module, given its lines and what they need; return its name."""
-        self.functions[name] = made[0]
-        self.declared |= made[1]
-        return name
+    def define(self, name: str, made: Callable[..., tuple[list[str], set[str]]], *how: Any) -> None:
+        """Define a function once, from what makes its lines and says what they need."""
+        if name not in self.functions:
+            self.functions[name], declared = made(*how)
+            self.declared |= declared
 
 
 class _Function(Writer):
     """Write a function for blocks of some lanes: addresses, loops and operations."""
 
-    def __init__(self, printer: _Printer, width: int) -> None:
+    def __init__(self, printer: _Module, width: int) -> None:
         super().__init__(printer.declared)
         self.printer, self.width, self.kernel = printer, width, printer.kernel
         self.known: dict[str, Value] = {}  # of the arguments, and what the docstring above names
-        self.values: dict[ir.Value, Value] = {}
+        self.values: dict[ir.Var, Value] = {}
 
     def argument(self, name: str) -> Value:
         return Array(Value(self, "%a", "ptr"), WORD)[self.printer.places[name]]
@@ -213,7 +214,7 @@ class _Function(Writer):
 
     def spell(self, operand: ir.Operand, dtype: Dtype) -> Value:
         """Return an operand; a number that is no integer is in all lanes."""
-        if isinstance(operand, ir.Value):
+        if isinstance(operand, ir.Var):
             return self.values[operand]
         is_integer = isinstance(operand, int) and not isinstance(operand, bool)
         kind = "i1" if isinstance(operand, bool) else _TYPES[dtype]
@@ -277,21 +278,20 @@ class _Function(Writer):
 
     def body(self, body: Sequence[ir.Statement]) -> None:
         for each in body:
-            if isinstance(each, ir.Loop):
+            if isinstance(each, ir.For):
                 self.walk(each)
             elif isinstance(each, ir.If):
                 with self.when(self.values[each.condition]):
                     self.body(each.body)
             elif isinstance(each, ir.Operation):
                 self.operation(each)
-            elif not isinstance(each, ir.Barrier):
+            else:
                 self.statement(each)
 
     def statement(self, each: ir.Statement) -> None:
-        """Write a statement that only one kind of function has."""
-        raise TypeError(f"{type(each).__name__} is not for {type(self).__name__}")
+        """Write a statement that only one kind of function has; a barrier is none."""
 
-    def walk(self, each: ir.Loop) -> None:
+    def walk(self, each: ir.For) -> None:
         start, stop = self.integer(each.start), self.integer(each.stop)
         first = stop - 1 if each.reverse else start
         initial = [self.spell(c.initial, c.inside.dtype) for c in each.carried]
@@ -310,7 +310,7 @@ class _Function(Writer):
 
     def operation(self, each: ir.Operation) -> None:
         """Write an operation, in every lane if its operands have lanes."""
-        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Value)]
+        dtypes = [arg.dtype for arg in each.args if isinstance(arg, ir.Var)]
         dtype = next((d for d in dtypes if d is not Dtype.BOOL), self.kernel.dtype)
         args = [self.spell(arg, dtype) for arg in each.args]
         found = self.computed(each.op, args, dtype)
@@ -348,8 +348,7 @@ class _Function(Writer):
             name = f"llvm.{_INTRINSICS[op]}.v{self.width}f{8 * _BYTES[dtype]}"
             return self.intrinsic(name, kind, *args)
         name = f"{op}_{real}_{self.width}"
-        if name not in self.printer.functions:
-            self.printer.define(name, vector_function(op, real, self.width, name))
+        self.printer.define(name, vector_function, op, real, self.width, name)
         return self.value(f"call {kind} @{name}({', '.join(map(str, args))})", kind)
 
 
@@ -370,7 +369,7 @@ class _Task(_Function):
         self.row = known["group"] * per_group
         self.last_row = self.least_of(self.row + per_group, known["rows"])
         known["block.lanes"] = per_group * tile
-        products = [s for s in statements(self.kernel.body) if isinstance(s, ir.Product)]
+        products = [s for s in statements(self.kernel.body) if isinstance(s, ir.Multiply)]
         if products:
             # the first lane of the task, for what is not done block by block
             zero = self.literal(0, WORD)
@@ -382,15 +381,13 @@ class _Task(_Function):
     def statement(self, each: ir.Statement) -> None:
         if isinstance(each, ir.Lanes):
             self.lanes(each)
-        elif isinstance(each, ir.Product):
+        elif isinstance(each, ir.Multiply):
             self.product(each)
-        else:
-            super().statement(each)
 
     def lanes(self, each: ir.Lanes) -> None:
         """Write the loops over rows and blocks, and the function of a block."""
         printer, known = self.printer, self.known
-        read = [v for s in statements(each.body) for v in operands(s) if isinstance(v, ir.Value)]
+        read = [v for s in statements(each.body) for v in operands(s) if isinstance(v, ir.Var)]
         sizes = self.kernel.sizes
         captured = [v for v in dict.fromkeys(read) if v in self.values and v not in sizes]
         name = f"lanes{sum(key.startswith('lanes') for key in printer.functions) // 2}"
@@ -420,10 +417,9 @@ class _Task(_Function):
                 count = self.least_of(end - block.index, narrow)
                 call(f"{name}.narrow", block.index, count, row, origin)
 
-    def product(self, each: ir.Product) -> None:
+    def product(self, each: ir.Multiply) -> None:
         printer, real = self.printer, _TYPES[self.kernel.dtype]
-        if "multiply" not in printer.functions:
-            printer.define("multiply", product_source(real, printer.panel, printer.narrow))
+        printer.define("multiply", product_source, real, printer.panel, printer.narrow)
         matrix = self.memory(each.matrix).pointer
         source = self.place(each.source, each.source_index).pointer
         target = self.place(each.target, each.target_index).pointer
@@ -439,11 +435,11 @@ class _Task(_Function):
 class _Block(_Function):
     """Write the function of a block of lanes, of which there may be fewer if it is masked."""
 
-    def __init__(self, printer: _Printer, width: int, *, is_masked: bool) -> None:
+    def __init__(self, printer: _Module, width: int, *, is_masked: bool) -> None:
         super().__init__(printer, width)
         self.is_masked, self.mask = is_masked, Value(self, "", "")
 
-    def of_lanes(self, label: str, each: ir.Lanes, captured: Sequence[ir.Value]) -> list[str]:
+    def of_lanes(self, label: str, each: ir.Lanes, captured: Sequence[ir.Var]) -> list[str]:
         """Return the lines of the function; it is given values of the one around it."""
         names = ("row", "low", "count", "local", "block.lanes", "group")
         self.known |= {name: Value(self, f"%{name}", WORD) for name in names}
@@ -467,8 +463,6 @@ class _Block(_Function):
             self.values[each.result] = self.named(self.load(each), each.result.name)
         elif isinstance(each, ir.Store):
             self.store(each)
-        else:
-            super().statement(each)
 
     def load(self, each: ir.Load) -> Value:
         buffer, known = each.buffer, self.known
@@ -477,8 +471,7 @@ class _Block(_Function):
             if buffer.role is Role.PARAMETER:
                 size = self.argument(f"{buffer.label}.size")
             real, name = kind_of(buffer), f"spread_{self.width}{'_masked' * self.is_masked}"
-            if name not in self.printer.functions:
-                self.printer.define(name, spread_source(name, real, self.width, self.is_masked))
+            self.printer.define(name, spread_source, name, real, self.width, self.is_masked)
             given = (address, size, *(known[n] for n in ("low", "count", "neurons", "inner")))
             kind = f"<{self.width} x {real}>"
             return self.value(f"call {kind} @{name}({', '.join(map(str, given))})", kind)

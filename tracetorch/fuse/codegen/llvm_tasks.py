@@ -51,8 +51,8 @@ def task_entry(name: str, arguments: int, scratch: bool) -> list[str]:
     return [f"define void @{name}(ptr %a) {{", "begin:", *w.lines, "  ret void", "}"]
 
 
-def serial_entry(name: str, arguments: int, scratch: bool) -> list[str]:
-    """Return the lines of a function of a block's address, which does one task of all lanes."""
+def serial_entry(name: str, scratch: bool) -> list[str]:
+    """Return a function of a block, which does all lanes as one task."""
     if scratch:
         raise ValueError(f"{name} needs scratch, which it does not get where it runs alone.")
     lines = [f"define void @{name}(ptr %a) {{", "  call void @task(ptr %a, ptr null, i64 0)"]

@@ -50,19 +50,22 @@ _TRITON_FLOAT32 = {
     "sqrt": "tl.sqrt_rn({})",
 }
 
-# A number is float64. The functions without `Math.` are those of javascript.py.
-_JAVASCRIPT = {
+# Of C and JavaScript.
+_SHARED = {
     **_INFIX,
-    "eq": "{} === {}",
-    "ne": "{} !== {}",
     "and": "{} && {}",
     "or": "{} || {}",
-    "xor": "{} !== {}",
+    "xor": "{} != {}",
     "not": "!{}",
-    "double": "{}",
-    "max": "({0} > {1} || {0} !== {0} ? {0} : {1})",
-    "min": "({0} < {1} || {0} !== {0} ? {0} : {1})",
+    "max": "({0} > {1} || {0} != {0} ? {0} : {1})",
+    "min": "({0} < {1} || {0} != {0} ? {0} : {1})",
     "where": "({} ? {} : {})",
+}
+
+# A number is float64. The functions without `Math.` are those of javascript.py.
+_JAVASCRIPT = {
+    **_SHARED,
+    "double": "{}",
     "float": "({} ? 1 : 0)",
     "sigmoid": "1 / (1 + Math.exp(-{}))",
     "fmod": "{} % {}",
@@ -84,14 +87,7 @@ _ROUNDED = (
 
 # The rest of C99 is called as in Python, with an f at the end for float32.
 _C = {
-    **_INFIX,
-    "and": "{} && {}",
-    "or": "{} || {}",
-    "xor": "{} != {}",
-    "not": "!{}",
-    "max": "({0} > {1} || {0} != {0} ? {0} : {1})",
-    "min": "({0} < {1} || {0} != {0} ? {0} : {1})",
-    "where": "({} ? {} : {})",
+    **_SHARED,
     "float": "({} ? {one} : {zero})",
     "double": "(double){}",
     "sigmoid": "{one} / ({one} + exp{f}(-{}))",
@@ -118,25 +114,18 @@ def triton_target(dtype: torch.dtype) -> Target:
 
 
 def javascript_target(real: str = "float64") -> Target:
-    """Return the description of JavaScript, with arithmetic in ``"float64"`` or ``"float32"``.
-
-    Its numbers are all float64. A sum, a product, a quotient and a root of float32 are those of
-    float64, rounded once more, for that has more than twice as many digits.
-    """
-    equality = {"eq": _JAVASCRIPT["eq"], "ne": _JAVASCRIPT["ne"]}
-    expressions = _JAVASCRIPT
-    if real == "float32":
-        rounded = {op: f"Math.fround({_JAVASCRIPT[op]})" for op in _ROUNDED}
-        expressions = {**_JAVASCRIPT, **rounded}
-    integers = {**_INTEGERS, **equality, "min": "Math.min({}, {})"}
+    # Its numbers are all float64. A sum, a product, a quotient and a root of float32 are those of
+    # float64, rounded once more, for that has more than twice as many digits.
+    rounded = _ROUNDED if real == "float32" else ()
+    expressions = _JAVASCRIPT | {op: f"Math.fround({_JAVASCRIPT[op]})" for op in rounded}
+    integers = {**_INTEGERS, "min": "Math.min({}, {})"}
     return Target(expressions, integers, zero="0", negative_zero="(-0)", one="1", **_BRACES)
 
 
 # Integers of two's complement without undefined behaviour: a shift of a negative number is defined
 # by its complement; `/` rounds towards zero. Divisors are positive.
 _C_INTEGERS = {
-    **_INFIX,
-    **{op: _C[op] for op in ("and", "or", "xor", "not", "where")},
+    **_SHARED,
     "max": "({0} > {1} ? {0} : {1})",
     "min": "({0} < {1} ? {0} : {1})",
     "abs": "({0} < 0 ? -{0} : {0})",

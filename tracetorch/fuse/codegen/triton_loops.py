@@ -15,21 +15,9 @@ import torch
 
 from tracetorch.fuse.codegen.emitter import Emitter
 from tracetorch.fuse.codegen.targets import triton_target
+from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import (
-    Axis,
-    Barrier,
-    Buffer,
-    Index,
-    Kernel,
-    Load,
-    Loop,
-    Product,
-    Role,
-    Store,
-    Value,
-    statements,
-)
+from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Role
 
 # Steps that are on their way while one is computed, and that one: a step waits for memory longer
 # than it computes, and its loads do not depend on the one before.
@@ -50,33 +38,26 @@ BLOCK = 128  # lanes of a program: one for each of its threads
 _WARPS = 4
 
 
-def exact_options(backend: str) -> dict[str, Any]:
-    """Return the options with which a kernel rounds as the step does, of "cuda", "hip" or "cpu".
+def compile_options(backend: str) -> dict[str, Any]:
+    """Return the options of a launch on "cuda", "hip" or "cpu", rounding as the step does.
 
     Contraction is off, for the spikes that backward computes again are to be those of the forward
     pass; and divisions and functions keep numbers too small to be normal, as PyTorch does.
     """
-    options: dict[str, Any] = {"enable_fp_fusion": False}
-    if backend == "cuda":
-        options["enable_reflect_ftz"] = False
-    return options
-
-
-def compile_options(backend: str) -> dict[str, Any]:
-    """Return the options of a launch, as :func:`exact_options`."""
-    return {"BLOCK": BLOCK, "num_warps": _WARPS, **exact_options(backend)}
+    normal = {"enable_reflect_ftz": False} if backend == "cuda" else {}
+    return {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False, **normal}
 
 
 def unknown(graph: Graph) -> str | None:
     return triton_target(torch.float32).unknown_operation(graph)
 
 
-def triton_source(kernel: Kernel) -> str:
+def triton_source(kernel: ir.Schedule) -> str:
     """Return the module of a kernel, whose arguments are those of :func:`arguments`."""
     return TritonPrinter(kernel).print()
 
 
-def arguments(kernel: Kernel) -> list[str]:
+def arguments(kernel: ir.Schedule) -> list[str]:
     """Return the names of a kernel's arguments, in order.
 
     They are the lanes of a step and of a row and of a neuron in it; the sizes; and ``at_<buffer>``
@@ -93,39 +74,41 @@ def arguments(kernel: Kernel) -> list[str]:
     return names
 
 
-def loads_ahead(loop: Loop) -> bool:
+def loads_ahead(loop: ir.For) -> bool:
     """Whether what a loop loads may be loaded turns before: nothing in it writes there."""
-    inner = list(statements(loop.body))
-    if any(isinstance(each, (Loop, Barrier, Product)) for each in inner):
+    inner = list(ir.statements(loop.body))
+    if any(isinstance(each, (ir.For, ir.Barrier)) for each in inner):
         return False
-    stored = {each.buffer for each in inner if isinstance(each, Store)}
-    loaded = {each.buffer for each in inner if isinstance(each, Load) and Axis.LANE in each.index}
+    stored = {each.buffer for each in inner if isinstance(each, ir.Store)}
+    loaded = {
+        each.buffer for each in inner if isinstance(each, ir.Load) and Axis.LANE in each.index
+    }
     return bool(loaded) and not loaded & stored
 
 
 class TritonPrinter(Emitter):
-    """Print a kernel whose lanes are a block in registers; a child may give it another shape."""
+    """Print a kernel whose lanes are a block in registers."""
 
-    block: tuple[str, ...] = ("BLOCK",)
-    """Names of the sizes of a block of lanes, arguments behind all others."""
-
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: ir.Schedule) -> None:
         real = kernel.dtype.value
         super().__init__(kernel, triton_target(getattr(torch, real)))
         self.real = f"tl.{real}"
         self.mask = "inside"
 
     def print(self) -> str:
-        kernel = self.kernel
+        kernel, names = self.kernel, arguments(self.kernel)
         self.lines(*_MODULE.format(title=kernel.title.capitalize()).splitlines())
-        sizes = ", ".join(f'"{name}"' for name in self.unspecialised())
+        # nothing is compiled again for a multiple of 16, say: so the kernel that was tried on a
+        # sample is the one that runs, and it is not slower
+        sizes = ", ".join(f'"{name}"' for name in names)
         self.line(f"@triton.jit(do_not_specialize=[{sizes}])")
         with self.indent(f"def {kernel.name}("):
-            self.lines(*(f"{name}," for name in self.arguments()))
-            self.lines(*(f"{size}: tl.constexpr," for size in self.block))
+            self.lines(*(f"{name}," for name in names), "BLOCK: tl.constexpr,")
         with self.indent("):"):
             # int64, as offsets into a sequence may need it. A lane is row * width + column.
-            self.lines(*self.places())
+            self.line("lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)")
+            self.lines("inside = lane < lanes", "row = lane // width", "column = lane % width")
+            self.line("neuron = column // inner")
             # Blocks of literals: an operation on blocks alone keeps the dtype of the arithmetic.
             self.lines(f"zero = {self.full('0.0')}", f"one = {self.full('1.0')}")
             self.line("true = one > zero")
@@ -139,35 +122,10 @@ class TritonPrinter(Emitter):
             self.body(kernel.body)
         return self.source()
 
-    def arguments(self) -> list[str]:
-        return arguments(self.kernel)
-
-    def unspecialised(self) -> list[str]:
-        """Return the arguments for which nothing is compiled again, a multiple of 16 say.
-
-        All: one kernel for all calls, so that the one which was tried on a sample is the one that
-        runs. It is not slower, for a thread has one lane.
-        """
-        return arguments(self.kernel)
-
-    def places(self) -> tuple[str, ...]:
-        """Return the lines that say where the lanes of a program lie."""
-        return (
-            "lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)",
-            "inside = lane < lanes",
-            "row = lane // width",
-            "column = lane % width",
-            "neuron = column // inner",
-        )
-
     def full(self, value: str) -> str:
-        return f"tl.full(({', '.join(self.block)},), {value}, {self.real})"
+        return f"tl.full((BLOCK,), {value}, {self.real})"
 
-    def masked(self, condition: str) -> str:
-        """Return the expression of a mask that holds no lane where a condition does not hold."""
-        return f"lane < tl.where({condition}, lanes, 0)"
-
-    def declare(self, value: Value, spelled: str) -> None:
+    def declare(self, value: ir.Var, spelled: str) -> None:
         self.line(f"{self.spell(value)} = {spelled}")
 
     def place(self, buffer: Buffer, index: Sequence[Index]) -> str:
@@ -195,30 +153,26 @@ class TritonPrinter(Emitter):
         self.line(f"tl.store({self.place(buffer, index)}, {value}, mask={self.mask})")
 
     @contextmanager
-    def loop(self, each: Loop) -> Iterator[None]:
+    def loop(self, each: ir.For) -> Iterator[None]:
         index, stop = self.spell(each.index), self.spell(each.stop)
         start = "first" if each.start == 0 else self.spell(each.start)
         bounds = f"first, {stop} - {start}" if each.reverse else f"{start}, {stop}"
         counter = f"range({bounds})"
         if loads_ahead(each):
             counter = f"tl.range({bounds}, num_stages={STAGES})"
-        if not each.reverse:
-            with self.indent(f"for {index} in {counter}:"):
-                yield
-            return
-        with self.indent(f"for after_{index} in {counter}:"):
-            self.line(f"{index} = {stop} - 1 - after_{index}")
+        with self.indent(f"for {'after_' * each.reverse}{index} in {counter}:"):
+            if each.reverse:
+                self.line(f"{index} = {stop} - 1 - after_{index}")
             yield
 
     @contextmanager
     def condition(self, condition: str) -> Iterator[None]:
         """Open no block: a mask that holds no lane instead of a branch."""
         outer, self.mask = self.mask, f"inside_{condition}"
-        self.line(f"{self.mask} = {self.masked(condition)}")
+        self.line(f"{self.mask} = lane < tl.where({condition}, lanes, 0)")
         yield
         self.mask = outer
 
     def barrier(self) -> None:
-        """Append a barrier."""
         # A value in scratch may be read by another thread than the one that wrote it.
         self.line("tl.debug_barrier()")

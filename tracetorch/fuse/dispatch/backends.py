@@ -60,11 +60,6 @@ def requested_backend() -> str:
     return names[-1] if names else _requests.default
 
 
-def canonical_name(name: str) -> str:
-    """Return the name of a backend, given that or an earlier one; else raise ``ValueError``."""
-    return _requests.check(name)
-
-
 def is_wanted(backend: Backend) -> bool:
     """Whether kernels are tried on a sample: by the environment, or where it says so."""
     setting = os.environ.get(SWITCH, "")
@@ -100,7 +95,7 @@ def unavailable_reason(name: str, device: torch.device | None = None) -> str | N
         >>> unavailable_reason("eager") is None
         True
     """
-    name = canonical_name(name)
+    name = _requests.check(name)
     return None if name in ("auto", "eager") else backend_named(name).unavailable_reason(device)
 
 

@@ -19,8 +19,8 @@ from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.dispatch.trial import is_believed
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime import eager
+from tracetorch.fuse.runtime.allocation import Layout, allocate_results, layout_of
 from tracetorch.fuse.runtime.backend import Grads, Operands
-from tracetorch.fuse.runtime.layout import Layout, allocate_results, layout_of
 
 T = TypeVar("T")
 

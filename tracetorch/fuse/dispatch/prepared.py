@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from tracetorch.cell import Cell, Constraint, ConstraintGradient, StepDefinition, StepLayer
 from tracetorch.core.torch_private import functorch, observed_by
 from tracetorch.core.walk import Opaque
-from tracetorch.fuse.dispatch.backends import (
-    backend,
-    backend_named,
-    canonical_name,
-    select_backend,
-)
+from tracetorch.fuse.dispatch.backends import backend, backend_named, select_backend
 from tracetorch.fuse.dispatch.operators import (
     backward_inputs,
     no_second_gradient,
@@ -43,8 +38,8 @@ from tracetorch.fuse.dispatch.plans import (
 from tracetorch.fuse.dispatch.single_step import MOST_LANES, CompiledStep
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime import eager
+from tracetorch.fuse.runtime.allocation import Layout, layout_of
 from tracetorch.fuse.runtime.backend import Operands
-from tracetorch.fuse.runtime.layout import Layout, layout_of
 
 States: TypeAlias = "Mapping[str, Tensor | None]"
 Result: TypeAlias = "tuple[Tensor, dict[str, Tensor]]"
@@ -365,7 +360,7 @@ def unsupported_reason(name: str, layer: object, x: Tensor) -> str | None:
     dtype = layer._check_input(x, sequence=True)
     if layer.cell.runs_by_step:
         return "methods of its own must see every step, so it is called once for each"
-    name = canonical_name(name)
+    name = _requests.check(name)
     if name in ("auto", "eager"):
         return None
     with torch.no_grad():

@@ -1,15 +1,12 @@
 """Run a layer's ``step`` over a whole sequence with its output fed back through a matrix.
 
 Recurrence. ``snn.Recurrent`` with an exact ``nn.Linear`` or ``snn.DelayedLinear`` is one loop over
-time too (``tracetorch/fuse/ir/schedule.py``), on the CPU. Neurons of a sample are coupled, samples
-are not: a task is eight samples. The output of each step is multiplied by one matrix for each
-delay, with its events, or densely where more than 0.4 of four rows are not zero; backward does the
-same with the cotangents. What is kept for backward is the sum that the step was given, in place of
-the input: states and outputs are computed again from it, step by step without a product, and the
-weight's gradient is one product over all of time for each matrix. On a GPU, and with hooks,
-overrides, parametrizations, autocast, half precision, transforms, ``torch.compile``, a record of
-the neuron inside, or a weight that is not finite (a skipped ``0 * inf`` would hide the NaN), the
-modules are called step by step.
+time on the CPU. Neurons of a sample are coupled, samples are not: a task is eight samples. The
+output of each step is multiplied by one matrix for each delay, with its events, or densely where
+more than 0.4 of four rows are not zero; backward does the same with the cotangents. Kept for it is
+the sum that each step was given: states and outputs are computed again from that, and the weight's
+gradient is one product over all of time. Everything else is called step by step, and so is a weight
+that is not finite: a skipped ``0 * inf`` would hide the NaN.
 """
 
 from __future__ import annotations
@@ -29,9 +26,8 @@ from tracetorch.fuse.dispatch.plans import recurrent_plan_for
 from tracetorch.fuse.ir.kernel import Role
 from tracetorch.fuse.ir.plan import SCRATCH, RecurrentPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
-from tracetorch.fuse.runtime.allocation import large_empty
+from tracetorch.fuse.runtime.allocation import large_empty, layout_of, strided
 from tracetorch.fuse.runtime.cpu import kernel_of, parameter_gradients
-from tracetorch.fuse.runtime.layout import layout_of, strided
 from tracetorch.fuse.runtime.threads import run_tasks
 
 _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share out a small batch

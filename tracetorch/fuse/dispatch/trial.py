@@ -23,8 +23,8 @@ from tracetorch.fuse.dispatch.backends import report_fallback, select_backend
 from tracetorch.fuse.ir.graph import COMPARISONS, LOGIC
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime import eager
+from tracetorch.fuse.runtime.allocation import Layout, layout_of
 from tracetorch.fuse.runtime.backend import Backend, Operands
-from tracetorch.fuse.runtime.layout import Layout, layout_of
 from tracetorch.fuse.runtime.threefry import uniforms
 
 _STEPS = 5

@@ -14,11 +14,11 @@ from typing import NamedTuple, TypeAlias
 from tracetorch.fuse.ir.graph import Builder, Graph, Line, Value
 
 Presence: TypeAlias = tuple[bool, ...]
-"""Whether it is there at the last step, the one before it, ...; the last ``period`` go round."""
+"""Whether it is there at the last step, the one before it, ..."""
 
 
 class Presences(NamedTuple):
-    """Presence of each cotangent; the last ``ring`` entries, or the last one alone, go round."""
+    """Presence of each cotangent; the last ``period`` entries go round."""
 
     of: dict[str, Presence]
     period: int
@@ -34,14 +34,11 @@ def presences(
     before: Callable[[Mapping[str, bool], Callable[[str], bool]], Mapping[str, bool]],
     fed: tuple[str, int] | None = None,
 ) -> Presences:
-    """Return the presence of each cotangent.
+    """Return the presence of each cotangent of a graph, the vector-Jacobian product of one step.
 
-    Args:
-        graph: the vector-Jacobian product of one step.
-        last: whether each is there at the last step, by its name in the graph.
-        before: returns the same of the step before, from those of a step and a function that says
-            whether one of them reaches an output of the graph.
-        fed: a cotangent that comes from elsewhere too, and how many steps before the last one.
+    ``last`` says whether each is there at the last step; ``before`` returns the same of the step
+    before, from those of a step and whether one of them reaches an output of the graph; ``fed``: a
+    cotangent that comes from elsewhere too, and how many steps before the last one.
     """
     reading = readers(graph, last)
     found: list[dict[str, bool]] = []

@@ -87,7 +87,7 @@ class Axis(_Word):
 
 
 @dataclass(frozen=True)
-class Value:
+class Var:
     """A value of a kernel: its name, unique there; its type; whether every lane has its own."""
 
     name: str
@@ -98,8 +98,8 @@ class Value:
         return self.name
 
 
-Operand: TypeAlias = "Value | float | int | bool"
-Index: TypeAlias = "Value | int | Axis"
+Operand: TypeAlias = "Var | float | int | bool"
+Index: TypeAlias = "Var | int | Axis"
 
 
 class Extent(_Word):
@@ -113,7 +113,7 @@ class Extent(_Word):
 class Size:
     """Size of a dimension: an argument of the kernel, plus a number."""
 
-    value: Value
+    value: Var
     plus: int = 0
 
     def __str__(self) -> str:
@@ -150,7 +150,7 @@ class Buffer:
 class Operation:
     """``result = op(*args)``, in every lane if the result has lanes."""
 
-    result: Value
+    result: Var
     op: str
     args: tuple[Operand, ...]
 
@@ -159,7 +159,7 @@ class Operation:
 class Load:
     """``result = buffer[index]``."""
 
-    result: Value
+    result: Var
     buffer: Buffer
     index: tuple[Index, ...]
 
@@ -177,17 +177,17 @@ class Store:
 class Carried:
     """A value of a loop: ``inside`` is ``initial``, then the last ``next``; behind, ``result``."""
 
-    inside: Value
+    inside: Var
     initial: Operand
     next: Operand
-    result: Value
+    result: Var
 
 
 @dataclass(frozen=True)
-class Loop:
+class For:
     """Run ``body`` for each ``index`` of ``start ... stop - 1``, from the last one if reversed."""
 
-    index: Value
+    index: Var
     start: Operand
     stop: Operand
     reverse: bool
@@ -199,7 +199,7 @@ class Loop:
 class If:
     """Run ``body`` where a uniform condition holds."""
 
-    condition: Value
+    condition: Var
     body: tuple[Statement, ...]
 
 
@@ -216,7 +216,7 @@ class Barrier:
 
 
 @dataclass(frozen=True)
-class Product:
+class Multiply:
     """Multiply the rows of one step by several matrices, and add that to several steps.
 
     ``target[i + j] += source[index] @ matrix[first + j]`` for ``j`` of ``0 ... count - 1``, none if
@@ -236,17 +236,17 @@ class Product:
     reverse: bool = False
 
 
-Statement: TypeAlias = "Operation | Load | Store | Loop | If | Lanes | Barrier | Product"
+Statement: TypeAlias = "Operation | Load | Store | For | If | Lanes | Barrier | Multiply"
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Schedule:
     """A kernel: a function of integers, its sizes, and buffers, for the lanes of one task."""
 
     name: str
     title: str
     dtype: Dtype
-    sizes: tuple[Value, ...]
+    sizes: tuple[Var, ...]
     buffers: tuple[Buffer, ...]
     body: tuple[Statement, ...]
 
@@ -260,7 +260,7 @@ def statements(body: Sequence[Statement]) -> Iterator[Statement]:
     """Yield all statements of a body, those of inner bodies behind their own."""
     for statement in body:
         yield statement
-        if isinstance(statement, (Loop, If, Lanes)):
+        if isinstance(statement, (For, If, Lanes)):
             yield from statements(statement.body)
 
 
@@ -271,24 +271,24 @@ def operands(statement: Statement) -> tuple[Operand, ...]:
     if isinstance(statement, (Load, Store)):
         value = () if isinstance(statement, Load) else (statement.value,)
         return (*(i for i in statement.index if not isinstance(i, Axis)), *value)
-    if isinstance(statement, Loop):
+    if isinstance(statement, For):
         return (statement.start, statement.stop, *(c.initial for c in statement.carried))
     if isinstance(statement, If):
         return (statement.condition,)
-    if isinstance(statement, Product):
+    if isinstance(statement, Multiply):
         both = (*statement.target_index, *statement.source_index)
         indices = tuple(i for i in both if not isinstance(i, Axis))
         return (*indices, statement.first, statement.count)
     return ()
 
 
-def written(kernel: Kernel) -> frozenset[Buffer]:
+def written(kernel: Schedule) -> frozenset[Buffer]:
     """Return the buffers that a kernel writes to."""
     found: set[Buffer] = set()
     for each in statements(kernel.body):
         if isinstance(each, Store):
             found.add(each.buffer)
-        elif isinstance(each, Product):
+        elif isinstance(each, Multiply):
             found.add(each.target)
     return frozenset(found)
 
@@ -300,9 +300,9 @@ def written(kernel: Kernel) -> frozenset[Buffer]:
 class OpenLoop:
     """A loop while its body is written, which sets ``next``: what it carries, within and after."""
 
-    index: Value
-    carried: dict[str, Value]
-    results: dict[str, Value]
+    index: Var
+    carried: dict[str, Var]
+    results: dict[str, Var]
     next: dict[str, Operand] = field(default_factory=dict)
 
 
@@ -322,12 +322,12 @@ class KernelBuilder:
 
     def __init__(self, name: str, title: str, dtype: Dtype) -> None:
         self.name, self.title, self.dtype = name, title, dtype
-        self._sizes: list[Value] = []
+        self._sizes: list[Var] = []
         self._buffers: list[Buffer] = []
         self._blocks: list[list[Statement]] = [[]]
         self._names: set[str] = set()
 
-    def size(self, name: str) -> Value:
+    def size(self, name: str) -> Var:
         value = self._value(name, Dtype.INT64, False)
         self._sizes.append(value)
         return value
@@ -340,7 +340,7 @@ class KernelBuilder:
         self._buffers.append(buffer)
         return buffer
 
-    def op(self, op: str, *args: Operand, dtype: Dtype | None = None) -> Value:
+    def op(self, op: str, *args: Operand, dtype: Dtype | None = None) -> Var:
         """Append an operation and return its result, by default of its last operand's dtype."""
         dtypes = [_dtype_of(arg, self.dtype) for arg in args]
         if dtype is not None:
@@ -353,13 +353,13 @@ class KernelBuilder:
             dtype = Dtype.FLOAT64
         else:
             dtype = dtypes[-1]
-        lanes = any(isinstance(arg, Value) and arg.lanes for arg in args)
+        lanes = any(isinstance(arg, Var) and arg.lanes for arg in args)
         prefix = "i" if dtype.is_integer else ("b" if dtype is Dtype.BOOL else "v")
         result = self._value(prefix, dtype, lanes, numbered=True)
         self.append(Operation(result, op, args))
         return result
 
-    def load(self, buffer: Buffer, index: tuple[Index, ...], name: str) -> Value:
+    def load(self, buffer: Buffer, index: tuple[Index, ...], name: str) -> Var:
         lanes = any(isinstance(i, Axis) for i in index)
         result = self._value(name, buffer.dtype, lanes)
         self.append(Load(result, buffer, index))
@@ -380,27 +380,27 @@ class KernelBuilder:
     ) -> Iterator[OpenLoop]:
         """Append a loop whose body is what is appended inside."""
         carried = carried or {}
-        inside: dict[str, Value] = {}
-        results: dict[str, Value] = {}
+        inside: dict[str, Var] = {}
+        results: dict[str, Var] = {}
         for each, initial in carried.items():
             dtype = _dtype_of(initial, self.dtype)
             # a number that it begins with may become one of each lane
-            lanes = not isinstance(initial, Value) or initial.lanes
+            lanes = not isinstance(initial, Var) or initial.lanes
             inside[each] = self._value(each, dtype, lanes)
             results[each] = self._value(f"{each}_end", dtype, lanes)
         opened = OpenLoop(self._value(name, Dtype.INT64, False), inside, results)
 
-        def made(body: tuple[Statement, ...]) -> Loop:
+        def made(body: tuple[Statement, ...]) -> For:
             pairs = tuple(
                 Carried(inside[each], initial, opened.next.get(each, inside[each]), results[each])
                 for each, initial in carried.items()
             )
-            return Loop(opened.index, start, stop, reverse, pairs, body)
+            return For(opened.index, start, stop, reverse, pairs, body)
 
         with self._block(made):
             yield opened
 
-    def when(self, condition: Value) -> AbstractContextManager[None]:
+    def when(self, condition: Var) -> AbstractContextManager[None]:
         return self._block(lambda body: If(condition, body))
 
     def lanes(self) -> AbstractContextManager[None]:
@@ -412,23 +412,23 @@ class KernelBuilder:
         yield
         self.append(made(tuple(self._blocks.pop())))
 
-    def kernel(self) -> Kernel:
+    def kernel(self) -> Schedule:
         (body,) = self._blocks
         sizes, buffers = tuple(self._sizes), tuple(self._buffers)
-        return Kernel(self.name, self.title, self.dtype, sizes, buffers, tuple(body))
+        return Schedule(self.name, self.title, self.dtype, sizes, buffers, tuple(body))
 
     def append(self, statement: Statement) -> None:
         self._blocks[-1].append(statement)
 
-    def _value(self, name: str, dtype: Dtype, lanes: bool, *, numbered: bool = False) -> Value:
+    def _value(self, name: str, dtype: Dtype, lanes: bool, *, numbered: bool = False) -> Var:
         unique = f"{name}{len(self._names)}" if numbered or name in self._names else name
         self._names.add(unique)
-        return Value(unique, dtype, lanes)
+        return Var(unique, dtype, lanes)
 
 
 def _dtype_of(operand: Operand, real: Dtype) -> Dtype:
     """Return the dtype of an operand; a float stands for a number of the arithmetic."""
-    if isinstance(operand, Value):
+    if isinstance(operand, Var):
         return operand.dtype
     if isinstance(operand, bool):
         return Dtype.BOOL
@@ -438,45 +438,48 @@ def _dtype_of(operand: Operand, real: Dtype) -> Dtype:
 # Simplifying
 
 
-def values_read(body: Sequence[Statement]) -> frozenset[Value]:
+def values_read(body: Sequence[Statement]) -> frozenset[Var]:
     """Return the values that the statements of a body read, and what its loops carry on."""
-    read: set[Value] = set()
+    read: set[Var] = set()
     for each in statements(body):
-        read |= {v for v in operands(each) if isinstance(v, Value)}
-        if isinstance(each, Loop):
-            read |= {c.next for c in each.carried if isinstance(c.next, Value)}
+        read |= {v for v in operands(each) if isinstance(v, Var)}
+        if isinstance(each, For):
+            read |= {c.next for c in each.carried if isinstance(c.next, Var)}
     return frozenset(read)
 
 
-def without_dead_lines(kernel: Kernel) -> Kernel:
+def without_dead_lines(kernel: Schedule) -> Schedule:
     """Return a kernel without operations, loads and carried values that nothing reads."""
     while True:
         read = values_read(kernel.body)
-        body = _living(kernel.body, read)
+
+        def is_read(each: Statement, read: frozenset[Var] = read) -> bool:
+            return not isinstance(each, (Operation, Load)) or each.result in read
+
+        body = _filtered(kernel.body, is_read, read)
         if body == kernel.body:
             return kernel
         kernel = replace(kernel, body=body)
 
 
-def _living(body: Sequence[Statement], read: frozenset[Value]) -> tuple[Statement, ...]:
-    kept: list[Statement] = []
-    for each in body:
-        if isinstance(each, (Operation, Load)):
-            if each.result in read:
-                kept.append(each)
-        elif isinstance(each, Loop):
+def _filtered(
+    body: Sequence[Statement], keeps: Callable[[Statement], bool], read: frozenset[Var]
+) -> tuple[Statement, ...]:
+    """Return the statements that are kept, without empty blocks and what no loop need carry."""
+    found: list[Statement] = []
+    for each in filter(keeps, body):
+        if isinstance(each, For):
             carried = tuple(c for c in each.carried if c.inside in read or c.result in read)
-            kept.append(replace(each, carried=carried, body=_living(each.body, read)))
+            each = replace(each, carried=carried, body=_filtered(each.body, keeps, read))
         elif isinstance(each, (If, Lanes)):
-            inner = replace(each, body=_living(each.body, read))
-            if inner.body:
-                kept.append(inner)
-        else:
-            kept.append(each)
-    return tuple(kept)
+            each = replace(each, body=_filtered(each.body, keeps, read))
+            if not each.body:
+                continue
+        found.append(each)
+    return tuple(found)
 
 
-def without_memory(kernel: Kernel, roles: Sequence[Role]) -> Kernel:
+def without_memory(kernel: Schedule, roles: Sequence[Role]) -> Schedule:
     """Return a kernel without buffers of some roles, which may go only to other memory."""
     buffers = tuple(buffer for buffer in kernel.buffers if buffer.role not in roles)
     loaded = {
@@ -485,14 +488,9 @@ def without_memory(kernel: Kernel, roles: Sequence[Role]) -> Kernel:
         if isinstance(each, Load) and each.buffer.role in roles
     }
 
-    def kept(body: Sequence[Statement]) -> tuple[Statement, ...]:
-        found: list[Statement] = []
-        for each in body:
-            if isinstance(each, Store) and (each.buffer.role in roles or each.value in loaded):
-                continue
-            if isinstance(each, (Loop, If, Lanes)):
-                each = replace(each, body=kept(each.body))
-            found.append(each)
-        return tuple(found)
+    def keeps(each: Statement) -> bool:
+        stored = isinstance(each, Store) and (each.buffer.role in roles or each.value in loaded)
+        return not stored
 
-    return without_dead_lines(replace(kernel, buffers=buffers, body=kept(kernel.body)))
+    body = _filtered(kernel.body, keeps, values_read(kernel.body))
+    return without_dead_lines(replace(kernel, buffers=buffers, body=body))

@@ -10,16 +10,6 @@ from tracetorch.fuse.ir.graph import BINARY, COMPARISONS, LOGIC, UNARY, Builder,
 # Called as PyTorch calls the operation, behind the builder ``b`` that gets the lines.
 Rule: TypeAlias = Callable[..., Value]
 
-_RULES: dict[str, Rule] = {}
-
-
-def _rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(names, rule))
-        return rule
-
-    return register
-
 
 def _as_float(b: Builder, value: Value) -> Value:
     if isinstance(value, str):
@@ -36,14 +26,12 @@ def _arithmetic(op: str) -> Rule:
     return lambda b, *args: b.emit(op, *(_as_float(b, arg) for arg in args))
 
 
-@_rule("add")
 def _add(b: Builder, x: Value, y: Value, alpha: float = 1) -> Value:
     x, y = _as_float(b, x), _as_float(b, y)
     # PyTorch rounds the scaled sum once.
     return b.emit("add", x, y) if alpha == 1 else b.emit("fma", y, float(alpha), x)
 
 
-@_rule("sub")
 def _sub(b: Builder, x: Value, y: Value, alpha: float = 1) -> Value:
     x, y = _as_float(b, x), _as_float(b, y)
     return b.emit("sub", x, y) if alpha == 1 else b.emit("fma", y, -float(alpha), x)
@@ -63,7 +51,6 @@ def _bitwise(op: str) -> Rule:
     return rule
 
 
-@_rule("pow")
 def _pow(b: Builder, x: Value, y: Value) -> Value:
     x, y = _as_float(b, x), _as_float(b, y)
     if isinstance(y, str):
@@ -83,7 +70,6 @@ def _pow(b: Builder, x: Value, y: Value) -> Value:
     return special[y]() if y in special else b.emit("pow", x, y)
 
 
-@_rule("clamp")
 def _clamp(b: Builder, x: Value, low: Value | None = None, high: Value | None = None) -> Value:
     x = _as_float(b, x)
     # The upper bound last: it wins where the bounds cross, as in PyTorch.
@@ -96,12 +82,10 @@ def _clamp(b: Builder, x: Value, low: Value | None = None, high: Value | None = 
     return x
 
 
-@_rule("where")
 def _where(b: Builder, condition: Value, x: Value, y: Value) -> Value:
     return b.emit("where", _as_boolean(b, condition), _as_float(b, x), _as_float(b, y))
 
 
-@_rule("sign", "sgn")
 def _sign(b: Builder, x: Value) -> Value:
     x = _as_float(b, x)
     # 0 at NaN too, as in PyTorch.
@@ -109,7 +93,6 @@ def _sign(b: Builder, x: Value) -> Value:
     return b.emit("where", b.emit("gt", x, 0.0), 1.0, below)
 
 
-@_rule("remainder")
 def _remainder(b: Builder, x: Value, y: Value) -> Value:
     x, y = _as_float(b, x), _as_float(b, y)
     rest = b.emit("fmod", x, y)
@@ -130,7 +113,6 @@ def _ignoring_nan(op: str) -> Rule:
     return rule
 
 
-@_rule("lerp")
 def _lerp(b: Builder, x: Value, y: Value, weight: Value) -> Value:
     x, y, weight = _as_float(b, x), _as_float(b, y), _as_float(b, weight)
     # From the nearer end, as in PyTorch, so that the ends themselves are met.
@@ -139,7 +121,6 @@ def _lerp(b: Builder, x: Value, y: Value, weight: Value) -> Value:
     return b.emit("fma", share, b.emit("sub", y, x), b.emit("where", far, y, x))
 
 
-@_rule("softplus")
 def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     scaled = b.emit("mul", x, float(beta))
     # Above the threshold, where exp may overflow, softplus is x to rounding.
@@ -147,7 +128,6 @@ def _softplus(b: Builder, x: Value, beta: float = 1, threshold: float = 20) -> V
     return b.emit("where", b.emit("gt", scaled, float(threshold)), x, smooth)
 
 
-@_rule("softplus_backward")
 def _softplus_backward(b: Builder, g: Value, x: Value, beta: float, threshold: float) -> Value:
     scaled = b.emit("mul", x, float(beta))
     grown = b.emit("exp", scaled)
@@ -155,7 +135,6 @@ def _softplus_backward(b: Builder, g: Value, x: Value, beta: float, threshold: f
     return b.emit("where", b.emit("gt", scaled, float(threshold)), g, smooth)
 
 
-@_rule("silu_backward")
 def _silu_backward(b: Builder, g: Value, x: Value) -> Value:
     s = b.emit("sigmoid", x)
     slope = b.emit("fma", x, b.emit("sub", 1.0, s), 1.0)
@@ -184,9 +163,21 @@ def _constant(position: int) -> Rule:
     return rule
 
 
-_RULES |= {
+_RULES: dict[str, Rule] = {
     # Arithmetic, comparisons and functions of numbers.
-    **{op: _arithmetic(op) for op in (UNARY | BINARY | COMPARISONS) - {"max", "min", *_RULES}},
+    **{op: _arithmetic(op) for op in (UNARY | BINARY | COMPARISONS) - {"max", "min"}},
+    "add": _add,
+    "sub": _sub,
+    "pow": _pow,
+    "clamp": _clamp,
+    "where": _where,
+    "sign": _sign,
+    "sgn": _sign,
+    "remainder": _remainder,
+    "lerp": _lerp,
+    "softplus": _softplus,
+    "softplus_backward": _softplus_backward,
+    "silu_backward": _silu_backward,
     "maximum": _arithmetic("max"),
     "minimum": _arithmetic("min"),
     "rsub": lambda b, x, y, alpha=1: _sub(b, y, x, alpha),

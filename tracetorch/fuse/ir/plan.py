@@ -82,10 +82,8 @@ class Plan:
         """Return the plan of a backward pass to which these cotangents do not come back."""
         key = absent if steps is None is fed else (absent, steps, fed)
         if absent and key not in self.parts:
-            part = replace(
-                self, kernels={}, tried=set(), absent=absent, whole=self, parts={}, steps=steps,
-                fed=fed,
-            )  # fmt: skip
+            fresh: Any = {"kernels": {}, "tried": set(), "parts": {}}
+            part = replace(self, **fresh, absent=absent, whole=self, steps=steps, fed=fed)
             # what nothing comes back to has no gradient, as in autograd
             names = tuple([n for n in self.differentiated if n in part.reached])
             trained = tuple([n for n in self.trained if f"p_{n}" in part.reached])

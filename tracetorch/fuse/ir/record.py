@@ -111,7 +111,7 @@ class _Lane(Tensor):
         raise RuntimeError("step kept a tensor of an earlier call")
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class StepRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record what is computed, forward and by autograd, on sample tensors of sizes ``side``."""
 
     def __init__(self, ndim: int, dtype: torch.dtype, device: torch.device, side: int) -> None:
@@ -280,7 +280,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 # TorchDispatchMode wraps this method to hide it from Dynamo. The wrapper imports Dynamo at the
 # first operation, which takes longer than to trace.
-Recorder.__torch_dispatch__ = inspect.unwrap(Recorder.__torch_dispatch__)  # type: ignore
+StepRecorder.__torch_dispatch__ = inspect.unwrap(StepRecorder.__torch_dispatch__)  # type: ignore
 
 
 def _is_view(func: Any, operation: str) -> bool:

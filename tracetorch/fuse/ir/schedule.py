@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import Buffer, Kernel, Operand, Role, Size, Value
+from tracetorch.fuse.ir.kernel import Buffer, Operand, Role, Schedule, Size, Var
 from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 
 LANE, NEURON = ir.Axis.LANE, ir.Axis.NEURON
@@ -96,18 +96,18 @@ class _Writer:
             env[line.name] = self.k.op(line.op, *map(operand, line.args))
         return {name: operand(value) for name, value in graph.outputs.items()}
 
-    def load(self, buffers: Mapping[str, Buffer], graph: Graph, index: Value) -> dict[str, Operand]:
+    def load(self, buffers: Mapping[str, Buffer], graph: Graph, index: Var) -> dict[str, Operand]:
         read = graph.reads()
         return {n: self.k.load(b, (index, LANE), n) for n, b in buffers.items() if n in read}
 
-    def bounds(self, index: Value, steps: Value, start: Value | None, stop: Value) -> list[Value]:
+    def bounds(self, index: Var, steps: Var, start: Var | None, stop: Var) -> list[Var]:
         """Return the first step of a segment or chunk, and the one behind its last."""
         begin = self.k.op("mul", index, steps)
         if start is not None:
             begin = self.k.op("add", start, begin)
         return [begin, self.k.op("min", self.k.op("add", begin, steps), stop)]
 
-    def segment(self, index: Value) -> list[Value]:
+    def segment(self, index: Var) -> list[Var]:
         return self.bounds(index, self.size["every"], None, self.size["steps"])
 
     def put(self, scratch: Buffer, values: Iterable[Operand], start: int = 0) -> None:
@@ -137,7 +137,7 @@ class _Writer:
 
     # Segments
 
-    def store_checkpoint(self, segment: Value, states: Mapping[str, Operand]) -> None:
+    def store_checkpoint(self, segment: Var, states: Mapping[str, Operand]) -> None:
         with self.k.when(self.k.op("gt", segment, 0)):
             before = self.k.op("sub", segment, 1)
             for i, name in self.kept:
@@ -148,8 +148,8 @@ class _Writer:
         starts: Mapping[str, Buffer],
         inputs: Mapping[str, Buffer],
         env: Mapping[str, Operand],
-        segment: Value,
-        bounds: Sequence[Value],
+        segment: Var,
+        bounds: Sequence[Var],
     ) -> None:
         """Fill ``past`` with the states before each step of a segment."""
         k, past, (begin, end) = self.k, self.past, bounds
@@ -178,11 +178,11 @@ class _Writer:
                 k.store(past, (after, i, LANE), results[f"next_{name}"])
         k.append(ir.Barrier())
 
-    def load_past(self, index: Value, begin: Value) -> dict[str, Operand]:
+    def load_past(self, index: Var, begin: Var) -> dict[str, Operand]:
         place = self.k.op("sub", index, begin)
         return {f"s_{n}": self.k.load(self.past, (place, i, LANE), f"s_{n}") for i, n in self.kept}
 
-    def present(self, index: Value) -> dict[str, Operand]:
+    def present(self, index: Var) -> dict[str, Operand]:
         """Return which cotangents are present at a step, by name; they come and go from the end."""
         k, period = self.k, self.plan.presences.period
         either, found = functools.partial(k.op, "or"), dict[str, Operand]()
@@ -216,7 +216,7 @@ _TIME = ("steps", "every", "segments")
 # A sequence
 
 
-def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
+def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Schedule:
     """Return the forward pass: outputs, final states, trajectories, checkpoints.
 
     Args:
@@ -238,7 +238,7 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
     w.declare_checkpoints()
 
     def walk(
-        env: Mapping[str, Operand], states: Mapping[str, Operand], first: Value, last: Value
+        env: Mapping[str, Operand], states: Mapping[str, Operand], first: Var, last: Var
     ) -> dict[str, Operand]:
         """Write the loop over some steps; return the states behind them."""
         with k.loop("t", first, last, states) as steps:
@@ -278,7 +278,7 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Kernel:
     return k.kernel()
 
 
-def backward_kernel(plan: Plan) -> Kernel:
+def backward_kernel(plan: Plan) -> Schedule:
     """Return the backward pass: gradients of inputs and initial states, sums of parameters'."""
     program, states = plan.program, plan.program.states
     w = _Writer("backward", "backward pass", plan, [plan.backward, plan.advance], *_TIME)
@@ -325,7 +325,7 @@ def backward_kernel(plan: Plan) -> Kernel:
     return k.kernel()
 
 
-def reach_kernel(plan: Plan) -> Kernel:
+def reach_kernel(plan: Plan) -> Schedule:
     """Return where a cotangent of the output reaches anything: 0 where it is multiplied by 0.
 
     That is where a surrogate of compact support ends: what would come back to such an output along
@@ -359,7 +359,7 @@ def reach_kernel(plan: Plan) -> Kernel:
 # One step
 
 
-def step_kernel(plan: Plan) -> Kernel:
+def step_kernel(plan: Plan) -> Schedule:
     """Return one step: output and next states."""
     program = plan.program
     w = _Writer("step", "one step", plan, [program.forward])
@@ -383,7 +383,7 @@ def step_kernel(plan: Plan) -> Kernel:
 # A linear recurrence
 
 
-def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
+def recurrent_forward_kernel(plan: RecurrentPlan) -> Schedule:
     """Return the forward pass in a linear recurrence."""
     program, names = plan.program, [f"s_{name}" for name in plan.program.states]
     title = "forward pass in a linear recurrence"
@@ -407,7 +407,7 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
         skipped = k.op("sub", k.op("sub", taps, 1), walk.index)
         count = k.op("min", k.op("add", walk.index, 1), steps)
         source = (first, (walk.index, LANE), matrix)
-        k.append(ir.Product(drive, (0, LANE), *source, skipped, count))
+        k.append(ir.Multiply(drive, (0, LANE), *source, skipped, count))
     with k.loop("segment", 0, w.size["segments"]) as outer:
         begin, end = w.segment(outer.index)
         if plan.recomputed:
@@ -427,7 +427,7 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
             left = k.op("sub", k.op("sub", steps, 1), t)
             following, count = k.op("add", t, 1), k.op("min", taps, left)
             source = (output, (t, LANE), matrix)
-            k.append(ir.Product(drive, (following, LANE), *source, 0, count))
+            k.append(ir.Multiply(drive, (following, LANE), *source, 0, count))
     with k.lanes():
         w.end_from(scratch, ends)
         final = k.op("sub", steps, 1)
@@ -435,7 +435,7 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Kernel:
     return k.kernel()
 
 
-def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
+def recurrent_backward_kernel(plan: RecurrentPlan) -> Schedule:
     """Return the backward pass in a linear recurrence; its outputs are recomputed on the way."""
     program, states = plan.program, plan.program.states
     title, graphs = "backward pass in a linear recurrence", [plan.backward, plan.advance]
@@ -496,9 +496,9 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Kernel:
                     k.store(scratch, (i, LANE), total)
             preceding, count = k.op("sub", t, 1), k.op("min", taps, t)
             source = (d_x, (t, LANE), matrix)
-            k.append(ir.Product(d_x, (preceding, LANE), *source, 0, count, reverse=True))
+            k.append(ir.Multiply(d_x, (preceding, LANE), *source, 0, count, reverse=True))
             newest, rest = k.op("sub", taps, 1), k.op("sub", taps, count)
-            k.append(ir.Product(d_first, (newest, LANE), *source, count, rest, reverse=True))
+            k.append(ir.Multiply(d_first, (newest, LANE), *source, count, rest, reverse=True))
         with k.lanes():
             w.add_sums(w.get(scratch, totals, count_of_states))
     with k.lanes():

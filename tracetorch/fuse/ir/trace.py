@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch import Tensor
 from tracetorch.cell import Cell, StepDefinition
 from tracetorch.core.torch_private import global_modes_off
 from tracetorch.fuse.ir.graph import Graph, Unfusable
-from tracetorch.fuse.ir.record import READS_SIZES, Recorder
+from tracetorch.fuse.ir.record import READS_SIZES, StepRecorder
 from tracetorch.fuse.step_results import check_step_results
 
 
@@ -142,58 +141,42 @@ def trace(
         Unfusable: ``step`` does something that is not pointwise, reads the values or sizes of
             tensors, or draws random numbers.
     """
-    program = _trace(cell, ndim, dtype, arguments, device, 2)
-    # sizes are symbols to the step; an operation of PyTorch might compute with those of samples
-    if _trace(cell, ndim, dtype, arguments, device, 5).key != program.key:
+    program = _trace(cell, arguments, ndim, dtype, device, 2)
+    # the step sees no sizes; an operation of PyTorch might compute with those of samples
+    if _trace(cell, arguments, ndim, dtype, device, 5).key != program.key:
         raise Unfusable(READS_SIZES)
     return program
 
 
-def _trace(
-    cell: Cell,
-    ndim: int,
-    dtype: torch.dtype,
-    arguments: dict[str, Any],
-    device: torch.device,
-    side: int,
-) -> Program:
-    """Trace once, on samples whose dimensions all have size ``side``."""
+def _trace(cell: Cell, arguments: dict[str, Any], *settings: Any) -> Program:
+    """Trace once, by a recorder of some settings."""
     active = cell.active
     params = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
     constants = {name: value for name, value in arguments.items() if name not in params}
     entered = input_names(cell)
     names = [*entered, *(f"s_{n}" for n in active), *(f"p_{n}" for n in params)]
-    results: dict[str, Tensor | None] = {}
-    smooth: dict[str, Tensor] = {}
     try:
-        with contextlib.ExitStack() as modes:
-            # the program serves every later call, in whatever mode this first one runs
-            modes.enter_context(global_modes_off())
-            recorder = Recorder(ndim, dtype, device, side)
+        # the program serves every later call, in whatever mode this first one runs
+        with global_modes_off():
+            recorder = StepRecorder(*settings)
             like = {f"p_{name}": arguments[name] for name in params}
             inputs = {n: recorder.input(n, like.get(n)).requires_grad_() for n in names}
-            modes.enter_context(recorder)
+            given = [inputs[name] for name in entered]
             # Forward: inactive states are None, as in an eager step.
-            stepped = cell.step(
-                *(inputs[name] for name in entered),
-                *(inputs.get(f"s_{name}") for name in cell.states),
-                **{name: inputs[f"p_{name}"] for name in params},
-                **constants,
-            )
-            output, next_states = check_step_results(
-                cell, [inputs[name] for name in entered], stepped
-            )
-            ends = {"output": output, **{f"next_{n}": v for n, v in next_states.items()}}
-            # Backward: a cotangent for each result that has a gradient. One that has none, and an
-            # input that nothing depends on, get the literal 0.0.
-            smooth = {name: end for name, end in ends.items() if end.requires_grad}
-            found: Sequence[Tensor | None] = [None] * len(names)
-            if smooth:
-                cotangents = [recorder.input(f"g_{n.removeprefix('next_')}") for n in smooth]
-                seed = _CotangentSeed.apply(cotangents, *smooth.values())  # type: ignore[no-untyped-call]
-                found = torch.autograd.grad(seed, list(inputs.values()), allow_unused=True)
-            gradients = {f"d_{name}": d for name, d in zip(names, found, strict=True)}
-            results = {**ends, **gradients}
+            states = [inputs.get(f"s_{name}") for name in cell.states]
+            kwargs = {name: inputs[f"p_{name}"] for name in params}
+            with recorder:
+                stepped = cell.step(*given, *states, **kwargs, **constants)
+                output, next_states = check_step_results(cell, given, stepped)
+                ends = {"output": output, **{f"next_{n}": v for n, v in next_states.items()}}
+                # Backward: a cotangent for each result that has a gradient. One that has none, and
+                # an input that nothing depends on, get the literal 0.0.
+                smooth = {name: end for name, end in ends.items() if end.requires_grad}
+                found: Sequence[Tensor | None] = [None] * len(names)
+                if smooth:
+                    cotangents = [recorder.input(f"g_{n.removeprefix('next_')}") for n in smooth]
+                    seed = _CotangentSeed.apply(cotangents, *smooth.values())  # type: ignore[no-untyped-call]
+                    found = torch.autograd.grad(seed, list(inputs.values()), allow_unused=True)
     except Unfusable:
         raise
     except Exception as failure:
@@ -201,13 +184,12 @@ def _trace(
             raise Unfusable("its step changes an argument in place") from failure
         first_line = str(failure).strip().split("\n")[0].removesuffix(".")
         raise Unfusable(f"its step cannot be traced: {first_line}") from failure
-    reached = frozenset(name for name in names if results[f"d_{name}"] is not None)
-    graph = recorder.graph(results)
+    gradients = {f"d_{name}": d for name, d in zip(names, found, strict=True)}
+    graph = recorder.graph({**ends, **gradients})
+    reached = frozenset(name for name in names if gradients[f"d_{name}"] is not None)
     definition = StepDefinition(cell.name, cell.step, cell.inputs, cell.states, active)
-    return Program(
-        cell.name, entered, active, params, dtype, graph, frozenset(smooth), reached,
-        definition, constants,
-    )  # fmt: skip
+    layer = (cell.name, entered, active, params, recorder.dtype)
+    return Program(*layer, graph, frozenset(smooth), reached, definition, constants)
 
 
 def input_names(cell: Cell | StepDefinition) -> tuple[str, ...]:

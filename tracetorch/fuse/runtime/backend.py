@@ -12,7 +12,7 @@ from torch import Tensor
 from tracetorch.core.torch_private import observed_by
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.trace import Program
-from tracetorch.fuse.runtime.layout import Layout
+from tracetorch.fuse.runtime.allocation import Layout
 
 # gradients of results, ``None`` for one that is absent
 Grads: TypeAlias = "Sequence[Tensor | None]"

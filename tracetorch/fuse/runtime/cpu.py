@@ -15,11 +15,10 @@ from torch import Tensor
 
 from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, Printed, print_kernel
 from tracetorch.fuse.ir import schedule as schedules
-from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Kernel, Role, Size
+from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Schedule, Size
 from tracetorch.fuse.ir.plan import TILE, Plan
-from tracetorch.fuse.runtime.allocation import cache_size, wrong_memory
+from tracetorch.fuse.runtime.allocation import Layout, cache_size, strided, wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
-from tracetorch.fuse.runtime.layout import Layout, strided
 from tracetorch.fuse.runtime.machine_code import (
     TaskKernel,
     compiled,
@@ -115,7 +114,7 @@ class CompiledKernel(NamedTuple):
         return scratch_values(self.own, sizes, lanes) * self.literals.itemsize
 
 
-def own_buffers(kernel: Kernel) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def own_buffers(kernel: Schedule) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """Return of each buffer of scratch its values for a lane: a number, and sizes to multiply."""
     found: list[tuple[int, tuple[int, ...]]] = []
     for buffer in kernel.buffers:
@@ -134,7 +133,7 @@ def scratch_values(
 
 
 def kernel_of(
-    plan: PlanT, backward: bool, build: Callable[[PlanT], Kernel], *, bypass: bool = False
+    plan: PlanT, backward: bool, build: Callable[[PlanT], Schedule], *, bypass: bool = False
 ) -> CompiledKernel:
     """Return one of the two kernels of a plan, built, printed and compiled at the first call."""
     kernel: CompiledKernel | None = plan.kernels.get((backward, bypass))

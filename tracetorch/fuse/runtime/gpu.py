@@ -27,10 +27,9 @@ from tracetorch.fuse.ir.plan import TILE, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.runtime import threefry
-from tracetorch.fuse.runtime.allocation import wrong_memory
+from tracetorch.fuse.runtime.allocation import Layout, allocate_results, strided, wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.kernel_cache import module_of
-from tracetorch.fuse.runtime.layout import Layout, allocate_results, strided
 
 
 def _kernel(plan: Plan, name: str) -> Any:

@@ -24,9 +24,8 @@ from tracetorch.fuse.codegen.llvm_tasks import HEADER
 from tracetorch.fuse.codegen.sparse_loop import BITS, LINE, TILE
 from tracetorch.fuse.ir import schedule as schedules
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime.allocation import large_empty
+from tracetorch.fuse.runtime.allocation import large_empty, layout_of, strided
 from tracetorch.fuse.runtime.cpu import own_buffers, parameter_gradients, scratch_values
-from tracetorch.fuse.runtime.layout import layout_of, strided
 from tracetorch.fuse.runtime.machine_code import compiled, this_machine
 from tracetorch.fuse.runtime.written_kernels import run_written
 
