@@ -305,7 +305,7 @@ def test_what_is_computed_before_every_call_is_not_assigned() -> None:
     prune.identity(pruned, "raw_beta")
     for neurons in (halved, pruned):
         with pytest.raises(ValueError, match="computes raw_beta before every call, by a param"):
-            neurons.beta = 0.5
+            setattr(neurons, "beta", 0.5)  # noqa: B010
 
 
 def test_constraints_hold_after_any_optimizer_step() -> None:

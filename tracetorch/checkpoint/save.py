@@ -76,10 +76,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     about = {"format": FORMAT, "version": __version__, "shared": shared, "states": names}
     header = json.dumps(about | describe(model))
     metadata = {HEADER_KEY: header, CHECKSUM_KEY: checksum(header, tensors)}
-    from safetensors.torch import save as serialized
+    from safetensors.torch import save as serialized  # save_file: a full disk has its own error
 
     with atomic_replace(path) as unfinished:
-        # not save_file: the error of a full disk would be its own
         unfinished.write_bytes(serialized(tensors, metadata))
 
 

@@ -17,7 +17,6 @@ from urllib.parse import urlencode
 import torch
 from torch import Tensor, nn
 
-from tracetorch.cell import Constraint
 from tracetorch.plot.firing_lines import FiringLine, silent_step, smallest_shape
 from tracetorch.plot.playground_data import (
     Sources,
@@ -47,14 +46,16 @@ class RawStep:
     """A step that constrains its raw parameters first, so that its gradients are theirs."""
 
     step: Callable[..., tuple[Any, ...]]  # of the neuron
-    constraints: tuple[tuple[str, Constraint], ...]  # of the parameters, by name
+    # of the parameters, by name: the function, and the parameter that it lies above
+    constraints: tuple[tuple[str, Callable[..., Tensor], str | None], ...]
 
     def __call__(self, *tensors: Any, **kwargs: Any) -> tuple[Any, ...]:
-        raw, constraints = dict(kwargs), dict(self.constraints)
+        raw = dict(kwargs)
+        constraints = {name: (function, above) for name, function, above in self.constraints}
 
         def value(name: str) -> Tensor:
-            above = constraints[name].above
-            return constraints[name](raw[name], *([] if above is None else [value(above)]))
+            function, above = constraints[name]
+            return function(raw[name], *([] if above is None else [value(above)]))
 
         return self.step(*tensors, **{**kwargs, **{name: value(name) for name in constraints}})
 
@@ -110,7 +111,7 @@ def _neuron(where: str, path: str, layer: Neuron, sources: Sources, trains: bool
     raw = {name: getattr(layer, f"raw_{name}") for name in constraints}
     raw |= {name: kwargs[name] for name in options}
     doubled = {name: value.detach().double().cpu() for name, value in raw.items()}
-    step = RawStep(cell.step, tuple(constraints.items()))
+    step = RawStep(cell.step, tuple((n, c.value, c.above) for n, c in constraints.items()))
     plan = page_plan(where, replace(cell, step=step), _NDIM, {**kwargs, **doubled})
     places = sources.add(plan) if trains else [sources.add_forward(plan)]
     shown = [name for name in cell.active if name != "prev_output"]

@@ -122,7 +122,10 @@ class Neuron(SequenceLayer):
         declared = self._declared
         definition = declared.constraints, declared.options
         cell = Cell.of(self, declared.call, declared.arguments, *definition, _METHODS)
-        cell = next((known for known in declared.cells if known.equals(cell)), cell)
+        for known in declared.cells:
+            if known.equals(cell):
+                cell = known
+                break
         others = [each for each in declared.cells if each is not cell]
         declared.cells = [cell, *others][:_MOST_CELLS]
         declared.cell = cell

@@ -118,7 +118,7 @@ def distance_edges(
     Args:
         outputs: positions of the neurons behind the connection, ``[outputs, D]``.
         inputs: positions of those before it, ``[inputs, D]``.
-        radius: positive; no edge is longer. It may be infinite.
+        radius: no edge is longer; ``math.inf`` for edges of any length.
 
     Example:
         >>> line = torch.arange(4.0)[:, None]
