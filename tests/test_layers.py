@@ -53,7 +53,7 @@ CEILINGS = {
     "checkpoint": 738,
     "chips": 1126,
     "convert": 1183,
-    "core": 1830,
+    "core": 1825,
     "data": 861,
     "decode": 171,
     "diagnosis": 1568,
@@ -61,7 +61,7 @@ CEILINGS = {
     "events": 1245,
     "export": 7048,
     "functional": 488,
-    "fuse": 9596,
+    "fuse": 9585,
     "hub": 125,
     "init": 2045,
     "integers": 1500,
@@ -75,8 +75,8 @@ CEILINGS = {
     "probe": 454,
     "quantize": 1588,
     "ragged": 96,
-    "snn": 8308,
-    "unrolling": 1699,
+    "snn": 8323,
+    "unrolling": 1701,
     "zoo": 250,
 }
 MOST_OUTSIDE = 13_000  # in examples, benchmarks and .ci, where what moves out of the package goes

@@ -85,20 +85,15 @@ _function_mode_stack: Callable[[], list[object]] = torch.overrides._get_current_
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def functions_on(on: bool) -> Any:
-    """Return a context in which modes of functions run, or do not, whatever is around it."""
-    private: Any = torch._C
-    return private._EnableTorchFunction() if on else private.DisableTorchFunction()
-
-
 @contextmanager
 def global_modes_off() -> Iterator[None]:
     """Run a block as outside of all modes: what it finds is remembered, and holds without them.
 
     The search for anomalies, one switch for all threads, is touched only where it is on.
     """
+    private: Any = torch._C
     with ExitStack() as stack:
-        stack.enter_context(functions_on(False))
+        stack.enter_context(private.DisableTorchFunction())
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
         if _excluded_keys().has(_AUTOGRAD):  # inside of an operator there is no graph

@@ -25,6 +25,8 @@ from tracetorch.core.torch_private import (
     NO_BACKWARD,
     current_backward,
     dispatch_modes,
+    functorch,
+    functorch_active,
     is_jit_tracing,
     is_tracing,
     unsafe_view,
@@ -182,6 +184,19 @@ class Pass:
     def is_current(self) -> bool:
         """Whether the states are those of the trace, or the backward pass, that runs now."""
         return self.traced == is_tracing() and self.backward == current_backward()
+
+    def check_outlives_transforms(self) -> None:
+        """Raise where states are of a ``vmap``: a later one of its level would go on from them."""
+        if not functorch_active() or self.parent is not None:
+            return
+        for entry in self.entries.values():
+            for name, state in entry.states.items():
+                if isinstance(state, Tensor) and functorch.is_batchedtensor(state):
+                    raise ValueError(
+                        f"{entry.module._label()} would keep a state {name} of all samples of "
+                        "a vmap, which is over when the layer is called next. Use "
+                        "tt.unroll(..., from_rest=True) in torch.vmap."
+                    )
 
     def commit(self) -> None:
         """Write all states back, to the modules or to the outer pass, all together."""

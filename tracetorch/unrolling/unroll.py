@@ -180,6 +180,8 @@ def unroll(
         place = partial(place_time, time_dim=time_dim)
         y, trajectories = pytree.tree_map(place, (y, trajectories))
     if not from_rest:
+        if not compiling:
+            run.check_outlives_transforms()
         run.commit()
     if outer is None and not compiling:
         report_nan_behind(run, model)

@@ -32,20 +32,16 @@ def presences(
     graph: Graph,
     last: Mapping[str, bool],
     before: Callable[[Mapping[str, bool], Callable[[str], bool]], Mapping[str, bool]],
-    fed: tuple[str, int] | None = None,
 ) -> Presences:
     """Return the presence of each cotangent of a graph, the vector-Jacobian product of one step.
 
     ``last`` says whether each is there at the last step; ``before`` returns the same of the step
-    before, from those of a step and whether one of them reaches an output of the graph; ``fed``: a
-    cotangent that comes from elsewhere too, and how many steps before the last one.
+    before, from those of a step and whether one of them reaches an output of the graph.
     """
     reading = readers(graph, last)
     found: list[dict[str, bool]] = []
     now = dict(last)
-    while now not in found or (fed is not None and len(found) <= fed[1]):
-        if fed is not None and len(found) >= fed[1]:
-            now[fed[0]] = True
+    while now not in found:
         found.append(now)
         there = {name for name, is_there in now.items() if is_there}
         now = dict(before(now, lambda end: bool(reading(graph.outputs[end]) & there)))  # noqa: B023

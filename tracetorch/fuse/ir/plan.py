@@ -36,7 +36,6 @@ class Plan:
         whole: the plan to which all do; its forward pass is also that of this one.
         parts: the plans whose whole this one is, by what is absent.
         steps: of the sequence, where it is shorter than what :attr:`presence` tells.
-        fed: so many steps before the last one a cotangent of the output comes back from elsewhere.
     """
 
     program: Program
@@ -53,7 +52,6 @@ class Plan:
     whole: Plan | None = None
     parts: dict[Hashable, Plan] = field(default_factory=dict, repr=False)
     steps: int | None = None
-    fed: int | None = None
 
     feeds_back: ClassVar[bool] = False
     """Whether what comes back to the input of a step comes back to the output of an earlier one."""
@@ -64,26 +62,22 @@ class Plan:
         ends = [f"next_{name}" for name in self.program.states]
         return ("output", *ends, *(f"record_{name}" for name in self.record))
 
-    def given(
-        self, cotangents: Sequence[object | None], steps: int | None = None, fed: int | None = None
-    ) -> Plan:
+    def given(self, cotangents: Sequence[object | None], steps: int | None = None) -> Plan:
         """Return the plan of a backward pass, from the cotangents of the results, or ``None``."""
         pairs = zip(self.results, cotangents, self.smooth_results, strict=True)
         absent = frozenset([n for n, g, smooth in pairs if g is None and smooth])
-        part = self.without(absent, fed=fed)
+        part = self.without(absent)
         if part is self or steps is None or not part.presence:
             return part
         length = len(next(iter(part.presence.values())))
-        return self.without(absent, steps, fed) if steps < length else part
+        return self.without(absent, steps) if steps < length else part
 
-    def without(
-        self, absent: frozenset[str], steps: int | None = None, fed: int | None = None
-    ) -> Plan:
+    def without(self, absent: frozenset[str], steps: int | None = None) -> Plan:
         """Return the plan of a backward pass to which these cotangents do not come back."""
-        key = absent if steps is None is fed else (absent, steps, fed)
+        key = absent if steps is None else (absent, steps)
         if absent and key not in self.parts:
             fresh: Any = {"kernels": {}, "tried": set(), "parts": {}}
-            part = replace(self, **fresh, absent=absent, whole=self, steps=steps, fed=fed)
+            part = replace(self, **fresh, absent=absent, whole=self, steps=steps)
             # what nothing comes back to has no gradient, as in autograd
             names = tuple([n for n in self.differentiated if n in part.reached])
             trained = tuple([n for n in self.trained if f"p_{n}" in part.reached])
@@ -124,8 +118,7 @@ class Plan:
         last = {g: name not in self.absent or recorded(name) for g, name in names.items()}
         if self.feeds_back and "g_output" in last:
             last["g_output"] = not self.absent.issuperset(("output", "last"))
-        fed = None if self.fed is None or "g_output" not in last else ("g_output", self.fed)
-        return presences(graph, last, before, fed)
+        return presences(graph, last, before)
 
     @cached_property
     def reached(self) -> frozenset[str]:
