@@ -221,10 +221,16 @@ def _run(
     if known or trust is None or _is_observed(inputs):
         y = _by_layer(model, inputs, run, trust)
         if trust is not None and _mode(model, run) not in trust.met and not _is_observed(inputs):
-            # It was the call: its random numbers are drawn, and buffers have gone on. What is
-            # compared is another one, which leaves nothing.
+            # What is compared is another call, which leaves nothing: this one has had effects.
             beside = replace(inputs, tensors=inputs.map(torch.clone))
             with trust.lock, torch.no_grad(), FirstRun(model, beside, 0).restored():
+                if interleaves(model):
+                    trust.modes.clear()
+                    raise ValueError(
+                        "the model has other layers now, whose steps stand between those of the "
+                        "others: it is run by step from now on, but was by layer. Call it again, "
+                        'or unroll(..., by="step").'
+                    )
                 _compared(model, beside, 0, from_rest, reset, None, trust)
     else:
         with trust.lock:
@@ -256,12 +262,6 @@ def _compared(
 ) -> tuple[Any, Pass]:
     """Call the model once on all steps, and compare with its first steps."""
     check_supported(modules_of(model, closed=Recurrent))
-    if interleaves(model):  # as it is now; it was called already
-        trust.modes.clear()
-        raise ValueError(
-            "the model has other layers now, whose steps stand between those of the others: it is "
-            'run by step from now on, but was by layer. Call it again, or unroll(..., by="step").'
-        )
     trust.products = None  # the modules may be others
     first = FirstRun(model, inputs, checked or STEPS)
     run = RecordingPass(
