@@ -60,7 +60,8 @@ StepKwargs = Callable[[int, torch.dtype], dict[str, Any]]
 L = TypeVar("L", bound="DeclaringLayer")
 
 # attributes that no declaration is read from: their assignment leaves the cell as it is
-_UNDECLARED = frozenset({"training", "_backward_hooks", "_forward_hooks", "_forward_pre_hooks"})
+_HOOKS = ("_backward_hooks", "_forward_hooks", "_forward_pre_hooks")
+_UNDECLARED = frozenset({"training", "_zeroed_in_trace", "_zeroed_in_backward", *_HOOKS})
 _BOUND = re.compile(r"sigmoid(?: from (0\.\d+|[\d.]+e-\d+))?")  # the name of a decay's constraint
 
 
