@@ -9,7 +9,7 @@ import torch
 import tracetorch as tt
 from tests.processes import run_python
 from tracetorch.__main__ import info, main
-from tracetorch.fuse.runtime.kernel_cache import folder
+from tracetorch.fuse.runtime.machine_code import folder
 
 
 def test_info_names_versions_folder_and_backends(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from tracetorch.fuse.codegen.c_kernel import c_source
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel, step_kernel
-from tracetorch.fuse.runtime import kernel_cache
+from tracetorch.fuse.runtime import machine_code
 
 USAGE = "usage: python -m tracetorch info | cache | cache --clear | kernels LAYER | tree"
 
@@ -28,7 +28,7 @@ def info() -> str:
     lines = [
         f"traceTorch {tracetorch.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {torch.get_num_threads()} threads",
-        f"kernels are kept in {kernel_cache.folder()}",
+        f"kernels are kept in {machine_code.folder()}",
     ]
     for name in fuse.NAMES:
         if name != "auto":
@@ -48,17 +48,17 @@ def info() -> str:
 
 def cache() -> str:
     """Folder of the compiled kernels, their number, and their size."""
-    kernels = kernel_cache.cached_kernels()
+    kernels = machine_code.cached_kernels()
     size = sum(kernel.size for kernel in kernels)
     return (
-        f"folder  {kernel_cache.folder()}\nkernels {len(kernels)}\n"
-        f"size    {size / 1e6:.1f} MB of at most {kernel_cache.limit() / 1e6:g} MB"
+        f"folder  {machine_code.folder()}\nkernels {len(kernels)}\n"
+        f"size    {size / 1e6:.1f} MB of at most {machine_code.limit() / 1e6:g} MB"
     )
 
 
 def clear_cache() -> str:
     """Remove the compiled kernels, and say what is left."""
-    kernel_cache.clear()
+    machine_code.clear()
     return cache()
 
 

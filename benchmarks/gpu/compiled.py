@@ -31,7 +31,7 @@ from tracetorch.fuse.ir.kernel import (
     statements,
     without_dead_lines,
 )
-from tracetorch.fuse.runtime.kernel_cache import module_of
+from tracetorch.fuse.runtime.machine_code import module_of
 
 # Name of a card's architecture: Triton's backend, its architecture, lanes of a warp.
 TARGETS: dict[str, tuple[str, int | str, int]] = {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.events.cases import events, results
 from tests.fuse.kernels import lesser_machine
-from tracetorch.fuse.runtime import machine_code, threefry, written_kernels
+from tracetorch.fuse.runtime import machine_code, threads, threefry
 from tracetorch.snn import SparseLinear
 from tracetorch.unrolling import unroll
 
@@ -28,8 +28,7 @@ def compile_for_less(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("TRACETORCH_CACHE", str(folder))
     patch.setattr(machine_code, "this_machine", lesser_machine)
     patch.setattr(machine_code, "_kernels", {})
-    for module in (written_kernels, threefry):
-        patch.setattr(module, "_kernel", functools.cache(module._kernel.__wrapped__))
+    patch.setattr(threads, "_kernel", functools.cache(threads._kernel.__wrapped__))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

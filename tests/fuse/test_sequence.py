@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import threading
@@ -257,13 +258,12 @@ def test_changed_surrogates_and_parameters_take_effect() -> None:
 
 
 def test_every_output_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = torch.empty
-
-    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+    def poisoned(empty: Any, *args: Any, **kwargs: Any) -> Tensor:
         made = empty(*args, **kwargs)
         return made.fill_(torch.nan) if made.is_floating_point() else made
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, functools.partial(poisoned, getattr(torch, name)))
     for steps in (1, 2, 5, 70):
         for shape in ((1, 1), (3, 7), (2, 513), (600, 2)):
             layer = snn.SRLIF(shape[1])

@@ -54,7 +54,8 @@ def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> No
     if fuse.unavailable_reason("cpu") is not None:
         pytest.skip("without llvmlite the plain loop is the only one")
     monkeypatch.setattr(
-        "tracetorch.fuse.runtime.eager.run", lambda *_: pytest.fail("the plain loop was run")
+        "tracetorch.fuse.dispatch.prepared.run_eagerly",
+        lambda *_: pytest.fail("the plain loop was run"),
     )
     # what a single step calls, for a neuron whose own step is patched runs by steps
     monkeypatch.setattr(

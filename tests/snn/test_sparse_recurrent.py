@@ -13,7 +13,7 @@ from tests.snn.test_sparse_linear import DELAYS, Dense, close, drawn_edges, grad
 from tracetorch import functional, snn
 from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
-from tracetorch.fuse.runtime import allocation, sparse_segments, written_kernels
+from tracetorch.fuse.runtime import allocation, sparse_segments, threads
 
 N = 400
 SURROGATES = {
@@ -69,7 +69,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the kernels of the loop that have run; what nobody has written is NaN."""
     found: list[str] = []
-    run = written_kernels.run_written
+    run = threads.run_written
     poison(monkeypatch)
 
     def noted(write: Any, *args: Any, form: tuple[bool], **kwargs: Any) -> None:

@@ -15,7 +15,7 @@ from tracetorch.events.kernels import LANES
 from tracetorch.events.lists import EventLists
 from tracetorch.events.product import ProductKind, first_sums
 from tracetorch.fuse.runtime.allocation import large_empty
-from tracetorch.fuse.runtime.written_kernels import run_written
+from tracetorch.fuse.runtime.threads import run_written
 
 _NO_PAIRS = "stride, padding and dilation are not pairs"
 _NO_PLACE = "the kernel does not fit into the images"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.events import kernels
-from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
+from tracetorch.fuse.runtime.threads import run_written, shared_out
 
 _LEAST_ROWS = 32  # of a task
 ROWS_PER_CHUNK = 1024  # whose output gradients stay in cache, 128 columns at a time

@@ -13,7 +13,7 @@ from tracetorch.events import kernels
 from tracetorch.events.kernels import LANES
 from tracetorch.events.lists import ROWS_PER_CHUNK, EventLists, by_column
 from tracetorch.fuse.runtime.allocation import large_empty
-from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
+from tracetorch.fuse.runtime.threads import run_written, shared_out
 
 _LEAST_ROWS = 64  # of a task
 _LEAST_INPUTS = 16  # of a task of the weight gradient, each of which reads the output's gradients

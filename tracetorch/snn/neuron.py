@@ -186,7 +186,7 @@ class Neuron(SequenceLayer):
             return self._step_checked(cell, x, further)
         current = self.__dict__ if run is None else run.states_of(self)
         if not torch.is_grad_enabled():
-            found = self._prepared.run_step(self, cell, x, current)
+            found = self._prepared.run(self, cell, x, current, False)
             if found is not None:
                 current.update(found[1])
                 return found[0]
@@ -313,7 +313,7 @@ class Neuron(SequenceLayer):
             else:  # by layer it is what runs
                 own = run.entries.get(id(self)) if run.running is self else None
                 current = run.states_of(self) if own is None else own.states
-            prepared = self._prepared.run_sequence(self, cell, x, current)
+            prepared = self._prepared.run(self, cell, x, current, True)
             if prepared is not None:
                 current.update(prepared[1])
                 return prepared[0], {}

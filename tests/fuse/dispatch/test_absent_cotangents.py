@@ -22,7 +22,7 @@ from tracetorch.fuse.codegen.triton_loops import triton_source
 from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.ir.plan import ABSENT, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel
-from tracetorch.fuse.runtime import sparse_segments, written_kernels
+from tracetorch.fuse.runtime import sparse_segments, threads
 
 
 class Monitored(snn.Neuron):
@@ -157,7 +157,7 @@ def test_in_a_recurrence(
     populations, steps = size
     poison(monkeypatch)
     loops: list[Any] = []
-    run_written = written_kernels.run_written
+    run_written = threads.run_written
 
     def noted(*args: Any, **kwargs: Any) -> None:
         loops.append(args)

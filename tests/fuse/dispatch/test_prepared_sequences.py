@@ -98,7 +98,7 @@ def test_another_input_is_not_taken_for_the_first(
         return
     found = result(cell, other)
     with monkeypatch.context() as patch:
-        patch.setattr(PreparedCalls, "run_sequence", lambda *_: None)
+        patch.setattr(PreparedCalls, "run", lambda *_: None)
         assert same(found, result(made(), other))
     cell.zero_states()
     assert same(result(cell, x), result(made(), x))
@@ -182,7 +182,7 @@ def test_gradients_equal_those_of_constraints_outside_the_node(
     cell = layer(name, N).to(dtype)
     twin, x = copy.deepcopy(cell), sequence(dtype)
     found = result(cell, x)
-    monkeypatch.setattr(PreparedCalls, "run_sequence", lambda *_: None)
+    monkeypatch.setattr(PreparedCalls, "run", lambda *_: None)
     assert same(found, result(twin, x))
 
 

@@ -411,7 +411,7 @@ def test_a_step_is_compiled_or_says_what_it_reads(
     with fuse.backend("cpu"), pytest.raises(RuntimeError, match=re.escape(str(found))):
         layer.forward_sequence(X[2])
     with torch.no_grad():
-        assert layer._prepared.run_step(layer, layer.cell, X[2][0], {"mem": None}) is None
+        assert layer._prepared.run(layer, layer.cell, X[2][0], {"mem": None}, False) is None
 
 
 def test_a_changed_number_finds_its_kernel_again() -> None:

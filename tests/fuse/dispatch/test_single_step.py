@@ -196,7 +196,7 @@ class Scaled(snn.Neuron):
 )
 def test_cases_that_run_eagerly(made: snn.Neuron, x: Tensor) -> None:
     with torch.no_grad():
-        assert made._prepared.run_step(made, made.cell, x, vars(made)) is None
+        assert made._prepared.run(made, made.cell, x, vars(made), False) is None
         assert made(x).shape == x.shape
 
 
@@ -204,10 +204,10 @@ def test_backend_choice_applies_to_single_steps() -> None:
     made = snn.LIF(2)
     with torch.no_grad(), fuse.backend("eager"):
         made(torch.ones(1, 2))
-        assert made._prepared.run_step(made, made.cell, torch.ones(1, 2), vars(made)) is None
+        assert made._prepared.run(made, made.cell, torch.ones(1, 2), vars(made), False) is None
         assert not made._prepared.kept, "nothing is compiled that will not run"
     with torch.no_grad(), fuse.backend("cpu"):
-        assert made._prepared.run_step(made, made.cell, torch.ones(1, 2), vars(made)) is not None
+        assert made._prepared.run(made, made.cell, torch.ones(1, 2), vars(made), False) is not None
     with torch.no_grad():
         assert torch.vmap(made, randomness="error")(torch.ones(2, 1, 2)).shape == (2, 1, 2)
 

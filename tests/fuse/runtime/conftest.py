@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tracetorch.fuse.runtime import kernel_cache
+from tracetorch.fuse.runtime import machine_code
 
 
 @pytest.fixture
@@ -16,6 +16,6 @@ def cache(
     place = tmp_path / "kernels"
     monkeypatch.setenv("TRACETORCH_CACHE", str(place))
     monkeypatch.delenv("TRACETORCH_CACHE_LIMIT", raising=False)
-    monkeypatch.setattr(kernel_cache, "_reported", set())
+    monkeypatch.setattr(machine_code, "_reported", set())
     caplog.set_level(logging.INFO, "tracetorch")
     return place

@@ -116,7 +116,7 @@ def test_a_compiled_program_copies_its_numbers_before_it_runs(
         TritonBackend, "prepare", lambda backend, plan, device: prepared.append(device)
     )
     with fuse.backend("triton"):
-        key = plans._constant_key(snn.LIF(3), 2, torch.float32, "cpu", (), False, (), (), ())
+        key = plans._constant_key(snn.LIF(3), 2, torch.float32, "cpu", (), (False, (), ()), ())
     assert key is not None
     assert (prepared, launched) == ([torch.device("cpu")], [])
 

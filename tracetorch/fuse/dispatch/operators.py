@@ -18,9 +18,8 @@ from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.dispatch.plans import plan_of
 from tracetorch.fuse.dispatch.trial import is_believed
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime import eager
 from tracetorch.fuse.runtime.allocation import Layout, allocate_results, layout_of
-from tracetorch.fuse.runtime.backend import Grads, Operands
+from tracetorch.fuse.runtime.backend import Grads, Operands, plan_gradients, run_plan
 
 T = TypeVar("T")
 
@@ -31,9 +30,6 @@ for _schema in (
     " Tensor[] grads) -> Tensor[]",
 ):
     _library.define(_schema)  # type: ignore[no-untyped-call]
-
-
-# Forward
 
 
 @torch.library.impl(_library, "forward", "CompositeExplicitAutograd")
@@ -47,9 +43,6 @@ def _forward_fake(key: str, *operands: list[Tensor]) -> list[Tensor]:
     plan, x = plan_of(key), operands[0][0]
     output, ends, records, checkpoints = allocate_results(plan, layout_of(x, plan.dim), x)
     return [output, *ends, *records, checkpoints]
-
-
-# Backward
 
 
 @torch.library.impl(_library, "backward", "CompositeExplicitAutograd")
@@ -72,7 +65,7 @@ def _backward_fake(key: str, *operands: Any) -> list[Tensor]:
         for name in plan.program.inputs
     ]
     of_params = [
-        torch.empty(p.shape if n in plan.trained else nothing, dtype=dtype, device=x.device)
+        x.new_empty(p.shape if n in plan.trained else nothing, dtype=dtype)
         for n, p in zip(plan.program.params, params, strict=True)
     ]
     return [*of_inputs, *layout.allocate(x, dtype, steps=len(states)), *of_params]
@@ -133,7 +126,7 @@ def incoming_gradients(x: Tensor, grads: Grads, states: int) -> list[Tensor]:
                 "a fused time loop takes one incoming gradient at a time. Run what needs a batch "
                 "of them under tt.fuse.backend('eager')."
             )
-        found.append(grad)
+        found.append(grad.resolve_neg())
     return found
 
 
@@ -175,7 +168,7 @@ def run_forward(plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
     output, ends, records, checkpoints = allocate_results(plan, layout, given.inputs[0])
     results = [output, *ends, *records]
     with torch.no_grad():
-        for result, value in zip(results, eager.run_plan(plan, given), strict=True):
+        for result, value in zip(results, run_plan(plan, given), strict=True):
             result.copy_(value)
     return [*results, checkpoints]
 
@@ -197,6 +190,6 @@ def run_backward(
         if not backend.tried or is_believed(backend, plan, layout, given, backward=True):
             return backend.backward(plan, layout, given, checkpoints, grads)
         with global_modes_off():
-            return eager.plan_gradients(plan, given, grads)
+            return plan_gradients(plan, given, grads)
     except torch.OutOfMemoryError as error:
         raise no_memory(plan, len(given.inputs[0]), error) from error

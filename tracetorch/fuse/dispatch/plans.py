@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -35,8 +35,16 @@ def program_of(
     """Return the program of a cell, traced once for all whose step does the same."""
     constants = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
     params = tuple([name for name in kwargs if name not in constants])
-    for name in params:
-        _check_parameter(cell, f"its argument {name!r}", kwargs[name], ndim, dtype)
+    place = cell.dim_from_end(ndim)
+    for name in params:  # one value for the layer, or one per neuron at ``dim``
+        value = kwargs[name]
+        sizes = list(zip(range(-value.ndim, 0), value.shape, strict=True))
+        neurons = [s == 1 or (d == place and s == cell.num_neurons) for d, s in sizes]
+        if value.ndim > ndim or value.dtype != dtype or not all(neurons):
+            raise Unfusable(
+                f"its argument {name!r} has shape {list(value.shape)} and {value.dtype}; kernels "
+                f"take one value for the layer or one per neuron, in {dtype}"
+            )
     reads, options = cell.reads, cell.options
     if constants.keys() != options.keys() or any(constants[n] is not options[n] for n in options):
         reads = Reads(cell.step, constants)
@@ -63,19 +71,6 @@ def program_of(
     return result
 
 
-def _check_parameter(cell: Cell, what: str, value: Tensor, ndim: int, dtype: torch.dtype) -> None:
-    """Raise unless a tensor has one value for the layer, or one per neuron at ``dim``."""
-    place = cell.dim_from_end(ndim)
-    fits = value.ndim <= ndim and value.dtype == dtype
-    for dim, size in zip(range(-value.ndim, 0), value.shape, strict=True):
-        fits = fits and (size == 1 or (dim == place and size == cell.num_neurons))
-    if not fits:
-        raise Unfusable(
-            f"{what} has shape {list(value.shape)} and {value.dtype}; kernels take "
-            f"one value for the layer or one per neuron, in {dtype}"
-        )
-
-
 class Needs(NamedTuple):
     """The gradients that a call needs: whether any, of which inputs, of which parameters."""
 
@@ -93,16 +88,12 @@ def gradient_needs(
     """Return what has a gradient, of tensors that may be part of a graph."""
     if not torch.is_grad_enabled():
         return Needs(False, (), ())
-    trained: list[str] = []
-    for name, value in kwargs.items():
-        if isinstance(value, Tensor) and value.requires_grad:
-            trained.append(name)
+    parameters = [(name, each) for name, each in kwargs.items() if isinstance(each, Tensor)]
+    trained = tuple([name for name, each in parameters if each.requires_grad])
     named = zip(input_names(cell), inputs, strict=True)
     differentiated = tuple([name for name, x in named if x.requires_grad])
-    has_backward = bool(trained) or bool(differentiated)
-    for state in states:
-        has_backward = has_backward or (state is not None and state.requires_grad)
-    return Needs(has_backward, differentiated, tuple(trained))
+    learned = [state for state in states if state is not None and state.requires_grad]
+    return Needs(bool(trained or differentiated or learned), differentiated, trained)
 
 
 def supported_program(
@@ -190,41 +181,35 @@ def plan_key(
     layer: StepLayer, x: Tensor, record: tuple[str, ...], needs: Needs, kwargs: dict[str, Any]
 ) -> str | None:
     """Return the key of :func:`plan_for` inside ``torch.compile``, where it is a constant."""
-    numbers = None if requested_backend() == "eager" else _compiled_in(layer, kwargs)
+    if requested_backend() == "eager" or not reads_pytorch_alone(layer):
+        return None
+    numbers = _numbers_of(kwargs.values())
     if numbers is None:
         return None
-    return _constant_key(layer, x.ndim - 1, x.dtype, str(x.device), record, *needs, numbers)
+    return _constant_key(
+        layer, x.ndim - 1, x.dtype, str(x.device), record, tuple(needs), tuple(numbers)
+    )
 
 
-def _compiled_in(layer: StepLayer, kwargs: dict[str, Any]) -> tuple[object, ...] | None:
-    """Return the numbers for which a region is compiled anew; ``None``: they cannot be seen."""
-    if not reads_pytorch_alone(layer):
-        return None
+def _numbers_of(values: Iterable[Any]) -> list[object] | None:
+    """Return the numbers in arguments of a step, for which a region is compiled anew.
+
+    ``None`` where they cannot be seen.
+    """
     numbers: list[object] = []
-    for value in kwargs.values():
-        parts = _numbers_of(value)
-        if parts is None:
+    for value in values:
+        if type(value) is float:  # which is no constant to the compiler
+            numbers.append(value.hex())
+        elif value is None or type(value) in (bool, int, str):
+            numbers.append(value)
+        elif isinstance(value, Surrogate) and type(value).__module__ == Surrogate.__module__:
+            fields = [getattr(value, name) for name in type(value).__dataclass_fields__]
+            parts = _numbers_of(fields)
+            if parts is None:
+                return None
+            numbers += [type(value).__name__, *parts]
+        elif not isinstance(value, Tensor):
             return None
-        numbers += parts
-    return tuple(numbers)
-
-
-def _numbers_of(value: Any) -> list[object] | None:
-    """Return the numbers in an argument of a step, ``None`` where they cannot be seen."""
-    if isinstance(value, Tensor):
-        return []
-    if type(value) is float:  # which is no constant to the compiler
-        return [value.hex()]
-    if value is None or type(value) in (bool, int, str):
-        return [value]
-    if not isinstance(value, Surrogate) or type(value).__module__ != Surrogate.__module__:
-        return None
-    numbers: list[object] = [type(value).__name__]
-    for name in type(value).__dataclass_fields__:
-        parts = _numbers_of(getattr(value, name))
-        if parts is None:
-            return None
-        numbers += parts
     return numbers
 
 
@@ -235,16 +220,13 @@ def _constant_key(
     dtype: torch.dtype,
     device: str,
     record: tuple[str, ...],
-    has_backward: bool,
-    differentiated: tuple[str, ...],
-    trained: tuple[str, ...],
+    needs: tuple[Any, ...],
     numbers: tuple[object, ...],
 ) -> str | None:
     """Return the key of the plan, once for each compilation and each ``numbers``."""
-    needs = Needs(has_backward, differentiated, trained)
     with torch.no_grad():  # of values, where the compiler has but shapes
         kwargs = layer.step_kwargs(ndim, dtype)
-    plan = plan_for(layer.cell, ndim, dtype, torch.device(device), record, needs, kwargs)
+    plan = plan_for(layer.cell, ndim, dtype, torch.device(device), record, Needs(*needs), kwargs)
     if plan is None:
         return None
     backend_named(plan.backend).prepare(plan, torch.device(device))

@@ -8,15 +8,21 @@ compares what they depend on. What is not compared here, or differs, takes the g
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any, TypeAlias, cast, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tracetorch.cell import Cell, Constraint, ConstraintGradient, StepDefinition, StepLayer
 from tracetorch.core.torch_private import functorch, observed_by
 from tracetorch.core.walk import Opaque
+from tracetorch.fuse.codegen.llvm_kernel import print_kernel
+from tracetorch.fuse.codegen.llvm_tasks import HEADER
 from tracetorch.fuse.dispatch.backends import backend, backend_named, select_backend
 from tracetorch.fuse.dispatch.operators import (
     backward_inputs,
@@ -35,11 +41,11 @@ from tracetorch.fuse.dispatch.plans import (
     register,
     supported_program,
 )
-from tracetorch.fuse.dispatch.single_step import MOST_LANES, CompiledStep
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime import eager
+from tracetorch.fuse.ir.schedule import step_kernel
 from tracetorch.fuse.runtime.allocation import Layout, layout_of
-from tracetorch.fuse.runtime.backend import Operands
+from tracetorch.fuse.runtime.backend import Operands, run_eagerly
+from tracetorch.fuse.runtime.machine_code import compiled, this_machine
 
 States: TypeAlias = "Mapping[str, Tensor | None]"
 Result: TypeAlias = "tuple[Tensor, dict[str, Tensor]]"
@@ -49,6 +55,9 @@ Key: TypeAlias = "tuple[Cell, torch.Size, torch.dtype, torch.device, str, torch.
 _requests = backend.requests
 _MOST = 8  # keys that a layer keeps something for
 _SMALL = 1 << 18  # values of a state that are worth keeping as zeros
+_MOST_LANES = 1 << 15  # of a compiled step; for more, PyTorch's own threads are as fast
+# by size, to see a tensor's bytes at any stride
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _NEEDED = [name for name in vars(StepLayer) if not name.startswith("_") and name != "cell"]
 
 
@@ -64,36 +73,39 @@ class PreparedCalls(Opaque):
     def __reduce__(self) -> tuple[type[PreparedCalls], tuple[()]]:
         return PreparedCalls, ()
 
-    def _prepare(self, layer: StepLayer, key: Key, x: Tensor) -> Prepared | None:
-        if key[4] == "eager":
-            return None
-        prepared = Prepared(layer, key, x)
-        # another dictionary, because another thread may be looking into this one
-        self.kept = dict([*list(self.kept.items())[1 - _MOST :], (key, prepared)])
-        return prepared
-
-    def run_sequence(
-        self, layer: StepLayer, cell: Cell, x: Tensor, states: States
+    def run(
+        self, layer: StepLayer, cell: Cell, x: Tensor, states: States, with_time: bool
     ) -> Result | None:
         """Return outputs and end states by name; ``None``: the general way must be taken.
 
-        Nothing is written: neither to the layer nor to ``states``.
+        Nothing is written: neither to the layer nor to ``states``. A single step has no graph.
 
         Args:
             layer: the layer, whose parameters are read.
             cell: what it is.
             x: an input that nobody observes.
             states: the active ones before ``x``, by name; ``None`` is the initial one.
+            with_time: whether ``x`` is a sequence.
         """
         names = _requests.in_thread.names
         requested = names[-1] if names else _requests.default  # as requested_backend, uncalled
-        key = (cell, x.shape, x.dtype, x.device, requested, torch.get_default_dtype(), True)
-        prepared = self.kept.get(key) or self._prepare(layer, key, x)
-        if prepared is None or not prepared.runs or prepared.device in prepared.program.refused:
+        if requested == "eager":
+            return None
+        key = (cell, x.shape, x.dtype, x.device, requested, torch.get_default_dtype(), with_time)
+        prepared = self.kept.get(key)
+        if prepared is None:
+            prepared = Prepared(layer, key, x)
+            # another dictionary, because another thread may be looking into this one
+            self.kept = dict([*list(self.kept.items())[1 - _MOST :], (key, prepared)])
+        if not prepared.runs or prepared.device in prepared.program.refused:
+            return None
+        if not (with_time or x.is_contiguous()):
             return None
         starts = prepared.starts(layer, states)
         if starts is None:
             return None
+        if not with_time:
+            return prepared.step(layer, x, starts)
         with_graph = torch.is_grad_enabled()
         # what needs a gradient: the input, a state, each parameter
         needs = [with_graph and x.requires_grad, False]
@@ -131,23 +143,13 @@ class PreparedCalls(Opaque):
             output, *ends, _ = forward(plan, layout, Operands((x,), starts, values))
         return output, dict(zip(cell.active, ends, strict=True))
 
-    def run_step(self, layer: StepLayer, cell: Cell, x: Tensor, states: States) -> Result | None:
-        """Return the output and the next states of one step, as :meth:`run_sequence`."""
-        names = _requests.in_thread.names
-        requested = names[-1] if names else _requests.default
-        key = (cell, x.shape, x.dtype, x.device, requested, torch.get_default_dtype(), False)
-        prepared = self.kept.get(key) or self._prepare(layer, key, x)
-        if prepared is None or not prepared.runs or not x.is_contiguous():
-            return None
-        starts = prepared.starts(layer, states)
-        if starts is None:
-            return None
-        return prepared.step.run(layer, x, starts)
-
 
 @final
 class Prepared:
-    """A program and its backend for one key, with plans of sequences or a compiled step."""
+    """A program and its backend for one key, with plans of sequences or a compiled step.
+
+    The kernel of a step runs in one thread, on memory at given addresses.
+    """
 
     def __init__(self, layer: StepLayer, key: Key, x: Tensor) -> None:
         self.cell, _, self.dtype, self.device, *_, with_time = key
@@ -176,9 +178,9 @@ class Prepared:
             return
         self.program, self.backend = program, backend
         if not with_time:
-            self.runs = backend.name == "cpu" and not cell.runs_by_step and x.numel() <= MOST_LANES
+            self.runs = backend.name == "cpu" and not cell.runs_by_step and x.numel() <= _MOST_LANES
             if self.runs:
-                self.step = CompiledStep(cell, program, x)
+                self._compile_step()
             return
         self.raws = [(name, raw.shape, raw.dtype) for name, raw in raws]
         self.plans: dict[tuple[bool, ...], Plan] = {}
@@ -221,6 +223,74 @@ class Prepared:
                 return None
             found.append(state)
         return found
+
+    def _compile_step(self) -> None:
+        # name, address, size, bytes and a view of every raw parameter when it was last constrained
+        self._raw_values: list[tuple[str, int, int, bytes, Any]] = []
+        cell, program, ndim = self.cell, self.program, len(self.shape)
+        dim, count = cell.dim_from_end(ndim), len(program.params)
+        plan = Plan(program, "cpu", dim, (), False, (), ())
+        inner = math.prod(self.shape[ndim + dim + 1 :])
+        columns, real = cell.num_neurons * inner, str(self.dtype).removeprefix("torch.")
+        rows = self.shape.numel() // columns
+        # a row of parameters of each lane, and the literals: read at each step, so kept alive
+        self._packed = np.zeros((max(1, count), cell.num_neurons, inner), real)
+        self._literals = np.array(plan.literals or (0.0,), real)
+        printed = print_kernel(step_kernel(plan), this_machine().processor, serial=True)
+        self._kernel = compiled(printed.text, printed.name).run
+        # in the order of llvm_kernel.GEOMETRY: one task, of all lanes
+        fixed = [0] * HEADER + [columns, rows * columns, rows, rows, columns, columns, 1]
+        for place in self._packed[:count]:
+            fixed += (place.ctypes.data, columns)
+        self._fixed = struct.pack(f"={len(fixed) + 1}q", *fixed, self._literals.ctypes.data)
+        self._pack = struct.Struct(f"={2 + 2 * len(program.states)}q").pack
+
+    def step(self, layer: StepLayer, x: Tensor, starts: list[Tensor]) -> Result:
+        """Return the output and the next states by name, without a graph."""
+        for place, state in enumerate(starts):
+            if state.is_neg() or not state.is_contiguous():
+                starts[place] = state.resolve_neg().contiguous()
+        if not self._has_parameters_of(layer.__dict__):
+            self._constrain_parameters(layer)
+        output = torch.empty_like(x)  # twice as fast as empty
+        ends = [*map(torch.empty_like, repeat(x, len(starts)))]
+        addresses = map(Tensor.data_ptr, (x, output, *starts, *ends))
+        # ctypes passes the address of the bytes, and keeps them
+        self._kernel(self._fixed + self._pack(*addresses))
+        return output, dict(zip(self.cell.active, ends, strict=True))
+
+    def _has_parameters_of(self, attributes: dict[str, Any]) -> bool:
+        """Whether raw values are the same: a fused optimizer, or ``.data``, leaves no trace."""
+        parameters: dict[str, Any] = attributes["_parameters"]
+        for name, address, size, content, view in self._raw_values:
+            raw = parameters.get(name)
+            if raw is None:
+                raw = attributes["_buffers"].get(name)
+            if (
+                raw is None
+                or raw.data_ptr() != address
+                or raw.numel() != size
+                or not raw.is_contiguous()
+                or view.tobytes() != content
+            ):
+                return False
+        return len(self._raw_values) == len(self.cell.constraints)
+
+    def _constrain_parameters(self, layer: StepLayer) -> None:
+        """Constrain the parameters, and note the raw values that they follow from."""
+        kwargs = layer.step_kwargs(len(self.shape), self.dtype)
+        for place, value in zip(self._packed, self.program.tensors(kwargs), strict=False):
+            # not .numpy(): FSDP could not free the memory between two passes
+            place[...] = np.from_dlpack(value.detach()).reshape(-1, 1)
+        raw_values: list[tuple[str, int, int, bytes, Any]] = []
+        for name in self.cell.raw_names:
+            # the copy of a negative view has another address: it is constrained at every step
+            raw = getattr(layer, name).detach().resolve_neg()
+            # DLPack keeps the memory, so that the address stays its own. As integers, because NumPy
+            # has no bfloat16.
+            view = np.from_dlpack(raw.view(_INTEGERS[raw.element_size()]))
+            raw_values.append((name, raw.data_ptr(), raw.numel(), view.tobytes(), view))
+        self._raw_values = raw_values
 
 
 # The node of the graph
@@ -266,9 +336,8 @@ class _Node(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             no_second_gradient(ctx, grads)
-        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         plan, count = ctx.plan.given(grads, ctx.steps), len(ctx.plan.program.params)
-        given, layout, checkpoints, incoming = backward_inputs(ctx, plan, resolved)
+        given, layout, checkpoints, incoming = backward_inputs(ctx, plan, grads)
         values, saved = given.params[:count], given.params[count:]
         given = given._replace(params=values)
         gradients = run_backward(plan, layout, given, checkpoints, incoming)
@@ -317,7 +386,7 @@ def run_sequence(
         if plan is not None:
             results = _run(plan, Operands(inputs, active, plan.program.tensors(kwargs)))
     if results is None:
-        return eager.run(cell, inputs, states, kwargs, record)
+        return run_eagerly(cell, inputs, states, kwargs, record)
     last = 1 + len(active)
     return results[0], results[1:last], results[last:]
 

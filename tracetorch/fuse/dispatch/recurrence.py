@@ -28,7 +28,6 @@ from tracetorch.fuse.ir.plan import SCRATCH, RecurrentPlan
 from tracetorch.fuse.ir.schedule import recurrent_backward_kernel, recurrent_forward_kernel
 from tracetorch.fuse.runtime.allocation import large_empty, layout_of, strided
 from tracetorch.fuse.runtime.cpu import kernel_of, parameter_gradients
-from tracetorch.fuse.runtime.threads import run_tasks
 
 _ROWS = 8  # of a task: enough to read the matrix seldom, few enough to share out a small batch
 
@@ -58,10 +57,9 @@ def run_recurrence(
         return None
     backend = select_backend(x.device)
     if backend is not None and (backend.name != "cpu" or backend.tried):
-        reason = "its loop over all steps is for the CPU"
-        if backend.name == "cpu":
-            reason = "its loop over all steps cannot be tried on a sample before it is believed"
-        log_fallback(f"Recurrent({cell.name}, ...)", reason)
+        untried = "cannot be tried on a sample before it is believed"
+        reason = untried if backend.name == "cpu" else "is for the CPU"
+        log_fallback(f"Recurrent({cell.name}, ...)", f"its loop over all steps {reason}")
         return None
     plan = recurrent_plan_for(cell, x, active, kwargs, first, weight, bias)
     # a product by events skips zeros, which an infinite weight would make NaN
@@ -102,9 +100,8 @@ class _Recurrence(torch.autograd.Function):
             no_second_gradient(ctx, ())
         x, checkpoints, first, weight, *tensors = saved_tensors(ctx)
         plan: RecurrentPlan = ctx.plan.given(grads, len(x))
-        resolved = [grad if grad is None else grad.resolve_neg() for grad in grads]
         try:
-            incoming = incoming_gradients(x, resolved, 1 + len(plan.program.states))
+            incoming = incoming_gradients(x, grads, 1 + len(plan.program.states))
             d_x, d_first, d_weight, d_states, d_params = _backward(
                 plan, x, checkpoints, first, weight, tensors, incoming
             )
@@ -157,17 +154,13 @@ def _run(
     build = recurrent_backward_kernel if backward else recurrent_forward_kernel
     kernel, (steps, every, neurons, rows, taps) = kernel_of(plan, backward, build), shape
     lanes, per_task = rows * neurons, min(_ROWS, rows)
-    buffers |= {
-        Role.LITERALS: (kernel.literals,),
-        Role.MATRIX: (_panels(matrices, kernel.printed.panel),),
-    }
+    buffers[Role.MATRIX] = (_panels(matrices, kernel.printed.panel),)
     sizes = steps, every, (steps - 1) // every + 1, taps
     geometry = (neurons, lanes, rows, per_task, neurons, neurons, 1)
     # a product costs each lane about as much as half a line for each neuron
     work = steps * lanes * (4 + kernel.lines + taps * neurons // 2)
-    arguments = kernel.arguments(geometry, sizes, buffers)
     scratch = kernel.scratch(sizes, per_task * neurons)
-    run_tasks(kernel.tasks, arguments, -(-rows // per_task), work=work, scratch=scratch)
+    kernel.run(geometry, sizes, buffers, -(-rows // per_task), work, scratch)
 
 
 def _by_delay(weight: Tensor) -> Tensor:
@@ -203,10 +196,8 @@ def _forward(
     count = len(plan.program.states)
     states, params = tensors[:count], tensors[count:]
     shape = _shape_of(plan, given, len(first))
-    layout = layout_of(given, -1)
-    if not layout.in_order:  # rows of neurons must lie together
+    if not layout_of(given, -1).in_order:  # rows of neurons must lie together
         given = given.contiguous()
-        layout = layout_of(given, -1)
     output = large_empty(given.shape, dtype)
     # one step is enough where neither a later step nor the backward pass reads it
     is_sequence = plan.has_backward or shape.taps > 1
@@ -220,7 +211,7 @@ def _forward(
         shape = shape._replace(every=steps)
     shift = given.new_zeros(neurons) if bias is None else bias
     buffers: dict[Role, Sequence[Any]] = {
-        Role.INPUT: [strided(given, layout)],
+        Role.INPUT: [strided(given, layout_of(given, -1))],
         Role.PARAMETER: [param.contiguous() for param in params],
         Role.BIAS: (shift.contiguous(),),
         Role.DRIVE: [(x, lanes if is_sequence else 0, neurons)],
@@ -289,14 +280,11 @@ def _weight_gradient(d_x: Tensor, output: Tensor, first: Tensor, weight: Tensor)
     # in memory as the weight of a linear layer with delays, and that of one matrix as it is
     total = d_x.new_empty(taps, neurons, neurons)
     total = total.permute(2, 1, 0) if taps > 1 else total.permute(1, 2, 0)
-
-    def rows(tensor: Tensor) -> Tensor:
-        return tensor.reshape(-1, neurons)
-
     for tap in range(taps):
         # of what is so many steps from the oldest one in the window of each step
-        early = min(taps - tap, len(d_x))
-        part = total[..., tap]
-        torch.mm(rows(d_x[:early]).t(), rows(first[tap : tap + early]), out=part)
-        part.addmm_(rows(d_x[early:]).t(), rows(output[: len(output) - early]))
+        early, part = min(taps - tap, len(d_x)), total[..., tap]
+        pairs = (d_x[:early], first[tap : tap + early]), (d_x[early:], output[: len(d_x) - early])
+        (d_one, one), (d_two, two) = [[e.reshape(-1, neurons) for e in pair] for pair in pairs]
+        torch.mm(d_one.t(), one, out=part)
+        part.addmm_(d_two.t(), two)
     return total.squeeze(-1) if weight.ndim == 2 else total

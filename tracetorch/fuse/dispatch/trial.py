@@ -22,9 +22,8 @@ from tracetorch.core.version import __version__
 from tracetorch.fuse.dispatch.backends import report_fallback, select_backend
 from tracetorch.fuse.ir.graph import COMPARISONS, LOGIC
 from tracetorch.fuse.ir.plan import Plan
-from tracetorch.fuse.runtime import eager
 from tracetorch.fuse.runtime.allocation import Layout, layout_of
-from tracetorch.fuse.runtime.backend import Backend, Operands
+from tracetorch.fuse.runtime.backend import Backend, Operands, plan_gradients, run_plan
 from tracetorch.fuse.runtime.threefry import uniforms
 
 _STEPS = 5
@@ -71,14 +70,10 @@ def failure_of(backend: Backend, plan: Plan, given: Operands, *, backward: bool)
     short = replace(plan, tile=tile, whole=plan.whole and replace(plan.whole, tile=tile))
     difference_in = _difference_backward if backward else _difference_forward
 
-    def compare() -> str | None:
-        found: str | None = None
+    def compare(seed: int = 0) -> str | None:
+        found = difference_in(backend, short, _sample_of(plan, given, seed))
         # in one sample a sum may cancel, or a membrane lie where exp in its last place decides
-        for seed in range(2):
-            found = difference_in(backend, short, _sample_of(plan, given, seed))
-            if found is None:
-                break
-        return found
+        return found if found is None or seed else compare(1)
 
     name = f"{'backward' if backward else 'forward'} of program {plan.program.key}"
     return _failure_in(compare, f"the {backend.name} kernel {name}", given.inputs[0].device)
@@ -147,7 +142,7 @@ def _meet_thresholds(plan: Plan, sample: Operands) -> None:
 
     def outputs(x: Tensor) -> Tensor:
         inputs = [x.unsqueeze(0), *(each[:1] for each in sample.inputs[1:])]
-        return eager.run_plan(plan, sample._replace(inputs=inputs))[0][0]
+        return run_plan(plan, sample._replace(inputs=inputs))[0][0]
 
     x = sample.inputs[0]
     with torch.no_grad():
@@ -167,11 +162,9 @@ def _meet_thresholds(plan: Plan, sample: Operands) -> None:
 def _with_nan(sample: Operands) -> Operands:
     """Return a sample in which some values are not finite."""
     spoiled = Operands(*[[each.clone() for each in group] for group in sample])
-    for group in (spoiled.inputs, spoiled.states):
-        for each in group:
-            flat = each.view(-1)
-            for start, value in enumerate((math.nan, math.inf, -math.inf)):
-                flat[start::61] = value
+    for each in (*spoiled.inputs, *spoiled.states):
+        for start, value in enumerate((math.nan, math.inf, -math.inf)):
+            each.view(-1)[start::61] = value
     return spoiled
 
 
@@ -180,7 +173,7 @@ def _difference_forward(backend: Backend, plan: Plan, sample: Operands) -> str |
     _meet_thresholds(plan, sample)
     for each in (sample, _with_nan(sample)):
         with torch.no_grad():
-            expected = eager.run_plan(plan, each)
+            expected = run_plan(plan, each)
         found = backend.forward(plan, layout_of(each.inputs[0], plan.dim), each)[:-1]
         reason = _difference(plan.results, found, expected)
         if reason is not None:
@@ -194,21 +187,21 @@ def _difference_backward(backend: Backend, plan: Plan, sample: Operands) -> str 
     *results, checkpoints = backend.forward(plan.whole or plan, layout, sample)
     generator = torch.Generator("cpu").manual_seed(1)
     grads: list[Tensor | None] = []
+    incoming: list[Tensor] = []
     for name, smooth, result in zip(plan.results, plan.smooth_results, results, strict=True):
         values = torch.randn(result.shape, generator=generator, device="cpu").to(result)
-        grads.append(values if smooth and name not in plan.absent else None)
-    incoming = [
-        torch.zeros_like(r) if g is None else g for r, g in zip(results, grads, strict=True)
-    ]
+        is_given = smooth and name not in plan.absent
+        grads.append(values if is_given else None)
+        incoming.append(values if is_given else torch.zeros_like(result))
     found = backend.backward(plan, layout, sample, checkpoints, incoming)
-    expected = eager.plan_gradients(plan, sample, grads)
-    names = (*program.inputs, *program.states, *program.params)
-    computed = [i for i, value in enumerate(expected) if value.numel()]
-    return _difference(
-        [f"the gradient of {names[i]}" for i in computed],
-        [found[i] for i in computed],
-        [expected[i] for i in computed],
-    )
+    expected = plan_gradients(plan, sample, grads)
+    names = [
+        f"the gradient of {n}"
+        for of in (program.inputs, program.states, program.params)
+        for n in of
+    ]
+    computed = [each for each in zip(names, found, expected, strict=True) if each[2].numel()]
+    return _difference(*zip(*computed, strict=True)) if computed else None
 
 
 def _difference(
@@ -258,22 +251,18 @@ def draw_uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Ten
         or backend.unavailable_reason(device) is not None
     ):
         return uniforms(position, steps, dtype)
-    key = backend.name, device, dtype
-    if backend.tried and key not in _failures and not is_capturing(device):
-        _failures[key] = _failure_of_uniforms(backend, device, dtype)
-    reason = _failures.get(key) if backend.tried else None
-    if reason is None:
-        return backend.uniforms(position, steps, dtype)
-    report_fallback("Noise", backend.name, reason)
-    return uniforms(position, steps, dtype)
+    draws, key = (backend.uniforms, uniforms), (backend.name, device, dtype)
 
-
-def _failure_of_uniforms(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
     def compare() -> str | None:
         lanes = torch.arange(131, device=device)
         position = 2**32 - 2 + lanes.remainder(3) + (lanes << 33)
-        found, expected = (draw(position, 3, dtype) for draw in (backend.uniforms, uniforms))
+        found, expected = [draw(position, 3, dtype) for draw in draws]
         return None if all(map(torch.equal, found, expected)) else "gives other numbers"
 
-    what = f"the {backend.name} kernel of random numbers in {dtype}"
-    return _failure_in(compare, what, device)
+    if backend.tried and key not in _failures and not is_capturing(device):
+        what = f"the {backend.name} kernel of random numbers in {dtype}"
+        _failures[key] = _failure_in(compare, what, device)
+    reason = _failures.get(key) if backend.tried else None
+    if reason is not None:
+        report_fallback("Noise", backend.name, reason)
+    return draws[reason is not None](position, steps, dtype)

@@ -24,7 +24,7 @@ from torch import Tensor
 from tracetorch.fuse.ir.plan import Plan
 
 _PAGE = 2 << 20  # a huge one
-_LARGE = 1 << 20  # bytes; smaller tensors come from PyTorch's allocator
+LARGE = 1 << 20  # bytes; smaller tensors come from PyTorch's allocator
 _POOL_LIMIT = 256 << 20  # bytes that wait in the pool
 LARGEST = 2**31 - 1  # steps, so that a product of two sizes fits into 64 bits, with what is added
 _NUMPY_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -80,7 +80,7 @@ class _Lease(np.ndarray[Any, Any]):
 def large_empty(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Allocate as ``torch.empty`` on the CPU; where it is large, from pages used before."""
     size = math.prod(sizes) * dtype.itemsize
-    if size < _LARGE or dtype not in _NUMPY_DTYPES or not sys.platform.startswith("linux"):
+    if size < LARGE or dtype not in _NUMPY_DTYPES or not sys.platform.startswith("linux"):
         return torch.empty(tuple(sizes), dtype=dtype, device="cpu")
     whole = -(-size // _PAGE) * _PAGE
     try:
@@ -148,32 +148,28 @@ class Layout(NamedTuple):
         pooled = x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
         tensors: list[Tensor] = []
         for shape, count in ((sizes, sequences), (sizes[1:], steps)):
-            large = pooled and math.prod(shape) * dtype.itemsize >= _LARGE
             for _ in range(count):
-                if large:
+                if pooled and math.prod(shape) * dtype.itemsize >= LARGE:
                     new = large_empty(shape, dtype)
                 else:
                     new = torch.empty(shape, dtype=dtype, device=x.device)
-                tensors.append(new if self.in_order else self.restore(new))
+                tensors.append(self.restore(new))
         return tensors
 
     def restore(self, ordered: Tensor) -> Tensor:
         """Permute ``ordered``, a sequence or one step, back to the order of dimensions of ``x``."""
         if self.in_order:
             return ordered
-        # Invert the permutation of `arrange`; a step lacks the time dimension, so each is one less.
-        if ordered.ndim == len(self.order):
-            return ordered.permute([self.order.index(dim) for dim in range(ordered.ndim)])
-        step = [dim - 1 for dim in self.order[1:]]
-        return ordered.permute([step.index(dim) for dim in range(ordered.ndim)])
+        order = self._order_of(ordered)
+        return ordered.permute([order.index(dim) for dim in range(ordered.ndim)])
 
     def arrange(self, tensor: Tensor) -> Tensor:
         """Permute ``tensor``, a sequence or one step, to the order of memory."""
-        if self.in_order:
-            return tensor
-        if tensor.ndim == len(self.order):
-            return tensor.permute(self.order)
-        return tensor.permute([dim - 1 for dim in self.order[1:]])
+        return tensor if self.in_order else tensor.permute(self._order_of(tensor))
+
+    def _order_of(self, tensor: Tensor) -> list[int]:
+        late = len(self.order) - tensor.ndim  # 1 for a step, which lacks the time dimension
+        return [dim - late for dim in self.order[late:]]
 
 
 def layout_of(x: Tensor, dim: int) -> Layout:
@@ -183,8 +179,7 @@ def layout_of(x: Tensor, dim: int) -> Layout:
             f"a compiled time loop takes at most {LARGEST} steps, got {x.shape[0]}. Split the "
             "sequence: the states carry over from one call to the next."
         )
-    order = tuple(range(x.ndim))
-    in_order = True
+    order, in_order = tuple(range(x.ndim)), True
     # Two dimensions leave one order after time; contiguous memory needs no other (the fast path).
     if x.ndim > 2 and not x.is_contiguous():
         strides = x.stride()
@@ -197,8 +192,7 @@ def layout_of(x: Tensor, dim: int) -> Layout:
     sizes = x.shape if in_order else [x.shape[d] for d in order]
     # All outer rows and all inner lanes of a neuron share its parameters.
     place = order.index(x.ndim + dim)
-    outer, neurons = math.prod(sizes[1:place]), sizes[place]
-    inner = math.prod(sizes[place + 1 :])
+    outer, neurons, inner = math.prod(sizes[1:place]), sizes[place], math.prod(sizes[place + 1 :])
     return Layout(order, outer, neurons, inner, outer * neurons * inner, in_order)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from tracetorch.fuse.codegen.llvm_kernel import ALIGNMENT, Printed, print_kernel
 from tracetorch.fuse.ir import schedule as schedules
 from tracetorch.fuse.ir.kernel import PRIVATE, STRIDED, Role, Schedule, Size
 from tracetorch.fuse.ir.plan import TILE, Plan
-from tracetorch.fuse.runtime.allocation import Layout, cache_size, strided, wrong_memory
+from tracetorch.fuse.runtime.allocation import LARGE, Layout, cache_size, strided, wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
 from tracetorch.fuse.runtime.machine_code import (
     TaskKernel,
@@ -85,15 +85,22 @@ class CompiledKernel(NamedTuple):
     roles: tuple[Role, ...]
     own: tuple[tuple[int, tuple[int, ...]], ...]
 
-    def arguments(
-        self, geometry: Sequence[int], sizes: Sequence[int], buffers: Mapping[Role, Sequence[Any]]
-    ) -> list[int]:
-        """Return its arguments in order; one loop, for it runs for every layer of every pass.
+    def run(
+        self,
+        geometry: Sequence[int],
+        sizes: Sequence[int],
+        buffers: dict[Role, Sequence[Any]],
+        tasks: int,
+        work: int,
+        scratch: int,
+    ) -> None:
+        """Run it over its tasks; one loop, for it runs for every layer of every pass.
 
         The ``geometry`` is that of ``llvm_kernel.GEOMETRY``. Tensors are without gaps, those of
         roles in :data:`.STRIDED` with the strides of time and of rows; the caller keeps them alive.
         """
         arguments = [*geometry, *sizes]
+        buffers[Role.LITERALS] = (self.literals,)
         for role in self.roles:
             is_strided, is_parameter = role in STRIDED, role is Role.PARAMETER
             dtype = torch.float64 if role is Role.SUMS else self.literals.dtype
@@ -106,7 +113,7 @@ class CompiledKernel(NamedTuple):
                     arguments += each[1:]
                 elif is_parameter:
                     arguments.append(tensor.numel())
-        return arguments
+        run_tasks(self.tasks, arguments, tasks, work=work, scratch=scratch)
 
     def scratch(self, sizes: Sequence[int], lanes: int) -> int:
         """Return the bytes of scratch of a worker, whose task has some lanes."""
@@ -156,8 +163,19 @@ def _flat(tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     return [layout.arrange(tensor).contiguous() for tensor in tensors]
 
 
+def _sequences(
+    tensors: Sequence[Tensor], layout: Layout, grid: _Grid
+) -> list[tuple[Tensor, int, int]]:
+    """Return the flat memory of each sequence, and the strides of time and of the grid's rows."""
+    return [
+        (each, layout.lanes, grid.columns)
+        if layout.in_order and each.is_contiguous()
+        else _sequence(each, layout, grid)
+        for each in tensors
+    ]
+
+
 def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[Tensor, int, int]:
-    """Return the flat memory of a sequence, and the strides of time and of the grid's rows."""
     if not any(tensor.stride()):  # one value, as the gradient of a sum: a row stands for all
         return tensor.as_strided((grid.columns,), (0,)).contiguous(), 0, 0
     flat, step, row = strided(tensor, layout)
@@ -165,19 +183,6 @@ def _sequence(tensor: Tensor, layout: Layout, grid: _Grid) -> tuple[Tensor, int,
         # Rows of a grid are several rows of the layout: they must follow each other without gaps.
         flat, step, row = strided(layout.restore(layout.arrange(tensor).contiguous()), layout)
     return flat, step, row * grid.repeats
-
-
-def _sequences(
-    tensors: Sequence[Tensor], layout: Layout, grid: _Grid
-) -> list[tuple[Tensor, int, int]]:
-    """Return the flat memory of each sequence, and the strides of time and of the grid's rows."""
-    sequences: list[tuple[Tensor, int, int]] = []
-    for tensor in tensors:
-        if layout.in_order and tensor.is_contiguous():
-            sequences.append((tensor, layout.lanes, grid.columns))
-        else:
-            sequences.append(_sequence(tensor, layout, grid))
-    return sequences
 
 
 def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> dict[str, Tensor]:
@@ -189,12 +194,6 @@ def parameter_gradients(plan: Plan, params: Sequence[Tensor], totals: Any) -> di
         value = total if like.numel() != 1 or neurons == 1 else total.sum()
         gradients[name] = torch.as_tensor(value, dtype=program.dtype).reshape(like.shape)
     return gradients
-
-
-@functools.cache
-def _nothing(dtype: torch.dtype) -> Tensor:
-    """Return what stands for a gradient that nobody wants."""
-    return torch.empty(0, dtype=dtype, device="cpu")
 
 
 def _is_short(plan: Plan) -> bool:
@@ -239,24 +238,22 @@ def _forward_of(plan: Plan, layout: Layout, steps: int, bypass: bool) -> _Forwar
 class CpuBackend(Backend):
     """Kernels for the CPU."""
 
-    uniforms = staticmethod(compiled_uniforms)
-
     name = "cpu"
     tile = TILE
+    uniforms = staticmethod(compiled_uniforms)
+    uninstalled_reason = staticmethod(unavailable_reason)
 
     def device_type(self) -> str:
-        """Return ``"cpu"``."""
         return "cpu"
 
-    def uninstalled_reason(self) -> str | None:
-        """Return why nothing can be compiled on this machine, or ``None``."""
-        return unavailable_reason()
-
     def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
-        """Run the forward kernel: as :meth:`.Backend.forward`."""
         inputs, states, params = given
         x, count = inputs[0], 1 + len(plan.record)
-        new = layout.allocate(x, plan.program.dtype, sequences=count, steps=len(states))
+        is_plain = layout.in_order and all(map(Tensor.is_contiguous, (*inputs, *states)))
+        if is_plain and x.nbytes < LARGE:  # allocated without a further call
+            new = [*map(torch.empty_like, (*repeat(x, count), *states))]
+        else:
+            new = layout.allocate(x, plan.program.dtype, sequences=count, steps=len(states))
         output, records, ends = new[0], new[1:count], new[count:]
         # Large outputs are written past the caches, by kernels that write long runs: others were
         # twice as slow with it in one process of ten, and faster by a fifth in the rest.
@@ -271,31 +268,27 @@ class CpuBackend(Backend):
         results = [output, *ends, *records, checkpoints]
         if layout.lanes == 0:
             return results
-        is_plain = layout.in_order and all(map(Tensor.is_contiguous, (*inputs, *states)))
         plain = zip(inputs, repeat(layout.lanes), repeat(grid.columns), strict=False)
         buffers: dict[Role, Sequence[Any]] = {
             Role.INPUT: list(plain) if is_plain else _sequences(inputs, layout, grid),
             Role.PARAMETER: list(map(Tensor.contiguous, params)),
-            Role.LITERALS: (kernel.literals,),
             Role.START: states if is_plain else _flat(states, layout),
             Role.OUTPUT: (output,),
             Role.END: ends,
             Role.RECORD: records,
             Role.CHECKPOINTS: (checkpoints,),
         }
-        arguments = kernel.arguments(grid.geometry, call.sizes, buffers)
-        run_tasks(kernel.tasks, arguments, grid.tasks, work=call.work, scratch=call.scratch)
+        kernel.run(grid.geometry, call.sizes, buffers, grid.tasks, call.work, call.scratch)
         return results
 
     def backward(
         self, plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
     ) -> list[Tensor]:
-        """Run the backward kernel: as :meth:`.Backend.backward`."""
         inputs, states, params = given
         program, x = plan.program, inputs[0]
         dtype, steps, last = program.dtype, x.shape[0], 1 + len(states)
         grid = _grid(layout, grouped=True)
-        nothing = _nothing(dtype)
+        nothing = torch.empty(0, dtype=dtype)
         count = len(plan.differentiated)
         new = layout.allocate(x, dtype, sequences=count, steps=len(states))
         d_inputs, d_states = dict(zip(plan.differentiated, new, strict=False)), new[count:]
@@ -313,7 +306,6 @@ class CpuBackend(Backend):
             buffers: dict[Role, Sequence[Any]] = {
                 Role.INPUT: _sequences(inputs, layout, grid),
                 Role.PARAMETER: list(map(Tensor.contiguous, params)),
-                Role.LITERALS: (kernel.literals,),
                 Role.CHECKPOINTS: (checkpoints,),
                 Role.START: _flat([starts[name] for name in plan.recomputed], layout),
                 Role.GRAD_OUTPUT: incoming[:1],
@@ -323,10 +315,9 @@ class CpuBackend(Backend):
                 Role.GRAD_START: d_states,
                 Role.SUMS: (sums,),
             }
-            arguments = kernel.arguments(grid.geometry, sizes, buffers)
             work = steps * layout.lanes * (4 + kernel.lines)
             scratch = kernel.scratch(sizes, grid.task_lanes)
-            run_tasks(kernel.tasks, arguments, grid.tasks, work=work, scratch=scratch)
+            kernel.run(grid.geometry, sizes, buffers, grid.tasks, work, scratch)
         # Sum over groups, repeated rows and inner lanes; a value for the layer sums neurons too.
         d_params = dict.fromkeys(program.params, nothing)
         if plan.trained:

@@ -29,7 +29,8 @@ from tracetorch.fuse.ir.trace import Program
 from tracetorch.fuse.runtime import threefry
 from tracetorch.fuse.runtime.allocation import Layout, allocate_results, strided, wrong_memory
 from tracetorch.fuse.runtime.backend import Backend, Operands
-from tracetorch.fuse.runtime.kernel_cache import module_of
+from tracetorch.fuse.runtime.cpu import parameter_gradients
+from tracetorch.fuse.runtime.machine_code import module_of
 
 
 def _kernel(plan: Plan, name: str) -> Any:
@@ -110,26 +111,34 @@ class TritonBackend(Backend):
     tried = True
 
     def device_type(self) -> str:
-        """Return ``"cuda"``, or ``"cpu"`` where the kernels are interpreted."""
         return "cpu" if _is_interpreted() else "cuda"
 
     @functools.cache  # noqa: B019 (there is one object)
     def uninstalled_reason(self) -> str | None:
-        """Return why Triton has no device on this machine, or ``None``."""
         on_gpu = not _is_interpreted() and torch.cuda.is_available()
         if importlib.util.find_spec("triton") is None:
             if on_gpu:
                 return "there is a GPU, but Triton is not installed: pip install triton"
             return "Triton is not installed; it comes with PyTorch for CUDA and ROCm"
-        if not _is_interpreted():
-            if not on_gpu:
-                return "there is no GPU"
-            if torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
-                return "the GPU is older than Triton supports"
-        return _reason_of_triton()
+        if not (on_gpu or _is_interpreted()):
+            return "there is no GPU"
+        if on_gpu and torch.version.hip is None and torch.cuda.get_device_capability() < (7, 0):
+            return "the GPU is older than Triton supports"
+        try:
+            import triton
+        except Exception as failure:
+            return f"Triton cannot be imported: {failure}"
+        found = str(getattr(triton, "__version__", None))
+        numbers = re.match(r"(\d+)\.(\d+)", found)
+        if numbers is None:
+            return f"what is imported as triton is not Triton: {triton}"
+        if tuple(map(int, numbers.groups())) < LEAST:
+            least = ".".join(map(str, LEAST))
+            upgrade = "pip install --upgrade triton"
+            return f"Triton {found} is too old, the kernels need {least}: {upgrade}"
+        return None
 
     def unsupported_reason(self, program: Program, device: torch.device) -> str | None:
-        """Return which operation Triton kernels lack, or how one has failed, or ``None``."""
         operation = unknown(program.graph)
         if operation is None:
             return super().unsupported_reason(program, device)
@@ -143,7 +152,6 @@ class TritonBackend(Backend):
         literals(plan.literals, plan.program.dtype, device)
 
     def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:
-        """Run the forward kernel: as :meth:`.Backend.forward`."""
         program, x = plan.program, given.inputs[0]
         steps = x.shape[0]
         output, last, trajectories, checkpoints = allocate_results(plan, layout, x)
@@ -169,7 +177,6 @@ class TritonBackend(Backend):
     def backward(
         self, plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
     ) -> list[Tensor]:
-        """Run the backward kernel: as :meth:`.Backend.backward`."""
         inputs, states, params = given
         program, x = plan.program, inputs[0]
         dtype, steps = program.dtype, x.shape[0]
@@ -204,18 +211,14 @@ class TritonBackend(Backend):
             for name, grad in g_records.items():
                 arguments |= _sequence(f"grad_record_{name}", grad, layout)
             launch(_kernel(plan, "backward"), layout.lanes, x.device, arguments)
-        d_params = dict.fromkeys(program.params, nothing)
         # Sum over the rows and lanes of each neuron; a value for the layer sums neurons too.
         shape = (len(plan.trained), layout.outer, layout.neurons, layout.inner)
-        for name, total in zip(plan.trained, sums.view(shape).sum((1, 3)), strict=True):
-            like = params[program.params.index(name)]
-            value = total.sum() if like.numel() == 1 else total
-            d_params[name] = value.to(dtype).reshape(like.shape)
+        d_params = dict.fromkeys(program.params, nothing)
+        d_params |= parameter_gradients(plan, params, sums.view(shape).sum((1, 3)))
         of_inputs = [d_inputs.get(name, nothing) for name in program.inputs]
         return [*of_inputs, *d_states.values(), *d_params.values()]
 
     def uniforms(self, position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return random numbers from a counter: as :meth:`.Backend.uniforms`."""
         shape, device = (steps, *position.shape), position.device
         one, other = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
         arguments = {
@@ -233,22 +236,6 @@ class TritonBackend(Backend):
 @functools.cache
 def _uniforms(real: str) -> Any:
     return module_of(threefry.triton_source(real), "triton_uniforms").uniforms
-
-
-def _reason_of_triton() -> str | None:
-    """Return why what is imported as Triton cannot be used, or ``None``."""
-    try:
-        import triton
-    except Exception as failure:
-        return f"Triton cannot be imported: {failure}"
-    found = str(getattr(triton, "__version__", None))
-    numbers = re.match(r"(\d+)\.(\d+)", found)
-    if numbers is None:
-        return f"what is imported as triton is not Triton: {triton}"
-    if tuple(map(int, numbers.groups())) < LEAST:
-        least = ".".join(map(str, LEAST))
-        return f"Triton {found} is too old, the kernels need {least}: pip install --upgrade triton"
-    return None
 
 
 def _is_interpreted() -> bool:

@@ -27,7 +27,7 @@ from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.runtime.allocation import large_empty, layout_of, strided
 from tracetorch.fuse.runtime.cpu import own_buffers, parameter_gradients, scratch_values
 from tracetorch.fuse.runtime.machine_code import compiled, this_machine
-from tracetorch.fuse.runtime.written_kernels import run_written
+from tracetorch.fuse.runtime.threads import run_written
 
 _MOST_STEPS = 32  # of a window, so that what a tile is given stays in a core's cache
 _CHUNKS = 8  # of all samples together, where there are few: enough to share out among threads

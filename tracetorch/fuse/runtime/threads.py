@@ -13,20 +13,24 @@ import os
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from tracetorch.fuse.codegen.llvm_tasks import LINE
-from tracetorch.fuse.runtime.machine_code import TaskKernel
+from tracetorch.fuse.codegen.llvm_tasks import LINE, TaskWriter
+from tracetorch.fuse.runtime.allocation import address
+from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 
 # Operations on one value. With fewer, other threads gain some ten microseconds at most; and where
 # another process has one of the cores, a team waits for it for milliseconds, as PyTorch's own do.
 _LEAST_WORK = 1_000_000
 _LEAST_WORK_OF_OWN = 16_000_000
+_TASKS_PER_THREAD = 4
+_DTYPES = {"l": torch.int64, "n": torch.int32, "h": torch.uint16}
 
 _forked = False
 
@@ -42,12 +46,7 @@ _scratch = _Scratch()
 
 
 def run_tasks(
-    kernel: TaskKernel,
-    arguments: Iterable[int],
-    tasks: int,
-    *,
-    work: int,
-    scratch: int = 0,
+    kernel: TaskKernel, arguments: Iterable[int], tasks: int, *, work: int, scratch: int = 0
 ) -> None:
     """Run a kernel over all its tasks, on as many threads as PyTorch uses.
 
@@ -86,6 +85,61 @@ def run_tasks(
         _on_threads(lambda: kernel.run(address), threads)
 
 
+# Kernels written with a TaskWriter by hand
+
+
+def run_written(
+    write: Callable[..., None],
+    letters: str,
+    dtype: torch.dtype,
+    tasks: int,
+    *arguments: int | Tensor,
+    work: int,
+    scratch: Sequence[int] = (),
+    form: tuple[int, ...] = (),
+) -> None:
+    """Run a kernel that is written by hand over all its tasks; it is compiled at the first call.
+
+    Args:
+        write: a function of a module, whose name is the kernel's: it is called with the writer,
+            ``"float"`` or ``"double"``, and ``form``.
+        letters: one for each argument: i an integer, r reals, l integers, n short and h shorter
+            ones.
+        dtype: of the reals.
+        tasks: how many there are.
+        *arguments: integers, and contiguous tensors.
+        work: operations on one value in all tasks.
+        scratch: bytes of each array of scratch.
+        form: which of the kernels that the function writes.
+    """
+    values = [
+        argument if isinstance(argument, int) else address(argument, _DTYPES.get(letter, dtype))
+        for letter, argument in zip(letters, arguments, strict=True)
+    ]
+    # one piece of scratch, in which each array begins with a cache line
+    sizes = [-(-size // 64) * 64 for size in scratch]
+    values += [sum(sizes[:place]) for place in range(len(sizes))]
+    whole = max(sum(sizes), len(sizes))  # an argument of the kernel, where there is any
+    run_tasks(_kernel(write, dtype, form), values, tasks, work=work, scratch=whole)
+
+
+@cache
+def _kernel(write: Callable[..., None], dtype: torch.dtype, form: tuple[int, ...]) -> TaskKernel:
+    k = TaskWriter(write.__name__)
+    write(k, "float" if dtype == torch.float32 else "double", *form)
+    return compiled(k.text(), write.__name__)
+
+
+def shared_out(count: int, least: int) -> tuple[int, int]:
+    """Return how many rows or columns are a task, at least ``least``, and how many tasks there are.
+
+    Several for each thread, so that all end together, and few, so that each reads what it shares
+    with the others seldom. For kernels whose result does not depend on it.
+    """
+    per_task = max(least, -(-count // (_TASKS_PER_THREAD * torch.get_num_threads())))
+    return per_task, -(-count // per_task)
+
+
 # PyTorch's threads
 
 
@@ -104,7 +158,9 @@ def _gomp() -> _Gomp | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        library = ctypes.CDLL(str(_torch_library()), os.RTLD_NOLOAD)
+        # whose dependencies contain the OpenMP runtime
+        loaded = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+        library = ctypes.CDLL(str(loaded), os.RTLD_NOLOAD)
         parallel, number = _address(library.GOMP_parallel), _address(library.omp_get_thread_num)
         if hasattr(library, "__kmpc_fork_call"):  # LLVM's and Intel's, which have these too
             return None
@@ -116,11 +172,6 @@ def _gomp() -> _Gomp | None:
             return None
     kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     return _Gomp(ctypes.CFUNCTYPE(None, *kinds)(parallel), number)
-
-
-def _torch_library() -> Path:
-    """Return the file whose dependencies contain the OpenMP runtime."""
-    return Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 
 
 def _address(function: Any) -> int:

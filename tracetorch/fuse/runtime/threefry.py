@@ -8,16 +8,13 @@ Reference: Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1,
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
 from tracetorch.fuse.codegen.llvm_writer import WORD, Value
-from tracetorch.fuse.runtime.allocation import address, large_empty
-from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
-from tracetorch.fuse.runtime.threads import run_tasks
+from tracetorch.fuse.runtime.allocation import large_empty
+from tracetorch.fuse.runtime.threads import run_written
 
 _MASK = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # of four rounds, in turns
@@ -65,21 +62,13 @@ def compiled_uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple
     shape, lanes = (steps, *position.shape), position.numel()
     one, other = large_empty(shape, dtype), large_empty(shape, dtype)
     if one.numel():
-        position = position.contiguous()
-        memory = (address(position, torch.int64), address(one, dtype), address(other, dtype))
-        work = one.numel() * 6 * _ROUNDS
-        run_tasks(_kernel(dtype), (lanes, steps, *memory), -(-lanes // _LANES), work=work)
+        tasks, work = -(-lanes // _LANES), one.numel() * 6 * _ROUNDS
+        given = lanes, steps, position.contiguous(), one, other
+        run_written(threefry_uniforms, "iilrr", dtype, tasks, *given, work=work)
     return one, other
 
 
-@functools.cache
-def _kernel(dtype: torch.dtype) -> TaskKernel:
-    k = TaskWriter("uniforms")
-    _write(k, "float" if dtype == torch.float32 else "double")
-    return compiled(k.text(), k.name)
-
-
-def _write(k: TaskWriter, real: str) -> None:
+def threefry_uniforms(k: TaskWriter, real: str) -> None:
     """Fill two sequences: lane l has the key l, and the counter position[l] + t at step t."""
     lanes, steps = k.integers(2)
     position, one, other = k.array(WORD), k.array(real), k.array(real)

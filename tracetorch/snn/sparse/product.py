@@ -19,7 +19,7 @@ from tracetorch.fuse import requested_backend
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.fuse.runtime.sparse_segments import Edges
-from tracetorch.fuse.runtime.written_kernels import run_written, shared_out
+from tracetorch.fuse.runtime.threads import run_written, shared_out
 from tracetorch.snn.sparse import product_kernels
 from tracetorch.snn.sparse.product_kernels import LANES
 
