@@ -367,11 +367,11 @@ def test_a_batch_mixed_by_its_largest_value_is_found_in_front(name: str) -> None
         (lambda s, x: s.n(x.flip(0)), rf"n \(LIF\) {INPUTS}"),
         (lambda s, x: s.n(s.g(x) if len(x) > B else s.g(s.g(x))), rf"n \(LIF\) {INPUTS}"),
         (lambda s, x: (s.n if len(x) > B else s.other)(s.g(x)),
-         rf"other \(LIF\) is called by step, and by layer not, or less often: {WHY}"),
+         rf"other \(LIF\) is given other inputs by layer than by step: {WHY}"),
         (lambda s, x: s.n(s.g(x)) if len(x) > B else s.other(s.n(s.g(x))),
-         rf"other \(LIF\) is called by step, and by layer not, or less often: {WHY}"),
+         rf"other \(LIF\) is given other inputs by layer than by step: {WHY}"),
         (lambda s, x: s.other(s.n(s.g(x))) if len(x) > B else s.n(s.g(x)),
-         rf"other \(LIF\) is called by layer, and by step not, or less often: {WHY}"),
+         rf"other \(LIF\) is given other inputs by layer than by step: {WHY}"),
     ],
 )  # fmt: skip
 def test_what_differs_in_the_models_own_code(forward: Any, message: str) -> None:
@@ -1201,7 +1201,7 @@ def test_a_pass_with_a_layer_in_another_mode_writes_weights_once() -> None:
     for training in (False, True):  # the model itself stays in its mode
         for model, by in ((net, "layer"), (twin, "step")):
             model.neuron.train(training)
-            tt.unroll(model, sequence(), by=by)  # type: ignore[call-overload]
+            tt.unroll(model, sequence(), by=by)  # type: ignore[arg-type]
         for weight, expected in zip(net.parameters(), twin.parameters(), strict=True):
             assert torch.equal(weight, expected)
 

@@ -307,9 +307,9 @@ class OwnRestart(snn.TTModule):
     [
         (resets().float(), {}, TypeError, "reset must be a tensor of booleans, .* got torch.float"),
         ([True], {}, TypeError, "reset must be a tensor of booleans, .* got list"),
-        (resets(T, B + 1), {}, ValueError, r"shape \[T, B\] = \[9, 4\], .* got \[9, 5\]"),
-        (resets(B, T), {}, ValueError, r"shape \[T, B\] = \[9, 4\], .* got \[4, 9\]"),
-        (resets(), {"time_dim": -2}, ValueError, r"shape \[B, T\] = \[4, 9\], .* got \[9, 4\]"),
+        (resets(T, B + 1), {}, ValueError, r"shape \[T, B\] = \[9, 4\], got \[9, 5\]"),
+        (resets(B, T), {}, ValueError, r"shape \[T, B\] = \[9, 4\], got \[4, 9\]"),
+        (resets(), {"time_dim": -2}, ValueError, r"shape \[B, T\] = \[4, 9\], got \[9, 4\]"),
     ],
 )
 def test_a_mask_that_does_not_fit_is_refused(reset, options, error, message):

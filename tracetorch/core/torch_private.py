@@ -200,11 +200,6 @@ def version_of(tensor: Tensor) -> int | None:
         return None
 
 
-def versions_of(tensors: Iterable[Tensor | None]) -> list[int | None]:
-    """Return how often each tensor was written to; ``None`` for no tensor and where none counts."""
-    return [None if tensor is None else version_of(tensor) for tensor in tensors]
-
-
 def noticed(*tensors: Tensor | None) -> list[Tensor]:
     """Return what a node saves beside its arguments, so that a write to it raises in backward."""
     # of tensors of inference mode nobody counts writes, and no node can save them

@@ -8,15 +8,13 @@ mock may claim to be a module. Inside ``torch.compile`` registered modules alone
 
 from __future__ import annotations
 
-import argparse
 import logging
-import queue
 import sys
 import sysconfig
-from collections import ChainMap, UserDict, UserList, UserString, deque
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import (
     BuiltinMethodType,
     GetSetDescriptorType,
@@ -24,7 +22,6 @@ from types import (
     MethodType,
     MethodWrapperType,
     ModuleType,
-    SimpleNamespace,
 )
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -44,24 +41,12 @@ class Opaque:
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 # Objects of these and of the standard library are not walked, but for modules and containers: they
 # can hold half of the process (a trainer, a logger), and none is a part of a model.
+_CONTAINERS_IN = ("argparse", "collections", "functools", "queue", "types")
 _FOREIGN_PACKAGES = frozenset({"lightning", "numpy", "pandas", "pytorch_lightning", "torch"})
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 METHODS = (MethodType, BuiltinMethodType, MethodWrapperType)
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_TRANSPARENT = (
-    nn.Module,
-    *CONTAINERS,
-    SimpleNamespace,
-    argparse.Namespace,
-    UserDict,
-    UserList,
-    UserString,
-    ChainMap,
-    queue.Queue,
-    np.ndarray,  # of objects
-    partial,  # by its slots
-    *METHODS,
-)
+_TRANSPARENT = (nn.Module, *CONTAINERS, np.ndarray, *METHODS)
 _OPAQUE = (Opaque, type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
 Tensors: TypeAlias = list[tuple[str, torch.Tensor]]
 # A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
@@ -79,7 +64,7 @@ def _is_opaque(kind: Any) -> bool:
     package = name.partition(".")[0]
     if package in _FOREIGN_PACKAGES:
         return True
-    if package not in sys.stdlib_module_names:
+    if package not in sys.stdlib_module_names or name in _CONTAINERS_IN:
         return False
     # a user's own trace.py or queue.py shares its name with a module of the standard library
     file = getattr(sys.modules.get(name), "__file__", None)

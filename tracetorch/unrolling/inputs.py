@@ -162,38 +162,22 @@ def with_reset(inputs: Inputs, reset: object, time_dim: int) -> Inputs:
         raise TypeError(
             f"reset must be a tensor of booleans, true where a sample starts anew, got {got}."
         )
-    meaning = "true where a sample starts anew before a step"
-    return replace(inputs, reset=_steps_first("reset", reset, meaning, inputs, time_dim))
+    return replace(inputs, reset=mask_first(reset, inputs, time_dim, "reset"))
 
 
-def mask_first(mask: Tensor | None, inputs: Inputs, time_dim: int) -> Tensor | None:
-    """Return a mask that lies as the inputs did, time first; ``check_mask`` does the rest."""
-    if not isinstance(mask, Tensor):
+def mask_first(mask: Any, inputs: Inputs, time_dim: int, name: str = "mask") -> Any:
+    """Return a mask, or ``None``, that lies as the inputs did as ``[T, B]``; check its shape."""
+    if not isinstance(mask, Tensor):  # check_mask does the rest
         return mask
-    return _steps_first("mask", mask, "true where a step is real", inputs, time_dim)
-
-
-def _steps_first(name: str, given: Tensor, meaning: str, inputs: Inputs, time_dim: int) -> Tensor:
-    """Return booleans of each step, which lie as the inputs did, as ``[T, B]``, checked."""
     # one may count from the end as well
     first = time_dim in (0, -pytree.tree_leaves(inputs.tensors)[0].ndim)
     sizes = [inputs.steps, inputs.batch][:: 1 if first else -1]
-    if list(given.shape) != sizes:
+    if list(mask.shape) != sizes:
         raise ValueError(
-            f"{name} must have the shape {'[T, B]' if first else '[B, T]'} = {sizes}, {meaning}, "
-            f"got {list(given.shape)}."
+            f"{name} must have the shape {'[T, B]' if first else '[B, T]'} = {sizes}, got "
+            f"{list(mask.shape)}."
         )
-    return given if first else given.T
-
-
-def place_time(leaf: Tensor, time_dim: int) -> Tensor:
-    """Move time to where the input has it."""
-    if not -leaf.ndim <= time_dim < leaf.ndim:
-        raise ValueError(
-            f"time_dim is {time_dim}, but an output or a trajectory has shape {list(leaf.shape)}, "
-            "time first. Count from the end, time_dim=-1 say, or put time first."
-        )
-    return leaf.movedim(0, time_dim)
+    return mask if first else mask.T
 
 
 # the modules that may run once on what is repeated at every step

@@ -25,7 +25,6 @@ from tracetorch.core.torch_private import (
     functorch_active,
     pytree,
     version_of,
-    versions_of,
 )
 from tracetorch.core.walk import modules_of
 from tracetorch.events import mode, requested_mode
@@ -116,13 +115,11 @@ class _Segment:
         """What it gave, and the states behind it."""
         # what torch.jit has compiled cannot be given other tensors
         modules = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
-        self.watched: list[Tensor] = [p for m in modules for p in m.parameters(recurse=False)]
+        watched: list[Tensor] = [p for m in modules for p in m.parameters(recurse=False)]
         for module in modules:
             if isinstance(module, SequenceLayer):  # frozen parameters
-                self.watched += module.buffers(recurse=False)
-        self.versions = versions_of(self.watched)
-        self.kinds = [(t.dtype, t.device) for t in self.watched]
-        self.learned = [t.requires_grad for t in self.watched]
+                watched += module.buffers(recurse=False)
+        self.watched = [(t, _kind_of(t), t.requires_grad) for t in watched]
         self.then: list[tuple[Any, ...]] = []
         if torch.is_grad_enabled():  # else nothing will run again
             self.then = [(m, _plain(m), _copied(m._buffers), m.training) for m in modules]
@@ -168,14 +165,13 @@ class _Segment:
 
     def _set_back(self, stack: ExitStack) -> None:
         """Give the model the tensors and modes of then, until the stack is closed."""
-        kinds = [(t.dtype, t.device) for t in self.watched]
-        if kinds != self.kinds or versions_of(self.watched) != self.versions:
+        if any(_kind_of(tensor) != kind for tensor, kind, _ in self.watched):
             raise RuntimeError(
                 "a parameter was changed in place between the forward and the backward pass of "
                 "unroll(..., segment=), or moved: a segment that runs again would give other "
                 "values. Call backward() before optimizer.step() and model.to(...)."
             )
-        for tensor, learned in zip(self.watched, self.learned, strict=True):
+        for tensor, _, learned in self.watched:
             if tensor.requires_grad is not learned:  # frozen since, or learned again
                 stack.callback(tensor.requires_grad_, not learned)
                 tensor.requires_grad_(learned)
@@ -213,6 +209,10 @@ def _started(whole: Pass, inner: Pass) -> Pass:
         before.module, before.within, before.called = entry.module, None, False
         before.states = dict(whole.states_of(entry.module))
     return starts
+
+
+def _kind_of(tensor: Tensor) -> tuple[object, ...]:
+    return version_of(tensor), tensor.dtype, tensor.device
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:

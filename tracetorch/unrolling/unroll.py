@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_choice, check_count, check_module
-from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.events.passes import EventProducts
@@ -31,14 +29,13 @@ from tracetorch.unrolling.first_run import (
     Trust,
     check_supported,
     interleaves,
-    refuse_one_step,
+    refused_one_step,
     trusted,
 )
 from tracetorch.unrolling.inputs import (
     Inputs,
     call,
     parse_inputs,
-    place_time,
     split_static,
     with_reset,
 )
@@ -46,38 +43,6 @@ from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.trajectories import Recorder
 
 _log = logging.getLogger("tracetorch")
-
-
-@overload
-def unroll(
-    model: nn.Module,
-    x: Any,
-    *,
-    steps: int | None = None,
-    time_dim: int = 0,
-    by: Literal["layer", "step"] = "layer",
-    record: None = None,
-    check: bool | int = False,
-    segment: int | str | None = None,
-    from_rest: bool = False,
-    reset: Tensor | None = None,
-) -> Any: ...
-
-
-@overload
-def unroll(
-    model: nn.Module,
-    x: Any,
-    *,
-    steps: int | None = None,
-    time_dim: int = 0,
-    by: Literal["layer", "step"] = "layer",
-    record: Sequence[str] | str,
-    check: bool | int = False,
-    segment: int | str | None = None,
-    from_rest: bool = False,
-    reset: Tensor | None = None,
-) -> tuple[Any, dict[str, Tensor]]: ...
 
 
 def unroll(
@@ -147,6 +112,7 @@ def unroll(
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of range; the model cannot run by layer, or computes
             something else by step; or as a layer does. The states are then as before.
+        IndexError: an output or a trajectory has no dimension ``time_dim``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
@@ -177,7 +143,7 @@ def unroll(
         part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
         y, trajectories = in_segments(part, model, inputs, segment, run)
     if time_dim != 0:
-        place = partial(place_time, time_dim=time_dim)
+        place = partial(torch.movedim, source=0, destination=time_dim)
         y, trajectories = pytree.tree_map(place, (y, trajectories))
     if not from_rest:
         if not compiling:
@@ -343,14 +309,7 @@ def _by_step(model: nn.Module, inputs: Inputs, run: Pass, reset: Restarts | None
     """Call the model once per step."""
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
-    refused = []
-    if not torch.compiler.is_compiling():
-        refused = [
-            (module, refuse_one_step(path))
-            for path, module in model.named_modules()
-            if isinstance(module, nn.RNNBase)
-        ]
-    with forward_hooks(earliest=refused) if refused else nullcontext():
+    with refused_one_step(model):
         for t, step in enumerate(inputs.each_step()):
             if reset is not None and reset.steps[t]:
                 zero_states(model, where=reset.mask[t])
