@@ -14,7 +14,13 @@ the values where one is not 1. The input's gradient is a dense product, because 
 zero anywhere. A product of 0 with infinity or NaN is skipped as any product with 0.
 """
 
-from tracetorch.events.crossover import crossover
-from tracetorch.events.mode import MODES, Product, mode, observed_products, requested_mode
+from tracetorch.events.choice import (
+    MODES,
+    Product,
+    crossover,
+    mode,
+    observed_products,
+    requested_mode,
+)
 
 __all__ = ["MODES", "Product", "crossover", "mode", "observed_products", "requested_mode"]

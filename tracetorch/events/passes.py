@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.torch_private import CONV_FORWARD, is_compiled, observed_by
+from tracetorch.events.choice import Product, conv_crossover, crossover, mode, observers, report
 from tracetorch.events.conv import CONV, Window, window
-from tracetorch.events.crossover import conv_crossover, crossover
-from tracetorch.events.lists import EventLists, list_events, sampled_density
-from tracetorch.events.mode import Product, mode, observers, report
-from tracetorch.events.product import LINEAR, product
+from tracetorch.events.product import LINEAR, EventLists, list_events, product, sampled_density
 from tracetorch.fuse import backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.connectivity import plain_class

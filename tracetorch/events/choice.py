@@ -1,11 +1,13 @@
-"""Request how products are computed, with their events or densely, and observe how they were."""
+"""Choose how products are computed, with their events or densely, and observe how they were."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import nn
 
@@ -109,3 +111,68 @@ def observed_products() -> Iterator[list[tuple[nn.Module, Product]]]:
         yield products
     finally:
         observers.active = before
+
+
+# Nanoseconds of the forward pass and the weight's gradient together, in float32 on two threads;
+# on one all take about twice as long. Measured by benchmarks/event_crossover.py.
+_DENSE = 0.023  # a multiplication of the dense product
+_READ = 0.3  # a value of the input that the dense product reads
+_ADDED = 0.041  # a value of a table's row that is added
+_LISTED = 2.5  # an event that is listed
+_SCANNED = 0.4  # a value of the input that is scanned
+_WRITTEN = 0.9  # a value of the output
+_TRANSPOSED = 1.5  # a weight that is transposed
+_CALLED = 300_000.0  # the calls around the kernels
+
+
+@lru_cache(maxsize=1024)
+def crossover(rows: int, inputs: int, outputs: int) -> float:
+    """Return the density at which both take the same time; 0 where the dense product always wins.
+
+    Args:
+        rows: products of a vector with the weight: time steps times samples.
+        inputs: of the layer.
+        outputs: of the layer.
+
+    Example:
+        >>> 0.3 < crossover(6400, 256, 256) < 0.4, crossover(1, 16, 16)
+        (True, 0.0)
+    """
+    values = max(1, rows * inputs)
+    # for each value of the input
+    dense = _READ + _DENSE * outputs
+    fixed = _SCANNED + _WRITTEN * outputs / max(1, inputs) + _CALLED / values
+    fixed += _TRANSPOSED * outputs / max(1, rows)
+    return max(0.0, (dense - fixed) / (_ADDED * outputs + _LISTED))
+
+
+# The same of convolutions, of 3x3 kernels from 16 channels to 32, and 32 to 64. A multiplication
+# of the dense one takes 0.013 there and 0.022 here; events take the same time for each in both.
+_CONV_DENSE = 0.016
+_CONV_ADDED = 0.015
+_CONV_LISTED = 3.4
+_CONV_SCANNED = 0.5
+_CONV_WRITTEN = 1.1  # a value of the output that is transposed
+_CONV_SUMMED = 2.5  # a value of a partial sum of the weight's gradient: cleared, and added
+_CONV_TABLE = 1.5  # a weight that is transposed, and as much for its gradient back
+_CONV_CHANNELS = 8  # with fewer, lists are too short
+CONV_TASKS = 16  # of the weight gradient, whose partial sums are added in their order
+
+
+@lru_cache(maxsize=1024)
+def conv_crossover(
+    shape: tuple[int, ...], weight: tuple[int, ...], size: tuple[int, ...], gradient: bool = True
+) -> float:
+    """Return the same of a convolution, whose output has ``size``, with the weight's gradient."""
+    outputs, inputs, *extent = weight
+    if inputs < _CONV_CHANNELS:
+        return 0.0
+    per_value = math.prod(size) / max(1, math.prod(shape[2:]))
+    products = outputs * math.prod(extent) * per_value  # for each value of the input
+    fixed = _CONV_SCANNED + _CONV_WRITTEN * outputs / inputs * per_value
+    moved = _CONV_TABLE
+    if gradient:
+        moved += _CONV_TABLE + _CONV_SUMMED * min(CONV_TASKS, shape[0])
+    fixed += (_CALLED + moved * math.prod(weight)) / max(1, math.prod(shape))
+    gain = _CONV_DENSE * products - fixed
+    return max(0.0, gain / (_CONV_ADDED * products + _CONV_LISTED))
