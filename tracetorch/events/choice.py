@@ -24,9 +24,8 @@ class mode(Request):  # noqa: N801 (used as a function, like torch.no_grad)
     A plain call sets the default of all threads. A ``with`` block takes precedence over it, in its
     own thread alone, as ``torch.no_grad`` does.
 
-    A product with events adds up the rows of the transposed weight that belong to inputs other
-    than 0. It agrees with the dense product up to rounding, with one exception: 0 times infinity or
-    NaN, in a weight or in a gradient, is NaN in the dense product and is skipped here.
+    A product with events agrees with the dense one up to rounding, with one exception: 0 times
+    infinity or NaN, in a weight or in a gradient, is NaN in the dense product and is skipped here.
 
     Args:
         name: ``"auto"``, with events where the input is sparse enough for them to be faster, and

@@ -2,8 +2,7 @@
 
 Let ``sum w[e] x[t, source] g[t + d, target]`` be over all edges. The output is its derivative by
 ``g``, the gradients of inputs and weights are those by ``x`` and ``w``: so the backward pass of
-each of the three has the other two. Whoever must see every operation (``torch.func``, forward mode,
-``torch.compile``, an export) gets PyTorch's. What is 0 adds nothing, by either road.
+each of the three has the other two. Whoever must see every operation gets PyTorch's.
 """
 
 from __future__ import annotations
