@@ -1286,7 +1286,7 @@ def test_a_layer_of_own_code_that_is_put_in_later_is_refused_once() -> None:
     tt.unroll(net, x, from_rest=True)
     net[2] = snn.Recurrent(layer("LIF", N), Doubles(N, N))
     with pytest.raises(
-        ValueError, match=r"has other layers now.* but was by layer\. Call it again"
+        ValueError, match=r"has other layers now.*by step from now on\. Call it again"
     ):
         tt.unroll(net, x, from_rest=True)
     with counted(net) as sizes:

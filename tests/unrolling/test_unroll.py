@@ -293,7 +293,7 @@ X = torch.ones(5, 2, 3)
     (X, X[:4]) -> ValueError: x: x\[1\] has time and batch \[4, 2\], x\[0\] has \[5, 2\]
     {"a": X[0], "b": X}, steps=4 -> ValueError: x\['b'\] has batch \[5\], x\['a'\] has
     X, record="mme" -> ValueError: nothing is called 'mme'. Did you
-    X, record=[1] -> TypeError: record takes names, got 1
+    X, record=[1] -> TypeError: record takes a name or a list of names, got \[1\]
     X, segment=0 -> ValueError: segment must be at least 1, got 0
     X, segment=2.0 -> TypeError: segment must be an integer, got 2.0
     X, segment=True -> TypeError: segment must be an integer, got True

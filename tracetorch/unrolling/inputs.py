@@ -37,10 +37,7 @@ class Inputs:
         return pytree.tree_map(change, self.tensors)
 
     def repeated(self) -> Tensor | None:
-        """Return the one step that is repeated at every time step, where there is one tensor.
-
-        A tensor that was expanded over time, and wants no gradient of its own at each step, is one.
-        """
+        """Return the step of a single tensor that is static, or expanded and without gradient."""
         x = self.tensors
         if not isinstance(x, Tensor) or self.static:
             return x if isinstance(x, Tensor) else None
@@ -190,10 +187,7 @@ _DETERMINISTIC = (
 
 
 def split_static(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Split a (nested) ``nn.Sequential`` into the modules that may run once, and the rest.
-
-    Both are empty where nothing is to be gained or the model is something else.
-    """
+    """Split an ``nn.Sequential`` into what may run once and the rest; both empty if nothing may."""
     parts = _parts(model)
     once = 0
     while (

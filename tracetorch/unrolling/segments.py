@@ -45,11 +45,7 @@ _Versioned: TypeAlias = list[tuple[Tensor, int | None]]
 def in_segments(
     run: Run, model: nn.Module, inputs: Inputs, segment: int | str, whole: Pass
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Return outputs and trajectories of all steps, from runs of at most ``segment`` steps.
-
-    Of every segment but the last, which backward needs first, the graph keeps only the inputs and
-    the states at its start.
-    """
+    """Return outputs and trajectories; a graph keeps where segments start, and all of the last."""
     if isinstance(segment, str):
         if segment != "auto":
             raise ValueError(f'segment must be a number of steps or "auto", got {segment!r}.')
@@ -216,10 +212,7 @@ def _kind_of(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    """Return the parameters, also those that ``functional_call`` puts in, which are no Parameters.
-
-    Without those of other classes of tensors, DTensor: FSDP puts its parameters together by itself.
-    """
+    """Return the parameters but DTensors, which FSDP puts together by itself."""
     kinds = (nn.Parameter, Tensor, type(None))
     return {n: p for n, p in module._parameters.items() if type(p) in kinds}
 

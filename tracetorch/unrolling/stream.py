@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Stream:
         model: any module with neuron layers, whose call is one step.
 
     Raises:
-        TypeError: ``model`` is not a module; or a stream is copied or pickled.
+        TypeError: ``model`` is not a module; or a stream is deep-copied or pickled.
         ValueError: it is an online learner, whose traces are its own.
 
     Example:
@@ -137,12 +137,6 @@ class Stream:
             return result
         finally:
             self._running.release()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a stream is not copied or pickled, its states are: make another one by "
-            "tt.Stream(model), and give it stream.get_states() by set_states."
-        )
 
 
 def check_can_go_on(label: str, instead: str) -> None:

@@ -193,9 +193,8 @@ def _run(
                 if interleaves(model):
                     trust.modes.clear()
                     raise ValueError(
-                        "the model has other layers now, whose steps stand between those of the "
-                        "others: it is run by step from now on, but was by layer. Call it again, "
-                        'or unroll(..., by="step").'
+                        "the model has other layers now, and runs by step from now on. Call it "
+                        'again, or unroll(..., by="step").'
                     )
                 _compared(model, beside, 0, from_rest, reset, None, trust)
     else:
