@@ -206,7 +206,7 @@ def test_a_stream_goes_on_behind_a_model_in_another_dtype_as_its_error_says() ->
     [
         (lambda s: tt.Stream(cast(Any, X)), TypeError, r"must be a torch\.nn\.Module|nn\.Module"),
         (lambda s: tt.Stream(tt.online(s.model)), ValueError, "a learner for each stream, each wi"),
-        (lambda s: copy.deepcopy(s), TypeError, "cannot pickle"),
+        (lambda s: copy.deepcopy((s.detach_states(), s)), TypeError, "cannot pickle"),
         (lambda s: tt.unroll(Calls(s), X, by="step"), ValueError, "inside of a model that runs it"),
         (lambda s: tt.unroll(Calls(s), X), ValueError, "inside of a model that runs itself"),
         (lambda s: tt.Stream(Calls(s))(X[0]), ValueError, "would be no part of that call"),
