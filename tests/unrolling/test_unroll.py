@@ -278,14 +278,13 @@ X = torch.ones(5, 2, 3)
     torch.ones(0, 2, 3) -> ValueError: x has no time step: shape \[0, 2, 3\]
     torch.ones(3) -> ValueError: x needs time and a batch, got shape \[3\]\. Of one sample, x\.unsq
     torch.ones(()), steps=2 -> ValueError: x needs a batch, got shape \[\]
-    X.numpy() -> TypeError: got ndarray\. Wrap it: torch\.as_tensor\(x, dtype=
+    X.numpy() -> TypeError: got ndarray\. Sequences of unequal length: x, mask =
     [1.0] -> TypeError: x must be a tensor, a tuple or a dict of tensors, got list
     NESTED -> TypeError: got a nested tensor\. .*tt\.data\.pad\(sequences\)
     NESTED, time_dim=1 -> TypeError: got a nested tensor\. .*tt\.data\.pad\(sequences\)
     JAGGED -> TypeError: got a nested tensor\. .*tt\.data\.pad\(sequences\)
     PACKED -> TypeError: got PackedSequence\. .*mask goes to losses, decod
     RAGGED -> TypeError: got list\. Sequences of unequal length: x, mask =
-    3 -> TypeError: got int\.$
     () -> ValueError: x holds no tensor
     {} -> ValueError: x holds no tensor
     (X, 1) -> TypeError: x\[1\] must be a tensor, got int

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -106,13 +105,10 @@ def parse_inputs(x: object, steps: int | None = None, time_dim: int = 0) -> Inpu
     time_dim = check_integer("time_dim", time_dim)
     nested = isinstance(x, Tensor) and x.is_nested
     if nested or isinstance(x, PackedSequence) or not isinstance(x, (Tensor, tuple, dict)):
-        got = "a nested tensor" if nested else type(x).__name__
-        ragged = nested or isinstance(x, (list, PackedSequence))
         raise TypeError(
-            f"x must be a tensor, a tuple or a dict of tensors, got {got}."
-            + " Wrap it: torch.as_tensor(x, dtype=torch.float32)." * isinstance(x, np.ndarray)
-            + " Sequences of unequal length: x, mask = tt.data.pad(sequences), and the mask goes "
-            "to losses, decoders and metrics." * ragged
+            "x must be a tensor, a tuple or a dict of tensors, got "
+            f"{'a nested tensor' if nested else type(x).__name__}. Sequences of unequal length: x, "
+            "mask = tt.data.pad(sequences), and the mask goes to losses, decoders and metrics."
         )
     named = tensors_by_name(x)
     if not named:

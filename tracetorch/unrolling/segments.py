@@ -74,18 +74,17 @@ def in_segments(
 
 def _check_repeatable(modules: Sequence[nn.Module]) -> None:
     """Raise where a segment cannot run again inside ``backward``."""
-    reason = None
-    if any(isinstance(module, ExtraStates) for module in modules):
-        reason = "an online learner does not allow: its traces go on from step to step"
-    if any(isinstance(module, DistributedDataParallel) for module in modules):
-        reason = (
-            "DistributedDataParallel does not allow. Wrap a module whose forward unrolls in "
-            "segments, and call that"
-        )
+    kind = None
+    for module in modules:
+        if isinstance(module, (ExtraStates, DistributedDataParallel)):
+            kind = type(module).__name__
     if torch.is_grad_enabled() and functorch_active():
-        reason = "torch.func transforms do not allow. Leave it out there"
-    if reason is not None:
-        raise ValueError(f"segment= calls the model again inside backward(), which {reason}.")
+        kind = "a transform of torch.func"
+    if kind is not None:
+        raise ValueError(
+            f"segment= calls the model again inside backward(), which {kind} does not allow: leave "
+            "it out, or wrap a module whose forward unrolls in segments."
+        )
 
 
 class _Segment:
@@ -163,9 +162,9 @@ class _Segment:
         """Give the model the tensors and modes of then, until the stack is closed."""
         if any(_kind_of(tensor) != kind for tensor, kind, _ in self.watched):
             raise RuntimeError(
-                "a parameter was changed in place between the forward and the backward pass of "
-                "unroll(..., segment=), or moved: a segment that runs again would give other "
-                "values. Call backward() before optimizer.step() and model.to(...)."
+                "a parameter was changed in place or moved between the forward and the backward "
+                "pass of unroll(..., segment=). Call backward() before optimizer.step() and "
+                "model.to(...)."
             )
         for tensor, _, learned in self.watched:
             if tensor.requires_grad is not learned:  # frozen since, or learned again
@@ -190,10 +189,9 @@ class _Segment:
         if not same:
             raise RuntimeError(
                 f"segment {self.start}:{self.stop} of unroll(..., segment=) computes something "
-                "else when backward runs it again than in the forward pass, so its gradients would "
-                "be wrong: the model depends on what is not restored (an attribute, a global, a "
-                "file, another generator), or a hook was registered or removed since. Hold it in "
-                "a buffer, or leave segment= out."
+                "else when backward runs it again: the model depends on what is not restored (an "
+                "attribute, a global, another generator, a hook). Hold it in a buffer, or leave "
+                "segment= out."
             )
 
 

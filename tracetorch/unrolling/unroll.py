@@ -89,7 +89,7 @@ def unroll(
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
         check: compare both ways over more steps, each time: ``True``: over all; a number: over so
-            many. What was compared is logged at the level INFO.
+            many. That a model is random is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them, for one more forward pass. A batch
             norm takes its statistics over a segment. One that computes something else when it runs
@@ -239,13 +239,8 @@ def _compared(
     except BaseException:
         first.before.restore()
         raise
-    if checked or not exact:
-        _log.info(
-            "tt.unroll: %d steps of %d compared, by layer and by step%s.",
-            first.steps,
-            inputs.steps,
-            "" if exact else "; the model is random, and its values were not compared",
-        )
+    if not exact:
+        _log.info("tt.unroll: the model is random, and its values were not compared.")
     trust.met.add(_mode(model, run))
     trust.modes.add(model.training)
     return y, run
