@@ -244,14 +244,12 @@ def test_error_names_a_parameter_changed_before_backward(learn: bool) -> None:
     y = tt.unroll(model, sequence(9, 2, 3, dtype=torch.float32), segment=3)
     with torch.no_grad():
         model[0].raw_beta.add_(1.0)
-    with pytest.raises(
-        RuntimeError, match=r"changed in place or moved .* Call backward\(\) before"
-    ):
+    with pytest.raises(RuntimeError, match=r"in place or moved .* Call backward\(\) before"):
         y[0].sum().backward()
     model.zero_grad()
     y = tt.unroll(model, sequence(9, 2, 3, dtype=torch.float32), segment=3, from_rest=True)
     model.double()
-    with pytest.raises(RuntimeError, match=r"or moved: .* Call backward\(\) before .*model\.to"):
+    with pytest.raises(RuntimeError, match=r"or moved .* Call backward\(\) before .*model\.to"):
         y[0].sum().backward()
 
 
