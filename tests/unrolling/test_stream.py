@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
-from tests.cases import sequence, stepped
+from tests.cases import module, sequence, stepped
 from tests.unrolling.test_threads import NETWORKS, B, N, T, X, equal, failing, made, switching_often
 from tests.unrolling.test_threads import states_of as states_on
 from tracetorch.snn.passes import current_pass
@@ -164,21 +164,9 @@ def steps_of(x: Tensor) -> Callable[[tt.Stream], Tensor]:
     return lambda stream: steps(stream, x)
 
 
-class Calls(nn.Module):
-    """Calls a stream of another model, which this one holds or not."""
-
-    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.run, self.cell = run, tt.snn.LIF(N).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.cell(self.run(x))
-        return y
-
-
-def compiled(model: Any) -> tt.Stream:
-    made_faster: Any = torch.compile(model, backend="eager")
-    return tt.Stream(made_faster)
+def calls(run: Callable[[Tensor], Tensor]) -> Any:
+    """Make a model that calls a stream of another one, or a model that it does not hold."""
+    return module(lambda s, x: s.cell(run(x)), cell=tt.snn.LIF(N).double())
 
 
 def recomputed(stream: tt.Stream) -> None:
@@ -207,13 +195,13 @@ def test_a_stream_goes_on_behind_a_model_in_another_dtype_as_its_error_says() ->
         (lambda s: tt.Stream(cast(Any, X)), TypeError, r"must be a torch\.nn\.Module|nn\.Module"),
         (lambda s: tt.Stream(tt.online(s.model)), ValueError, "a learner for each stream, each wi"),
         (lambda s: copy.deepcopy((s.detach_states(), s)), TypeError, "cannot pickle"),
-        (lambda s: tt.unroll(Calls(s), X, by="step"), ValueError, "inside of a model that runs it"),
-        (lambda s: tt.unroll(Calls(s), X), ValueError, "inside of a model that runs itself"),
-        (lambda s: tt.Stream(Calls(s))(X[0]), ValueError, "would be no part of that call"),
-        (lambda s: tt.Stream(Calls(made().forward))(X[0]), ValueError,
+        (lambda s: tt.unroll(calls(s), X, by="step"), ValueError, "inside of a model that runs it"),
+        (lambda s: tt.unroll(calls(s), X), ValueError, "inside of a model that runs itself"),
+        (lambda s: tt.Stream(calls(s))(X[0]), ValueError, "would be no part of that call"),
+        (lambda s: tt.Stream(calls(made().forward))(X[0]), ValueError,
          "in a stream, and is no part of"),
-        (lambda s: compiled(Calls(made().forward))(X[0]), ValueError,
-         "in a stream, and is no part of its model"),
+        (lambda s: tt.Stream(torch.compile(calls(made().forward), backend="eager"))(X[0]),
+         ValueError, "in a stream, and is no part of its model"),
         (lambda s: torch.vmap(s)(X), ValueError, "a stream cannot run in torch.func transforms"),
         (recomputed, ValueError,
          r"called inside backward\(\).* Use stream.unroll\(x, segment=\.\.\."),
