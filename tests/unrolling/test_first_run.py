@@ -915,7 +915,7 @@ AROUND: dict[str, Callable[[Any, Tensor], Any]] = {
     "writes behind": lambda s, x: (y := s.inside(x), keep(s, "gain", 0.5 + float(y.mean())))[0],
     "reads": lambda s, x: s.inside(x) * s.gain,
     "reads a state": lambda s, x: s.inside(x) + s.inside.neuron.mem,
-    "clears": lambda s, x: (tt.zero_states(s.inside.neuron), s.inside(x))[1],
+    "clears": lambda s, x: (tt.zero_states(s.inside.neuron), s.inside(x))[1],  # type: ignore[func-returns-value]
     "halves": lambda s, x: (s.inside(x), keep(s.inside.neuron, "mem", 0.5 * s.inside.neuron.mem))[
         0
     ],
@@ -947,7 +947,7 @@ def test_attributes_are_those_of_one_pass() -> None:
         torch.manual_seed(0)
         inside = module(logs, calls=0, log=[1.0], generator=torch.Generator().manual_seed(0))
         log, generator = inside.log, inside.generator
-        tt.unroll(recurrent(inside), sequence(), by=by)  # type: ignore[arg-type]
+        tt.unroll(recurrent(inside), sequence(), by=by)
         assert (inside.log is log, inside.generator is generator) == (True, True)
         found.append((inside.calls, inside.shape, log, generator.get_state().tolist()))
     assert found[0] == found[1]
