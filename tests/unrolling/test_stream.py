@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -147,9 +148,8 @@ def test_a_model_compiled_by_torch_runs_in_streams() -> None:
     model = made()
     expected = tt.unroll(made(), X, by="step")
     torch.compiler.reset()
-    compiled: Any = torch.compile(model, backend="eager")
     with torch.no_grad():
-        for each in (compiled, model):
+        for each in (traced(model), model):
             streams = tt.Stream(each), tt.Stream(each)
             for _ in range(2):
                 y = [torch.stack(both) for both in zip(*map(steps_of(X), streams), strict=True)]
@@ -167,6 +167,9 @@ def steps_of(x: Tensor) -> Callable[[tt.Stream], Tensor]:
 def calls(run: Callable[[Tensor], Tensor]) -> Any:
     """Make a model that calls a stream of another one, or a model that it does not hold."""
     return module(lambda s, x: s.cell(run(x)), cell=tt.snn.LIF(N).double())
+
+
+traced: Any = functools.partial(torch.compile, backend="eager")
 
 
 def recomputed(stream: tt.Stream) -> None:
@@ -200,7 +203,7 @@ def test_a_stream_goes_on_behind_a_model_in_another_dtype_as_its_error_says() ->
         (lambda s: tt.Stream(calls(s))(X[0]), ValueError, "would be no part of that call"),
         (lambda s: tt.Stream(calls(made().forward))(X[0]), ValueError,
          "in a stream, and is no part of"),
-        (lambda s: tt.Stream(cast(Any, torch.compile)(calls(made().forward), backend="eager"))(X[0]),
+        (lambda s: tt.Stream(traced(calls(made().forward)))(X[0]),
          ValueError, "in a stream, and is no part of its model"),
         (lambda s: torch.vmap(s)(X), ValueError, "a stream cannot run in torch.func transforms"),
         (recomputed, ValueError,
