@@ -350,7 +350,9 @@ def stateful(**settings: object) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 3), layer("LIF", 3, **settings), nn.ReLU())
 
 
-@pytest.mark.parametrize(("one", "other"), pairwise([*WRAPPERS, "none", "distributed", "compiled"]))
+@pytest.mark.parametrize(
+    ("one", "other"), [*pairwise([*WRAPPERS, "none", "distributed", "compiled"])]
+)
 def test_wrappers_do_not_matter(one: str, other: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with process_group(tmp_path):
