@@ -17,12 +17,7 @@ _LONGEST_END = 60  # of a name, in characters: with what stands before it no sys
 
 @contextmanager
 def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Replace a file atomically: write to the path this gives, which is moved once it is whole.
-
-    When the block fails, or the process is killed in it, the file is unchanged. Of several writers
-    the last one stays. The file that a symbolic link leads to is replaced. The file has the mode
-    that ``open(path, "w")`` leaves: of the file it replaces, or of a new one.
-    """
+    """Give a path to write to, which becomes the file, with its mode, once the block is done."""
     target = link_target(path)
     _check_folder(target.parent)
     kind = _kind_of(target)
@@ -52,7 +47,7 @@ def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_texts(name: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
-    """Write files of ASCII into a folder, or one in it, which are made as needed: all, or none."""
+    """Write files of ASCII into a folder, or one in it, which are made as needed: all or none."""
     if not os.fspath(name):  # a path of it would be the working folder
         raise ValueError("the folder has no name. Name one, '.' for the one you are in.")
     folder = Path(name)

@@ -32,10 +32,7 @@ def are_events(name: str, values: NDArray[Any], kind: Kind | None) -> bool:
 
 
 def is_events(values: NDArray[Any]) -> bool:
-    """Whether ``[T, B, N]`` are spikes: 0, one positive and one negative value per neuron.
-
-    A neuron that is never 0 makes them states, unless all values are 0, 1 and -1.
-    """
+    """Whether ``[T, B, N]`` are spikes: 0, 1, -1; or 0 and one value of a sign per neuron."""
     if ((values == 0) | (np.abs(values) == 1)).all():
         return True
     return bool((values == 0).any((0, 1)).all()) and has_one_size(values)

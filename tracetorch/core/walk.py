@@ -156,10 +156,7 @@ def slot_values(owner: object) -> dict[str, object]:
 
 
 def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
-    """Find all modules, containers, objects and tensors that are reachable from ``root``.
-
-    Modules of the type ``closed``, the root apart, are found but not entered.
-    """
+    """Find all that is reachable from ``root``; modules of the type ``closed`` are not entered."""
     found: list[tuple[str, nn.Module]] = []
     owners: list[tuple[str, object]] = []
     tensors: Tensors = []
@@ -184,7 +181,7 @@ def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
 
 
 def join_path(path: str, name: str) -> str:
-    """Return the dotted path of a part; the path of the root, and of the part itself, is empty."""
+    """Return the dotted path of a part; that of the root, and of the part itself, is empty."""
     return f"{path}.{name}" if path and name else path or name
 
 
@@ -207,10 +204,7 @@ def named_parameters(root: object) -> dict[str, nn.Parameter]:
 def modules_of(
     root: nn.Module, *, closed: type[nn.Module] | None = None
 ) -> list[tuple[str, nn.Module]]:
-    """List all modules as :func:`named_modules`, inside ``torch.compile`` the registered ones.
-
-    A root of the type ``closed`` is not entered either.
-    """
+    """List modules as :func:`named_modules`, in ``torch.compile`` those that are registered."""
     if closed is not None and isinstance(root, closed):
         return [("", root)]
     if not torch.compiler.is_dynamo_compiling():
@@ -237,11 +231,7 @@ def hidden_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def path_on_stack(layer: nn.Module) -> str | None:
-    """Find the path of ``layer`` in the outermost module that is being called, for messages.
-
-    The modules whose ``forward`` led to it are on the call stack. Inside of ``torch.compile``,
-    which cannot look at it, there is no path.
-    """
+    """Find the path of ``layer`` in the outermost module on the call stack, for messages."""
     callers: list[nn.Module] = []
     frame = None if torch.compiler.is_dynamo_compiling() else sys._getframe(1)
     while frame is not None:

@@ -30,8 +30,7 @@ from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_segments import Edges, sorted_by_source
 from tracetorch.snn.connectivity import check_signs, connectivity, plain_class
 from tracetorch.snn.delay import PastLayer
-from tracetorch.snn.passes import weight_in_loop
-from tracetorch.snn.restarts import Restarts
+from tracetorch.snn.passes import Restarts, weight_in_loop
 from tracetorch.snn.sparse.product import EdgeWiring, product
 
 _MOST = 2**31  # an index has 32 bits

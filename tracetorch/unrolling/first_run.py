@@ -93,12 +93,7 @@ def is_close(one: Tensor, other: Tensor, share: float = 0.0) -> bool:
 
 
 def interleaves(model: nn.Module) -> bool:
-    """Whether steps of a layer must stand between those of others, so that all runs by step.
-
-    In each of them a user's own code runs, which may share anything with what is outside; or a
-    module with states or buffers stands inside of it and elsewhere too. Or an engine would take
-    every step of a sample for one.
-    """
+    """Whether steps of a layer must stand between others': own code in it may share anything."""
     outside = [module for _, module in modules_of(model, closed=Recurrent)]
     layers = [module for module in outside if isinstance(module, Recurrent)]
     inside = [m for layer in layers for _, m in modules_of(layer) if m is not layer]
@@ -262,10 +257,7 @@ class _Replay(Pass):
 
 
 class _Noted:
-    """Buffers of modules, numbers in attributes of plain ones, and weights that a user's own write.
-
-    A user's own code may have set them, in the pass by layer and in the steps.
-    """
+    """Buffers, weights of a user's modules, numbers in attributes: what a user's code may set."""
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         own = [m for _, m in modules if _is_own(m)]
@@ -291,10 +283,7 @@ class _Noted:
         self._restore_attributes()
 
     def begin_again(self, still: set[int]) -> None:
-        """Give back what the pass has set: what is set once is set from a step then.
-
-        Buffers, as other tensors, for a graph may be waiting for these; not those of ``still``.
-        """
+        """Give back what was, buffers as other tensors: a graph may wait for those of the pass."""
         for module, name, _, value in self.buffers:
             now = module._buffers.get(name)
             if id(module) in still or isinstance(module, torch.jit.ScriptModule):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -37,10 +36,7 @@ class Inputs:
         return pytree.tree_map(change, self.tensors)
 
     def repeated(self) -> Tensor | None:
-        """Return the one step that is repeated at every time step, where there is one tensor.
-
-        A tensor that was expanded over time, and wants no gradient of its own at each step, is one.
-        """
+        """Return the step of a single tensor that is static, or expanded and without gradient."""
         x = self.tensors
         if not isinstance(x, Tensor) or self.static:
             return x if isinstance(x, Tensor) else None
@@ -109,13 +105,10 @@ def parse_inputs(x: object, steps: int | None = None, time_dim: int = 0) -> Inpu
     time_dim = check_integer("time_dim", time_dim)
     nested = isinstance(x, Tensor) and x.is_nested
     if nested or isinstance(x, PackedSequence) or not isinstance(x, (Tensor, tuple, dict)):
-        got = "a nested tensor" if nested else type(x).__name__
-        ragged = nested or isinstance(x, (list, PackedSequence))
         raise TypeError(
-            f"x must be a tensor, a tuple or a dict of tensors, got {got}."
-            + " Wrap it: torch.as_tensor(x, dtype=torch.float32)." * isinstance(x, np.ndarray)
-            + " Sequences of unequal length: x, mask = tt.data.pad(sequences), and the mask goes "
-            "to losses, decoders and metrics." * ragged
+            "x must be a tensor, a tuple or a dict of tensors, got "
+            f"{'a nested tensor' if nested else type(x).__name__}. Sequences of unequal length: x, "
+            "mask = tt.data.pad(sequences), and the mask goes to losses, decoders and metrics."
         )
     named = tensors_by_name(x)
     if not named:
@@ -190,10 +183,7 @@ _DETERMINISTIC = (
 
 
 def split_static(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Split a (nested) ``nn.Sequential`` into the modules that may run once, and the rest.
-
-    Both are empty where nothing is to be gained or the model is something else.
-    """
+    """Split an ``nn.Sequential`` into what may run once and the rest; both empty if nothing may."""
     parts = _parts(model)
     once = 0
     while (

@@ -45,11 +45,7 @@ _Versioned: TypeAlias = list[tuple[Tensor, int | None]]
 def in_segments(
     run: Run, model: nn.Module, inputs: Inputs, segment: int | str, whole: Pass
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Return outputs and trajectories of all steps, from runs of at most ``segment`` steps.
-
-    Of every segment but the last, which backward needs first, the graph keeps only the inputs and
-    the states at its start.
-    """
+    """Return outputs and trajectories; a graph keeps where segments start, and all of the last."""
     if isinstance(segment, str):
         if segment != "auto":
             raise ValueError(f'segment must be a number of steps or "auto", got {segment!r}.')
@@ -78,18 +74,17 @@ def in_segments(
 
 def _check_repeatable(modules: Sequence[nn.Module]) -> None:
     """Raise where a segment cannot run again inside ``backward``."""
-    reason = None
-    if any(isinstance(module, ExtraStates) for module in modules):
-        reason = "an online learner does not allow: its traces go on from step to step"
-    if any(isinstance(module, DistributedDataParallel) for module in modules):
-        reason = (
-            "DistributedDataParallel does not allow. Wrap a module whose forward unrolls in "
-            "segments, and call that"
-        )
+    kind = None
+    for module in modules:
+        if isinstance(module, (ExtraStates, DistributedDataParallel)):
+            kind = type(module).__name__
     if torch.is_grad_enabled() and functorch_active():
-        reason = "torch.func transforms do not allow. Leave it out there"
-    if reason is not None:
-        raise ValueError(f"segment= calls the model again inside backward(), which {reason}.")
+        kind = "a transform of torch.func"
+    if kind is not None:
+        raise ValueError(
+            f"segment= calls the model again inside backward(), which {kind} does not allow: leave "
+            "it out, or wrap a module whose forward unrolls in segments."
+        )
 
 
 class _Segment:
@@ -167,9 +162,9 @@ class _Segment:
         """Give the model the tensors and modes of then, until the stack is closed."""
         if any(_kind_of(tensor) != kind for tensor, kind, _ in self.watched):
             raise RuntimeError(
-                "a parameter was changed in place between the forward and the backward pass of "
-                "unroll(..., segment=), or moved: a segment that runs again would give other "
-                "values. Call backward() before optimizer.step() and model.to(...)."
+                "a parameter was changed in place or moved between the forward and the backward "
+                "pass of unroll(..., segment=). Call backward() before optimizer.step() and "
+                "model.to(...)."
             )
         for tensor, _, learned in self.watched:
             if tensor.requires_grad is not learned:  # frozen since, or learned again
@@ -194,10 +189,9 @@ class _Segment:
         if not same:
             raise RuntimeError(
                 f"segment {self.start}:{self.stop} of unroll(..., segment=) computes something "
-                "else when backward runs it again than in the forward pass, so its gradients would "
-                "be wrong: the model depends on what is not restored (an attribute, a global, a "
-                "file, another generator), or a hook was registered or removed since. Hold it in "
-                "a buffer, or leave segment= out."
+                "else when backward runs it again: the model depends on what is not restored (an "
+                "attribute, a global, another generator, a hook). Hold it in a buffer, or leave "
+                "segment= out."
             )
 
 
@@ -216,10 +210,7 @@ def _kind_of(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    """Return the parameters, also those that ``functional_call`` puts in, which are no Parameters.
-
-    Without those of other classes of tensors, DTensor: FSDP puts its parameters together by itself.
-    """
+    """Return the parameters but DTensors, which FSDP puts together by itself."""
     kinds = (nn.Parameter, Tensor, type(None))
     return {n: p for n, p in module._parameters.items() if type(p) in kinds}
 

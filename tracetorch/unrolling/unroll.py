@@ -17,11 +17,9 @@ from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.events.passes import EventProducts
 from tracetorch.snn.module import TTModule, zero_states
-from tracetorch.snn.passes import Pass, ambient
+from tracetorch.snn.passes import Pass, Restarts, ambient, report_nan_behind
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import report_nan_behind
 from tracetorch.unrolling.first_run import (
     STEPS,
     FirstRun,
@@ -89,7 +87,7 @@ def unroll(
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
         check: compare both ways over more steps, each time: ``True``: over all; a number: over so
-            many. What was compared is logged at the level INFO.
+            many. That a model is random is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them, for one more forward pass. A batch
             norm takes its statistics over a segment. One that computes something else when it runs
@@ -193,9 +191,8 @@ def _run(
                 if interleaves(model):
                     trust.modes.clear()
                     raise ValueError(
-                        "the model has other layers now, whose steps stand between those of the "
-                        "others: it is run by step from now on, but was by layer. Call it again, "
-                        'or unroll(..., by="step").'
+                        "the model has other layers now, and runs by step from now on. Call it "
+                        'again, or unroll(..., by="step").'
                     )
                 _compared(model, beside, 0, from_rest, reset, None, trust)
     else:
@@ -240,13 +237,8 @@ def _compared(
     except BaseException:
         first.before.restore()
         raise
-    if checked or not exact:
-        _log.info(
-            "tt.unroll: %d steps of %d compared, by layer and by step%s.",
-            first.steps,
-            inputs.steps,
-            "" if exact else "; the model is random, and its values were not compared",
-        )
+    if not exact:
+        _log.info("tt.unroll: the model is random, and its values were not compared.")
     trust.met.add(_mode(model, run))
     trust.modes.add(model.training)
     return y, run
