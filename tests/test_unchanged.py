@@ -211,7 +211,7 @@ def test_tensors_that_a_forward_writes_into_are_as_before(call: str) -> None:
         return net.rest(x)
 
     kept = {"alone": torch.zeros(2), "some": [torch.zeros(2)], "by_name": {"a": [torch.zeros(2)]}}
-    net = Net(forward, rest=model(), **kept)
+    net: Any = Net(forward, rest=model(), **kept)
     with unchanged(net):
         eval(call, {**globals(), "net": net})
     assert not any(each.any() for each in (net.alone, net.some[0], net.by_name["a"][0]))
