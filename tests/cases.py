@@ -237,6 +237,17 @@ NETWORK_MAKERS: dict[str, Callable[[], nn.Module]] = {
     "Recurrent, connected": lambda: snn.Recurrent(
         snn.LIF(N), snn.connect(nn.Linear(N, N), mask=_MASK)
     ),
+    "Recurrent, populations": lambda: snn.Recurrent(
+        snn.Populations(e=snn.LIF(2), i=snn.SLIF(N - 2)), nn.Linear(N, N), shape=N
+    ),
+    "Recurrent, a memory": lambda: snn.Recurrent(
+        nn.Sequential(networks.Counts(N), snn.LIF(N)), nn.Linear(N, N), shape=N
+    ),
+    "SparseLinear, edges that are drawn": lambda: snn.SparseLinear(
+        *(N, N, torch.randint(0, N, (2, 6))),
+        delay=torch.randint(0, 3, (6,)).index_fill(0, torch.tensor([0]), 2),
+        signs=torch.ones(N, dtype=torch.long),
+    ),
     "a neuron of one's own": lambda: networks.Leaky(N),
     "a memory of one's own": lambda: networks.Counts(N),
     "layers in a list": lambda: networks.Listed(nn.Linear(N, N), snn.RLIF(N), snn.Readout(N)),

@@ -196,6 +196,27 @@ def test_what_reads_a_model_changes_nothing(call: str, tmp_path: Path) -> None:
     assert all(bool((p.grad == 1).all()) for p in given["model"].parameters())
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "tt.metrics.profile(net, X, by='step', repeats=1)",
+        "tt.metrics.synaptic_operations(net, X, by='step')",
+        "tt.diagnose(net, (X, TARGET), mean, by='step')",
+    ],
+)
+def test_tensors_that_a_forward_writes_into_are_as_before(call: str) -> None:
+    def forward(net: Any, x: torch.Tensor) -> Any:
+        for each in (net.alone, net.some[0], net.by_name["a"][0]):
+            each.add_(1)
+        return net.rest(x)
+
+    kept = {"alone": torch.zeros(2), "some": [torch.zeros(2)], "by_name": {"a": [torch.zeros(2)]}}
+    net: Any = Net(forward, rest=model(), **kept)
+    with unchanged(net):
+        eval(call, {**globals(), "net": net})
+    assert not any(each.any() for each in (net.alone, net.some[0], net.by_name["a"][0]))
+
+
 def test_every_function_that_takes_a_model_is_in_the_table() -> None:
     taking = set()
     for room in (tt, *ROOMS):

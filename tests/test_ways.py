@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,24 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
         model, x = layer_and_sequence(name)
         with tt.fuse.backend("eager"):
             torch.testing.assert_close(y, run(model, x).detach(), msg=name)
+
+
+def continued(model: nn.Module, x: Tensor) -> Tensor:
+    """What a child gives that is sent a model with states."""
+    with torch.no_grad(), tt.fuse.backend("eager"):
+        y: Tensor = tt.unroll(model, x, by="step")
+    return y
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("kind", [multiprocessing, torch.multiprocessing], ids=["std", "torch"])
+def test_a_process_goes_on_from_the_states_that_it_is_sent(kind: Any, method: str) -> None:
+    model, x = layer_and_sequence("a network")
+    continued(model, x)
+    expected = continued(copy.deepcopy(model), x)
+    with kind.get_context(method).Pool(1) as pool:
+        assert torch.equal(pool.apply(continued, (model, x)), expected)
 
 
 @pytest.mark.filterwarnings("ignore")
