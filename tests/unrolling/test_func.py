@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 import tracetorch as tt
-from tests.cases import FEW_LAYERS, layer, sequence
+from tests.cases import sequence
 from tests.unrolling.models import MODELS, Whole, dyadic, made
 from tracetorch import fuse, snn
 
@@ -46,17 +46,6 @@ def test_per_sample_gradients(name: str, by: str) -> None:
         whole(x[:, i : i + 1]).square().sum().backward()
         for n, p in whole.named_parameters():
             torch.testing.assert_close(found[n][i], p.grad, msg=n)
-
-
-@pytest.mark.parametrize("name", FEW_LAYERS)
-def test_every_layer(name: str) -> None:
-    whole = Whole(layer(name, 3).double())
-    x = sequence(6, 4, 3)
-    loss = lambda p, sample: functional_call(whole, p, (sample[:, None],)).square().sum()  # noqa: E731
-    found = vmap(grad(loss), in_dims=(None, 1))(detached(whole), x)
-    Whole(whole.model)(x).square().sum().backward()
-    for n, p in whole.named_parameters():
-        torch.testing.assert_close(found[n].sum(0), p.grad, msg=n)
 
 
 def test_ensemble_in_one_call() -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.export.models import stepped_program
 from tracetorch import metrics, snn
 from tracetorch.export.program import step_signature
 
@@ -20,19 +19,6 @@ def net() -> nn.Module:
     ).eval()
 
 
-def exported(model: nn.Module, x: Tensor) -> Tensor:
-    program = tt.export.step(model, x[0])
-    y: Tensor
-    y, _ = stepped_program(program, x, tt.export.initial_states(program, batch=x.shape[1]))
-    return y
-
-
-def exported_sequence(model: nn.Module, x: Tensor) -> Tensor:
-    program = tt.export.sequence(model, x)
-    y: Tensor = program.module()(x, tt.export.initial_states(program, batch=x.shape[1]))[0]
-    return y
-
-
 ROADS: dict[str, Callable[[Any, Tensor], Any]] = {
     "layer": lambda m, x: tt.unroll(m, x),
     "step": lambda m, x: tt.unroll(m, x, by="step"),
@@ -42,22 +28,19 @@ ROADS: dict[str, Callable[[Any, Tensor], Any]] = {
     "signature of an export": lambda m, x: step_signature(m, x[0]).initial_states(2, x.device),
     "profile": lambda m, x: torch.tensor(metrics.profile(m, x, repeats=1).operations.dense),
 }
-EXPORTS = {"export": exported, "exported sequence": exported_sequence}
 
 
 @pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize(
-    "road", [*ROADS, *(pytest.param(name, marks=pytest.mark.slow) for name in EXPORTS)]
-)
+@pytest.mark.parametrize("road", ROADS)
 def test_a_model_built_in_inference_mode(road, inside):
     x = torch.rand(5, 2, 4) * 3
     with torch.no_grad():
-        expected = {**ROADS, **EXPORTS}[road](net(), x)
+        expected = ROADS[road](net(), x)
     with torch.inference_mode():
         model = net()
     held = dict(model.named_parameters())
     with inside():
-        found = {**ROADS, **EXPORTS}[road](model, x)
+        found = ROADS[road](model, x)
         tt.zero_states(model)
         torch.testing.assert_close(found, expected)
     assert all(p is held[name] and p.is_inference() for name, p in model.named_parameters())

@@ -6,7 +6,7 @@ import difflib
 import math
 import numbers
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -142,30 +142,27 @@ def is_sharded(module: nn.Module) -> bool:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
-def sharded_parts(model: nn.Module) -> Iterator[str]:
-    """Iterate over what of a model this process may hold only a part of, as messages begin."""
-    # no tensor can be of a class whose module was never imported
+def check_unsharded(model: nn.Module, by: str) -> None:
+    """Raise ``ValueError`` where this process may hold a part of a tensor, and ``by`` needs all."""
     tensors = sys.modules.get("torch.distributed.tensor")
     if tensors is None and "torch.distributed.fsdp" not in sys.modules:
         return
     for path, module in named_modules(model):
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensors is not None and isinstance(tensor, tensors.DTensor):
-                yield f"{join_path(path, name)!r} is"
+        registered = (*module._parameters.items(), *module._buffers.items())
+        paths = [
+            join_path(path, name)
+            for name, tensor in registered
+            if tensors and isinstance(tensor, tensors.DTensor)
+        ]
         # between two passes the parameters of FSDP2 may be whole
-        if is_sharded(module):
-            yield f"the parameters of {path or type(module).__name__!r} are"
-
-
-def check_unsharded(model: nn.Module, by: str) -> None:
-    """Raise ``ValueError`` where this process may hold a part of a tensor, and ``by`` needs all."""
-    for part in sharded_parts(model):
-        raise ValueError(
-            f"{part} sharded (DTensor, FSDP2): this process holds a part of it, and {by} needs all."
-            " Give a model that is not sharded; on every process, get_model_state_dict of "
-            "torch.distributed.checkpoint.state_dict gathers the values for it, and "
-            "set_model_state_dict spreads them: options=StateDictOptions(full_state_dict=True)."
-        )
+        for part in (*paths, *([path or type(module).__name__] if is_sharded(module) else ())):
+            raise ValueError(
+                f"{part!r} is sharded (DTensor, FSDP2): this process holds a part of it, and {by} "
+                "needs all. Give a model that is not sharded; on every process, "
+                "get_model_state_dict of torch.distributed.checkpoint.state_dict gathers the "
+                "values for it, and set_model_state_dict spreads them: "
+                "options=StateDictOptions(full_state_dict=True)."
+            )
 
 
 def suggestion(name: object, allowed: Iterable[str]) -> str:

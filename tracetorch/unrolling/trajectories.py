@@ -32,13 +32,12 @@ def _matches(path: str, pattern: str) -> bool:
 
 def select_names(wanted: Sequence[str] | str | None, names: Iterable[str], *, by: str) -> list[str]:
     """Select dotted ``names`` by their last parts, whole names or patterns, in their order."""
-    if not isinstance(wanted, (str, Sequence, type(None))):
+    entries = [wanted] if isinstance(wanted, str) else wanted or ()
+    if not isinstance(entries, Sequence) or not all(isinstance(each, str) for each in entries):
         raise TypeError(f"{by} takes a name or a list of names, got {wanted!r}.")
     last = {name: name.rpartition(".")[2] for name in names}
     found: set[str] = set()
-    for entry in [wanted] if isinstance(wanted, str) else list(wanted or ()):
-        if not isinstance(entry, str):
-            raise TypeError(f"{by} takes names, got {entry!r}.")
+    for entry in entries:
         matches = {n for n, end in last.items() if entry in (n, end) or _matches(n, entry)}
         if not matches:
             hint = suggestion(entry, [*last, *set(last.values())])
