@@ -77,21 +77,6 @@ def test_every_question_is_answered_and_the_lesson_is_one_click_from_the_index()
     assert all(end == start for (_, end), (start, _) in itertools.pairwise(minutes))
 
 
-def test_to_answer_always_the_same_is_what_a_short_memory_brings() -> None:
-    answers, lesson = ((COURSE / f"{name}.md").read_text("utf-8") for name in ("answers", "lesson"))
-    ones, samples = int((labels := playground.delays()[1]).sum()), len(labels)
-    assert f"| 2.5 | {100 * ones / samples:.0f} %, " in answers
-    for text in (answers, lesson):
-        assert re.search(rf"{ones} of (its|the) {samples} samples are of class 1", text)
-
-
-def test_a_printed_sheet_has_the_address_of_its_links() -> None:
-    project = (COURSE.parents[1] / "pyproject.toml").read_text("utf-8")
-    site = re.search(r'^Documentation = "(.*)"$', project, re.MULTILINE)
-    assert site is not None
-    assert f"{site[1]}course/worksheets.html" in WORKSHEETS
-
-
 @pytest.mark.parametrize(("number", "fragment"), OF_NEURONS, ids=[n for n, _ in OF_NEURONS])
 def test_a_link_to_the_neuron_shows_the_input_and_the_spikes_of_its_question(
     opened: Callable[[str, str], Page], number: str, fragment: str

@@ -11,9 +11,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import tracetorch as tt
 from tests.docs.pages import DOCS
-from tests.plot.cases import PLOTS, spikes
+from tests.plot.cases import PLOTS
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +85,3 @@ def test_pictures_are_looked_at(
 def test_plots_of_the_package_pass(name: str, faults: Any) -> None:
     figure = PLOTS[name]().figure
     assert list(faults(figure)) == []
-
-
-@pytest.mark.parametrize("neurons", [1, 4, 12, 30])
-def test_axes_of_neurons_and_steps_have_whole_numbers(neurons: int, faults: Any) -> None:
-    x = spikes(neurons, 1, neurons)
-    many = {"0.output": x, "2.output": x}
-    trains = x[:, 0].T
-    axes = [tt.plot.raster(x), tt.plot.rate_map(x), tt.plot.raster(many), tt.plot.rate_map(many)]
-    axes += [tt.plot.spike_train(trains, use_imshow=shades) for shades in (True, False)]
-    axes += [tt.plot.state_trace(x), tt.plot.line_graph(x[:, 0, 0], "loss")]
-    for ax in axes:
-        assert list(faults(ax.figure)) == []
-        low, high = ax.get_xlim()
-        assert all(place % 1 == 0 for place in ax.get_xticks() if low <= place <= high)

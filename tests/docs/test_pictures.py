@@ -9,17 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.docs.pages import DOCS, ROOT, notebook
+from tests.docs.pages import DOCS, notebook
 
 PATHS = [path for path in DOCS.rglob("*.md") if "{code-cell}" in path.read_text()]
 PAGES = sorted(str(path.relative_to(DOCS).with_suffix("")) for path in PATHS)
-GALLERY = (DOCS / "gallery.md").read_text()
 DRAWS = re.compile(r"\bsubplots\(|\bresponses\(\{|\.figure\b(?!_)|\bplt\.figure\(")
-# pictures that a command has made, and the test of what they show
-MADE = {
-    "media/demo.png": "tests/examples/test_demo.py",
-    "benchmarks/results/density.png": "tests/benchmarks",
-}
 
 
 def draws(source: str, helpers: Collection[str] = ()) -> bool:
@@ -84,29 +78,3 @@ def faults(cells: list[Any]) -> list[str]:
 def test_every_picture_is_described_and_asserted(page: str) -> None:
     cells = [cell for cell in notebook(page).cells if cell.cell_type == "code"]
     assert faults(cells) == []
-
-
-def test_every_picture_from_a_file_is_described_and_has_a_test() -> None:
-    for path in sorted(DOCS.rglob("*.md")):
-        text = path.read_text()
-        images = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", text)
-        given = re.findall(r"\{image\} (\S+)\n:alt: (.*)\n", text)
-        images += [(alt, target) for target, alt in given]
-        assert text.count("{image}") + text.count("![") == len(images), path
-        for alt, target in images:
-            assert len(alt.split()) > 4, (path, target)
-            made = (path.parent / target).resolve().relative_to(ROOT)
-            assert made.as_posix() in MADE, path
-            assert (ROOT / MADE[made.as_posix()]).exists()
-
-
-def test_gallery_shows_pictures_that_their_pages_assert() -> None:
-    """Find for each line the one picture that it names; the build repeats it with its text."""
-    lines = re.findall(r"^```\{gallery\}\n(.*?)^```$", GALLERY, re.DOTALL | re.MULTILINE)
-    chosen = [line.split(": ", 1) for line in "".join(lines).splitlines()]
-    assert len(chosen) > 20
-    assert len({tuple(each) for each in chosen}) == len(chosen)
-    for page, beginning in chosen:
-        assert page in PAGES
-        found = re.findall(r"^:alt: (.*)$", (DOCS / f"{page}.md").read_text(), re.MULTILINE)
-        assert sum(text.startswith(beginning) for text in found) == 1, (page, beginning)

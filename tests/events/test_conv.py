@@ -16,8 +16,8 @@ from tests.events.cases import (
 )
 from tracetorch import snn
 from tracetorch.events import mode, observed_products
+from tracetorch.events.choice import conv_crossover
 from tracetorch.events.conv import Window, window
-from tracetorch.events.crossover import conv_crossover
 
 # images, inputs, outputs, height, width, and the arguments of the layer
 WINDOWS: dict[str, tuple[tuple[int, int, int, int, int], dict[str, Any]]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -31,13 +30,6 @@ def test_a_quick_run_converts_both_networks(tmp_path, capsys) -> None:
     assert row["steps"] == [1, 2, 4, 8]
     assert all(0 <= share <= 1 for shares in row["way"].values() for share in shares)
     assert (tmp_path / "converted_digits.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("script", [converted_digits, published_networks])
-def test_a_row_takes_the_place_of_one_of_the_same_run(script: Any, tmp_path: Path) -> None:
-    for seed, share in ((0, 0.5), (1, 0.7), (0, 0.9)):
-        script.write({"network": "a", "seed": seed, "accuracy": share}, tmp_path)
-    assert {(row["seed"], row["accuracy"]) for row in script.read(tmp_path)} == {(0, 0.9), (1, 0.7)}
 
 
 @pytest.mark.parametrize(
@@ -100,16 +92,6 @@ def test_a_quick_run_trains_on_a_set_kept_aside_once(tmp_path, capsys) -> None:
     assert (len(learnt), len(test), set(test.labels.tolist())) == (67, 1029, {0, 1})
     assert kept_aside.main(arguments) == 0
     assert not capsys.readouterr().out
-
-
-def test_rows_of_quick_runs_never_stand_for_whole_ones(tmp_path: Path) -> None:
-    options = common.Options("examples.kept_aside", "")
-    paths = [
-        common.rows_path(options.parse(["--out", str(tmp_path), *given]), kept_aside.RESULTS)
-        for given in ([], ["--quick"], ["--record"])
-    ]
-    name = kept_aside.RESULTS.name
-    assert paths == [tmp_path / name, tmp_path / f"quick_{name}", kept_aside.RESULTS]
 
 
 @pytest.mark.parametrize(

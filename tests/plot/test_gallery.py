@@ -23,9 +23,3 @@ def test_gallery_draws_every_plot(tmp_path, monkeypatch, capsys) -> None:
         *("events.gif", "events.html", "neuron.html", "run.gif", "run.html")
     }
     assert f"{len(list(tmp_path.iterdir()))} pictures and pages" in capsys.readouterr().out
-
-
-def test_gallery_calls_every_function() -> None:
-    source = GALLERY.read_text()
-    for name in set(tt.plot.__all__) - {"animate_events"}:  # save_animation calls it
-        assert f"tt.plot.{name}(" in source, name

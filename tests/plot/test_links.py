@@ -25,7 +25,6 @@ unknown=1 h.__proto__=1 __proto__=1 toString=1 %E0%A4%A <script>alert(1)</script
 """,
 }
 READ = {"playground": "readPlayground()", "network": "readNetwork()"}
-STORED = "new Promise((done) => setTimeout(done, 500))"  # longer than settings wait to be stored
 
 
 @pytest.fixture(params=READ)
@@ -55,24 +54,3 @@ def test_malformed_links_are_ignored_with_a_note(opened: tuple[Page, str]) -> No
     page.wait_for_selector("body[data-ready='true']")
     note = page.locator("#note").inner_text()
     assert note == "The settings in the address are not those of this page and were ignored."
-
-
-LINKS = {"playground": "neuron=ALIF&p.beta=12", "network": "net=ALIF%2C+adaptive&sample=3"}
-BESIDE = """(text) => new Promise((done) => {
-  navigator.clipboard.writeText = async () => {};
-  addEventListener("hashchange", done, { once: true });
-  location.hash = text;
-  document.getElementById("share").click(); // stores the settings, before the event of the new hash
-}).then(() => null)"""
-
-
-def test_old_settings_are_not_stored_over_a_new_link(opened: tuple[Page, str]) -> None:
-    page, kind = opened
-    before = read(page, kind)
-    page.evaluate(BESIDE, LINKS[kind])
-    seen = read(page, kind)
-    page.evaluate(STORED)
-    assert page.url.endswith(f"#{LINKS[kind]}")
-    page.reload()
-    page.wait_for_selector("body[data-ready='true']")
-    assert read(page, kind) == seen != before

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.torch_private import CONV_FORWARD, is_compiled, observed_by
+from tracetorch.events.choice import Product, conv_crossover, crossover, mode, observers, report
 from tracetorch.events.conv import CONV, Window, window
-from tracetorch.events.crossover import conv_crossover, crossover
-from tracetorch.events.lists import EventLists, list_events, sampled_density
-from tracetorch.events.mode import Product, mode, observers, report
-from tracetorch.events.product import LINEAR, product
+from tracetorch.events.product import LINEAR, EventLists, list_events, product, sampled_density
 from tracetorch.fuse import backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.connectivity import plain_class
@@ -37,9 +35,8 @@ _DOUBT = 1.5
 def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
     """Return the modules that may compute with events, each once.
 
-    A subclass may do anything, and a parametrized module is one, but for those that
-    ``tt.snn.connect`` has given a mask or signs. Where ``torch.compile`` has compiled a part of the
-    model there are none: it would compile what is set here.
+    A subclass may do anything. Where ``torch.compile`` has compiled a part of the model there are
+    none: it would compile what is set here.
     """
     found: dict[int, nn.Module] = {}
     compiler_loaded = "torch._dynamo" in sys.modules
@@ -66,9 +63,8 @@ class EventProducts:
     """The products of a model that choose, during a pass by layer, whether to use events.
 
     A copy or a pickle that is made meanwhile does not have the ``forward`` of the instance. Passes
-    of several threads share the replacements, the last of which takes them back; a call outside of
-    a pass by layer is what it was. What an interrupt leaves behind, the next pass takes back: a
-    pass that is gone counts no more.
+    of several threads share the replacements, the last of which takes them back. What an interrupt
+    leaves behind, the next pass takes back: a pass that is gone counts no more.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:

@@ -18,8 +18,7 @@ from tracetorch.core.torch_private import (
 )
 from tracetorch.fuse.dispatch.prepared import PreparedCalls, run_sequence
 from tracetorch.fuse.step_results import check_step_results, shares_memory
-from tracetorch.snn.passes import ambient, in_one_commit, states_of
-from tracetorch.snn.restarts import Restarts
+from tracetorch.snn.passes import Restarts, ambient, in_one_commit, states_of
 from tracetorch.snn.sequence_layer import ARITHMETIC_DTYPE, SequenceLayer
 from tracetorch.snn.signatures import check_step
 

@@ -12,6 +12,7 @@ inside a pass, of a part of a model that runs by step, reads from the outer one 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from itertools import chain, count, islice
 from typing import Any, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracetorch.core.torch_private import (
     NO_BACKWARD,
@@ -29,9 +30,10 @@ from tracetorch.core.torch_private import (
     functorch_active,
     is_jit_tracing,
     is_tracing,
+    observed_by,
     unsafe_view,
 )
-from tracetorch.snn.restarts import Restarts
+from tracetorch.core.walk import Opaque, join_path, named_modules
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +41,8 @@ R = TypeVar("R")
 WRITTEN = "_states_written"
 """The attribute of a module that holds when its states were written last, in a list."""
 _clock = count(1)
+LOOK_EVERY = 100  # single steps: a look for NaN takes microseconds, a step tens of them
+_log = logging.getLogger("tracetorch")
 
 
 Stateful: TypeAlias = Any  # a TTModule, whose file imports this one
@@ -75,6 +79,26 @@ def weight_in_loop(
     # only what runs a module asks: a method that a subclass overrides is not handed its own result
     known = None if ambient.current is None else ambient.current.weights.get(id(module))
     return known if known is not None and known.dtype == dtype else compute(dtype)
+
+
+class Restarts(Opaque):
+    """A checked mask of where samples start anew before a step, read once for a pass."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.now: Tensor | None = None
+        """The mask by which the layer that runs is restarted."""
+        self._steps: list[bool] | None = None
+
+    @property
+    def steps(self) -> list[bool]:
+        """For every step whether a sample starts anew; true where nobody can read the mask."""
+        if self._steps is None:
+            unread = torch.compiler.is_compiling() or observed_by((self.mask,)) is not None
+            self._steps = (
+                [True] * len(self.mask) if unread else self.mask.flatten(1).any(1).tolist()
+            )
+        return self._steps
 
 
 class Entry:
@@ -358,3 +382,59 @@ class State:
             layer.__dict__[self.name] = value
         else:
             run.states_of(layer, f"set its state {self.name}")[self.name] = value
+
+
+def report_nan_behind(run: Pass, model: nn.Module) -> None:
+    """Log that a state is NaN which a pass over a model has left."""
+    if run.traced or functorch_active():
+        return
+
+    def name_of(layer: Layer, state: str) -> str:
+        paths = (path for path, module in named_modules(model) if module is layer)
+        return join_path(next(paths, ""), state)
+
+    layers: list[tuple[Any, dict[str, Any]]] = []
+    for entry in run.entries.values():  # a comprehension would be one more call
+        layers.append((entry.module, entry.states))
+    _report_nan(layers, name_of)
+
+
+def count_step(layer: Layer) -> None:
+    """Count a single step outside of any pass, and look for NaN now and then."""
+    notes = layer.__dict__
+    notes["_steps_run"] = number = notes.get("_steps_run", 0) + 1
+    if number % LOOK_EVERY == 0 and observed_by(modes=False) is None:
+        layers = [(module, module.__dict__) for module in layer.modules()]
+        _report_nan(layers, lambda module, state: f"{state} of {module._label()}")
+
+
+def _report_nan(
+    layers: list[tuple[Any, dict[str, Any]]], name_of: Callable[[Any, str], str]
+) -> None:
+    """Log, once for all of these layers, that a state is NaN; for a GPU one would have to wait."""
+    for layer, states in layers:
+        # a memory of a module's own may hold what it likes, and what a delay holds does not stay
+        if not hasattr(type(layer), "_nan_reported") or layer._state_kind.tail:
+            continue
+        for name in layer.states:
+            state = states.get(name)
+            if type(state) is not Tensor or not state.is_cpu:
+                continue
+            # by one number, for it is behind every sequence: NaN and infinity show in the sum
+            total = state.detach().sum().item()
+            if total - total == 0 or not bool(state.isnan().any()):
+                continue
+            reported = any(getattr(each, "_nan_reported", False) for each, _ in layers)
+            if not reported and observed_by(modes=False) is None:
+                _log.warning(_NAN, name_of(layer, name))
+                for each, _ in layers:
+                    each.__dict__["_nan_reported"] = True
+            return
+
+
+_NAN = (
+    "%s is NaN, and stays so until zero_states(). A neuron's spike is 0 there, so that what "
+    "follows looks finite; but a gradient makes weights NaN, behind a mask too, for 0 * NaN is "
+    "NaN. tt.diagnose names where it begins. Fill padding by x.masked_fill(~mask[..., None], 0); "
+    "of a stream, if not x.isfinite().all(), use the last good input."
+)

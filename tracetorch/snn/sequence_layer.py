@@ -10,6 +10,7 @@ input, so an in-place operation behind the layer cannot reach it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,9 +24,15 @@ from tracetorch.snn.declarations import DeclaringLayer
 from tracetorch.snn.memory import leaked_message
 from tracetorch.snn.module import TTModule
 from tracetorch.snn.parameters import Value, Weight, resolve_setup
-from tracetorch.snn.passes import WRITTEN, State, ambient, in_one_commit, states_of
-from tracetorch.snn.restarts import run_between_restarts
-from tracetorch.snn.stream_watch import count_step
+from tracetorch.snn.passes import (
+    WRITTEN,
+    Restarts,
+    State,
+    ambient,
+    count_step,
+    in_one_commit,
+    states_of,
+)
 
 # The dtype of the arithmetic, and so of the states, for each dtype of the input.
 ARITHMETIC_DTYPE = {
@@ -311,7 +318,37 @@ class SequenceLayer(DeclaringLayer):
         names = self.inputs[1:]
         return tuple([values[n] if n in values else getattr(self, n)(x) for n in names])
 
-    _restarted = run_between_restarts
+    def _restarted(
+        self, x: Tensor, record: tuple[str, ...], reset: Restarts, further: tuple[Tensor, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run a sequence in parts, between which samples start anew."""
+        self._check_has_batch("one step of its input", x.shape[1:])
+        restarts = reset.steps
+        starts = [0, *(t for t in range(1, len(x)) if restarts[t])]
+        lengths = [stop - start for start, stop in pairwise([*starts, len(x)])]
+        # not slices: the gradient of each would be as long as the whole sequence
+        parts = torch.split(x, lengths)
+        others: list[tuple[Tensor, ...]] = [
+            torch.split(each, lengths)
+            if each.ndim == x.ndim and len(each) == len(x)
+            else (each,) * len(parts)
+            for each in further
+        ]
+        outputs: list[Tensor] = []
+        trajectories: list[dict[str, Tensor]] = []
+        for i, (start, part) in enumerate(zip(starts, parts, strict=True)):
+            if restarts[start]:
+                reset.now = reset.mask[start]
+                self.zero_states(where=reset.now)
+                reset.now = None
+            now = {"further": tuple(each[i] for each in others)} if others else {}
+            y, recorded = self.forward_sequence(part, record, **now)
+            outputs.append(y)
+            trajectories.append(recorded)
+        joined = {
+            name: torch.cat([each[name] for each in trajectories]) for name in trajectories[0]
+        }
+        return torch.cat(outputs), joined
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""

@@ -19,9 +19,8 @@ from tracetorch.core.torch_private import (
 )
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.module import detach_states, zero_states
-from tracetorch.snn.passes import Entry, Pass, Stateful, current_pass
+from tracetorch.snn.passes import LOOK_EVERY, Entry, Pass, Stateful, current_pass, report_nan_behind
 from tracetorch.snn.states import ExtraStates, get_states, set_states
-from tracetorch.snn.stream_watch import LOOK_EVERY, report_nan_behind
 from tracetorch.unrolling.unroll import unroll
 
 R = TypeVar("R")

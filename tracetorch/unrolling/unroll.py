@@ -17,11 +17,9 @@ from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.events.passes import EventProducts
 from tracetorch.snn.module import TTModule, zero_states
-from tracetorch.snn.passes import Pass, ambient
+from tracetorch.snn.passes import Pass, Restarts, ambient, report_nan_behind
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import report_nan_behind
 from tracetorch.unrolling.first_run import (
     STEPS,
     FirstRun,

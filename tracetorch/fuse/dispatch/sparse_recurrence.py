@@ -1,9 +1,7 @@
 """Run a layer's ``step`` over a whole sequence with its output fed back along a list of edges.
 
-``snn.Recurrent`` with a plain ``snn.SparseLinear`` is one loop over time where the neurons spike:
-their outputs are 0 or 1 by the operation that makes them. What else there is runs step by step. Two
-calls share it: one takes and returns tensors with a value for every step and neuron, and one
-neither, where these would not fit into memory (:class:`EventRequest`).
+One loop over time where outputs are 0 or 1 by the operation that makes them; step by step
+elsewhere. Two calls share it: one takes and returns tensors, the other one events.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Run the loop of neurons along a list of edges on the CPU: segments, memory and kernels around it.
 
-Forward keeps the spikes of every step as bits, and the states before every segment. Backward
-computes a segment again from there. Nothing has a value for every step and neuron but what the
-caller gives or wants so.
+Forward keeps the spikes of every step as bits, and the states before every segment, from where
+backward computes it again. Only what the caller gives or wants has a value for every step.
 """
 
 from __future__ import annotations
