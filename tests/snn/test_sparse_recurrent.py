@@ -713,7 +713,7 @@ NAMES = {
     E(e, torch.ones(2).long()) -> TypeError: values must be floats, got torch.int64
     E(e, "x") -> TypeError: values must be a number
     P([1], 0.1) -> TypeError: neurons must be a tensor of integers, got list
-    P(n > 0, 0.1) -> TypeError: got torch.bool. Those of a mask are mask.nonzero
+    P(n > 0, 0.1) -> TypeError: got torch.bool.*a mask by .nonzero
     P(n.float(), 0.1) -> TypeError: neurons must be a tensor of integers, got torch.float32
     P(n - 1, 0.1) -> ValueError: neurons must be .k., from 0 on, got shape .3., the least -1
     P(n, 1.5) -> ValueError: probability must be in .0, 1.: a rate times the length of a step

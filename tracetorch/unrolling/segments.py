@@ -46,9 +46,7 @@ def in_segments(
     run: Run, model: nn.Module, inputs: Inputs, segment: int | str, whole: Pass
 ) -> tuple[Any, dict[str, Tensor]]:
     """Return outputs and trajectories; a graph keeps where segments start, and all of the last."""
-    if isinstance(segment, str):
-        if segment != "auto":
-            raise ValueError(f'segment must be a number of steps or "auto", got {segment!r}.')
+    if segment == "auto":
         # memory is least about the root, and flat there; fewer segments take less time
         segment = 4 * math.isqrt(inputs.steps)
     length = check_count("segment", segment)
