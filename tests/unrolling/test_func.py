@@ -84,15 +84,6 @@ def test_ensemble_with_buffers_of_their_own_restarts(make: Any) -> None:
     torch.testing.assert_close(together, torch.stack([member(x) for member in members]))
 
 
-def test_jacobian() -> None:
-    whole, x = Whole(made("dense")), dyadic(4, 2, 3)
-    found = jacrev(lambda x: whole(x).sum((0, 1)))(x)
-    for i in range(2):
-        inputs = x.clone().requires_grad_()
-        whole(inputs)[..., i].sum().backward()
-        torch.testing.assert_close(found[i], inputs.grad)
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # jvp imports it
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("name", ["dense", "recurrent"])

@@ -314,17 +314,6 @@ def test_errors_of_models_and_outputs() -> None:
     assert model[1].mem is None
 
 
-def test_second_backward_error_names_detach_states() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), layer("SLIF", 3))
-    x = sequence(4, 2, 3, dtype=torch.float32)
-    tt.unroll(model, x).sum().backward()
-    again = tt.unroll(model, x).sum()
-    with pytest.raises(RuntimeError, match="detach_states"):
-        again.backward()
-    tt.detach_states(model)
-    tt.unroll(model, x).sum().backward()
-
-
 def test_models_of_these_tests_spike() -> None:
     for name in MODELS:
         seen = tt.unroll(made(name), dyadic(7, *MODELS[name][1]), record="output")[1]
