@@ -72,10 +72,8 @@ def in_segments(
 
 def _check_repeatable(modules: Sequence[nn.Module]) -> None:
     """Raise where a segment cannot run again inside ``backward``."""
-    kind = None
-    for module in modules:
-        if isinstance(module, (ExtraStates, DistributedDataParallel)):
-            kind = type(module).__name__
+    once = (ExtraStates, DistributedDataParallel)
+    kind = next((type(m).__name__ for m in modules if isinstance(m, once)), None)
     if torch.is_grad_enabled() and functorch_active():
         kind = "a transform of torch.func"
     if kind is not None:
