@@ -181,7 +181,11 @@ class _Segment:
             if version_of(first) == version:  # else whoever holds it has written to it
                 # on a GPU sums may come in another order, and a spike with them
                 share = 0.0 if value.is_cpu else _MOST_MOVED
-                same &= value.shape == first.shape and is_close(value.detach(), first, share)
+                # neither dtype nor autocast may loosen what one operation gives twice
+                one, other = (
+                    t.double() if t.is_floating_point() else t for t in (value.detach(), first)
+                )
+                same &= value.shape == first.shape and is_close(one, other, share)
         if not same:
             raise RuntimeError(
                 f"segment {self.start}:{self.stop} of unroll(..., segment=) computes something "
