@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import FEW_LAYERS, layer, sequence, weighted_sum
 from tests.unrolling.memories import Says
 from tests.unrolling.models import MODELS, By, dyadic, made
 from tracetorch import snn
@@ -32,27 +31,6 @@ def test_autocast(name: str, by: By, dtype: torch.dtype) -> None:
         expected = tt.unroll(model, x, by=by)
     # equal up to the rounding of the linear layers
     assert ((y.float() - expected).abs() < 0.05 * (1 + expected.abs())).float().mean() > 0.9
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("name", FEW_LAYERS)
-def test_by_layer_equals_by_step_under_autocast(name: str, dtype: torch.dtype) -> None:
-    made = layer(name, 4)
-    linear = nn.Linear(4, 4)
-    x = sequence(6, 2, 4, dtype=torch.float32)
-    results = []
-    for by in ("layer", "step"):
-        made.zero_grad()
-        made.zero_states()
-        with torch.autocast("cpu", dtype=dtype):
-            fed = linear(x.flatten(0, 1)).unflatten(0, (6, 2)).detach()
-            y = tt.unroll(made, fed, by=by)
-        weighted_sum(y.float()).backward()
-        results.append((y, made.mem, {n: p.grad for n, p in made.named_parameters()}))
-    assert results[0][0].dtype == dtype
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-    torch.testing.assert_close(results[0][2], results[1][2])
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -46,19 +46,6 @@ def test_a_model_built_in_inference_mode(road, inside):
     assert all(p is held[name] and p.is_inference() for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("road", ["layer", "step", "segments", "segments by step"])
-def test_states_of_inference_mode_start_a_sequence_that_learns(road: str) -> None:
-    x = torch.rand(5, 2, 4) * 3
-    gradients = []
-    for inside in (torch.no_grad, torch.inference_mode):
-        model = net()
-        with inside():
-            tt.unroll(model, x)
-        ROADS[road](model, x).square().sum().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(*gradients)
-
-
 def test_an_in_place_change_beside_a_tensor_of_inference_mode_is_found() -> None:
     class Counting(nn.Module):
         count: Tensor
