@@ -258,7 +258,7 @@ class Pass:
             further = layer._all_further(x, given, named) if several else ()
             y: Tensor = layer.forward_step(x, *further)
             if self.recorder is not None:
-                y = self.recorder.after_call(layer, x, y)
+                y = self.recorder.after(layer, x, y)
             return y
         entry = self.entries.get(id(layer)) or self._meet(layer, layer)
         if entry.within is not layer:
@@ -318,7 +318,7 @@ class Pass:
                 )
             y, trajectories = layer._restarted(x, record, self.reset, further)
         if recorder is not None:
-            y = recorder.after_sequence(layer, x, y, trajectories)
+            y = recorder.after(layer, x, y, trajectories)
         return y
 
 
