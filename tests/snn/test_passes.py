@@ -52,8 +52,8 @@ def test_a_copy_within_a_pass_by_step_has_the_states_of_the_step() -> None:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (passes, held_stream):
-        monkeypatch.setattr(module, "LOOK_EVERY", 5)
+    for reader in (passes, held_stream):
+        monkeypatch.setattr(reader, "LOOK_EVERY", 5)
 
 
 def network() -> nn.Sequential:

@@ -1,9 +1,8 @@
 """Memory of a module's own: a state that its ``forward`` reads and assigns (``TTModule.memory``).
 
-It is kept under another name, ``None`` at rest. Only the input of a call says how many samples
-there are, so a call notes its first tensor. Within it what is read is a copy, for outputs of steps
-must not share one, and a write into it that is not assigned would be lost: an error at its end.
-Outside of a call the state itself is read. A compiler, and ``vmap``, count no writes.
+It is kept under another name, ``None`` at rest. A call notes its first tensor, which says how many
+samples there are. Within it what is read is a copy, and a write into it that is not assigned would
+be lost: an error at its end. A compiler, and ``vmap``, count no writes.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from tracetorch.snn.passes import current_pass, states_of
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
 _PREFIX = "_memory_"  # what the attribute begins with that holds a memory
-CALL = "_memory_call"
-"""What the call of a module that runs is noted as."""
+CALL = "_memory_call"  # what the call of a module that runs is noted as
 
 
 class ModuleCall(NamedTuple):
@@ -36,9 +34,8 @@ class ModuleCall(NamedTuple):
     shape: tuple[int, ...]  # of the first tensor that has a dimension; empty if there is none
     dtype: torch.dtype  # of the first floating-point tensor, or the default one
     device: torch.device | None
-    reads: list[
-        tuple[str, Tensor, int | None, Tensor | None]
-    ]  # name, copy, its version, and the state
+    # name, copy, its version, and the state
+    reads: list[tuple[str, Tensor, int | None, Tensor | None]]
 
 
 class GivingWay:

@@ -1,9 +1,8 @@
 """Read a model as a graph: which modules one step calls, in what order, and what joins them.
 
-The model is run and watched, not parsed: a hook sees each call of a layer, a torch function mode
-each operation between them, in the second of two steps, for the states of a first one are ``None``.
-A value is known by its tensor and by how often that was written, so that an operation in place is
-one like any other, and a view of what was written since is refused.
+The model is run and watched: a hook sees each call of a layer, a torch function mode each operation
+between them, in the second of two steps. A value is known by its tensor and by how often that was
+written, so that a view of what was written since is refused.
 """
 
 from __future__ import annotations

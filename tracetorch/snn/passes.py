@@ -1,13 +1,9 @@
 """``Pass``: the states of all layers that a call meets, read where they are met, committed at once.
 
-States live on layers between calls; during ``tt.unroll`` they live in a pass, ambient for its
-thread, and are written to the layers together, by one call of C that nothing interrupts: a call
-that fails has changed nothing, and threads may run one model from rest at once. A clock, read when
-a pass begins and in that call of C, tells one that would go on from the states of two.
-
-By layer a layer runs all steps, so a ``forward`` that reads, sets or clears states is refused; what
-runs inside a layer, in a ``Recurrent``, runs step by step, on the states of the same pass. A pass
-inside a pass, of a part of a model that runs by step, reads from the outer one and commits to it.
+A pass is ambient for its thread, and writes to layers by one call of C that nothing interrupts. A
+clock, read when it begins and in that call, tells one that would go on from the states of two. By
+layer a ``forward`` that reads, sets or clears states is refused; what runs inside a layer runs
+step by step. A pass inside a pass reads from the outer one and commits to it.
 """
 
 from __future__ import annotations
@@ -38,8 +34,7 @@ from tracetorch.core.walk import Opaque, join_path, named_modules
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WRITTEN = "_states_written"
-"""The attribute of a module that holds when its states were written last, in a list."""
+WRITTEN = "_states_written"  # the attribute that holds when states were written last, in a list
 _clock = count(1)
 LOOK_EVERY = 100  # single steps: a look for NaN takes microseconds, a step tens of them
 _log = logging.getLogger("tracetorch")
@@ -86,8 +81,7 @@ class Restarts(Opaque):
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
-        self.now: Tensor | None = None
-        """The mask by which the layer that runs is restarted."""
+        self.now: Tensor | None = None  # by which the layer that runs is restarted
         self._steps: list[bool] | None = None
 
     @property
@@ -102,17 +96,14 @@ class Restarts(Opaque):
 
 
 class Entry:
-    """The states of one module in a pass, by attribute; without a constructor, which takes time.
-
-    ``within`` is the layer inside which the module runs, step by step, or itself; ``None`` by step.
-    """
+    """The states of one module in a pass, by attribute; without a constructor, which takes time."""
 
     __slots__ = ("called", "module", "states", "within")
 
     called: bool
     module: Stateful
     states: dict[str, Any]
-    within: Any
+    within: Any  # the layer inside which it runs, step by step, or itself; None by step
 
 
 class Pass:

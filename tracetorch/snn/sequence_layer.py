@@ -52,13 +52,9 @@ _NOTES = (
 class SequenceLayer(DeclaringLayer):
     """A layer that keeps states from step to step, and runs one step or a whole sequence.
 
-    Base of :class:`Neuron`, whose ``step`` runs, and of layers with a memory of another kind:
-    delays, noise, norms and dropout over time. A child declares its parameters, and writes
-    :meth:`forward_step` and :meth:`forward_sequence`; calling the layer runs one step, and inside
-    ``tt.unroll`` by layer all of them.
-
-    A parameter reads as it is used, ``layer.beta``, and is set by assignment, ``layer.beta = 0.5``,
-    which writes ``raw_beta`` in place. What is written into the value in place is lost.
+    Base of :class:`Neuron` and of delays, noise, norms and dropout over time. A child declares its
+    parameters, and writes :meth:`forward_step` and :meth:`forward_sequence`. A parameter reads as
+    it is used, ``layer.beta``, and is set by assignment, which writes ``raw_beta`` in place.
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
@@ -78,13 +74,9 @@ class SequenceLayer(DeclaringLayer):
     _declares_memory = False
     _state_attributes: tuple[str, ...] = ()
 
-    _state_kind: StateKind = StateKind()
-    """What the states are, where they are not shaped like the input."""
-
-    _batch_leads = False
-    """Whether the batch is known to be in front, whatever the neuron dimension is."""
-    _nan_reported = False
-    """Whether a state of a model that it is in was logged to be NaN."""
+    _state_kind: StateKind = StateKind()  # what they are, where not shaped like the input
+    _batch_leads = False  # whether the batch is in front, whatever the neuron dimension is
+    _nan_reported = False  # whether a state of a model that it is in was logged to be NaN
 
     if TYPE_CHECKING:
 
@@ -259,14 +251,7 @@ class SequenceLayer(DeclaringLayer):
     def initial_state(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Return what a state is before the first step: its declared value, or zeros.
-
-        Args:
-            name: of the state.
-            shape: of the tensor of one step.
-            dtype: of the state.
-            device: of the input.
-        """
+        """Return what a state is before the first step: its declared value, or zeros."""
         value = self._buffers.get(f"initial_{name}")
         if value is None:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -357,12 +342,7 @@ class SequenceLayer(DeclaringLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all the steps of ``x`` ``[T, ...]``; return outputs and recorded trajectories.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: names of states whose trajectories are wanted too.
-        """
+        """Run all the steps of ``x`` ``[T, ...]``; return outputs and recorded trajectories."""
         raise NotImplementedError(f"{type(self).__name__} needs a method forward_sequence.")
 
 

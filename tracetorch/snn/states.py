@@ -36,8 +36,6 @@ def named_holders(module: nn.Module) -> Iterator[tuple[str, TTModule]]:
 def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
     """Get every live state in ``module`` by path, ``"cells.0.mem"``; ``"mem"`` for a bare layer.
 
-    The memories that a module has declared (``TTModule.memory``) are among them.
-
     Args:
         module: any ``nn.Module``.
         detach: independent copies, no two sharing memory, so that they can be saved with
