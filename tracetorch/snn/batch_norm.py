@@ -131,8 +131,7 @@ class BatchNormThroughTime(SequenceLayer):
         if self.uses_batch_statistics and shape.numel() < 2 * self.num_neurons:
             raise ValueError(
                 f"{self._label()} takes statistics over the batch in training, and {list(shape)} "
-                f"has {shape.numel() // self.num_neurons} values per channel. Leave out a last "
-                "batch of one sample (drop_last=True), or call model.eval()."
+                "has fewer than two values per channel. Use drop_last=True, or model.eval()."
             )
         return dtype
 

@@ -282,7 +282,6 @@ class DeclaringLayer(TTModule):
 
     @property
     def _options(self) -> tuple[str, ...]:
-        """Names of the constants that ``step`` receives."""
         return self._declared.options
 
     @property
@@ -292,13 +291,11 @@ class DeclaringLayer(TTModule):
 
     @property
     def _raw_names(self) -> tuple[str, ...]:
-        """Names of the tensors that the parameters are constrained from."""
         return tuple([f"raw_{name}" for name in self._declared.constraints])
 
     # Reading
 
     def _constrained(self, name: str, raw: Tensor) -> Tensor:
-        """Return the value of a parameter that follows from a raw one."""
         constraint = self._declared.constraints[name]
         if constraint.above is None:
             return constraint.value(raw)
@@ -419,7 +416,7 @@ class DeclaringLayer(TTModule):
         nn.Module.__delattr__(self, name)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Add a buffer, as ``nn.Module.register_buffer``."""
+        """Add a buffer."""
         self._declared.cell = None
         super().register_buffer(name, tensor, persistent)
 
@@ -481,8 +478,8 @@ class DeclaringLayer(TTModule):
             self._declared.constrain(name, bounded_sigmoid(bound or max(found, sys.float_info.min)))
         if saved is None and found < own * (1 - 1e-6):
             warnings.warn(
-                f"{self._label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from a "
-                f"dict that does not say which bound there was: {found:.6g} is the bound now.",
+                f"{self._label()} loads {found:.6g} as {name}, below its bound {own:.6g}: "
+                f"{found:.6g} is the bound now.",
                 stacklevel=2,
             )
 

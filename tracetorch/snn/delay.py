@@ -119,8 +119,8 @@ class DelayingLayer(PastLayer):
         """
         if parametrize.is_parametrized(self, "raw_delay"):
             raise ValueError(
-                f"{self._label()} has parametrized delays, which cannot be written. Call "
-                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'raw_delay') first."
+                f"{self._label()} has parametrized delays, which cannot be written. Remove the "
+                "parametrizations first."
             )
         with torch.no_grad():
             self.raw_delay.copy_(self.delay.round())
@@ -145,8 +145,7 @@ class DelayingLayer(PastLayer):
         if len(set(found)) > 1:
             raise ValueError(
                 f"{self._label()} is one of several models in one vmap, whose sigma differ, "
-                f"{found}: their steps are not the same operations. Give all one sigma, or run "
-                "them one after the other."
+                f"{found}: give all one sigma, or run them one after the other."
             )
         # a buffer rounds the number that it was written with
         if found[0] != float(values.new_tensor(number)):
@@ -389,8 +388,7 @@ class DelayedLinear(DelayingLayer):
             raise ValueError(
                 f"{self._label()} reads the weight of its linear, and does not call it: pruning, "
                 "an old weight norm, another forward (an adapter) or fully_shard of it alone would "
-                "have no effect. Use torch.nn.utils.parametrize on linear.weight, make the pruning "
-                "permanent, shard the whole layer."
+                "have no effect. Use torch.nn.utils.parametrize; shard the whole layer."
             )
         delay: Tensor = self.step_kwargs(0, dtype)["delay"]
         # in memory steps first and outputs last, as the product of one step reads it

@@ -55,7 +55,6 @@ class GivingWay:
 
 
 def leaked_message(label: str, name: str) -> str:
-    """Say that a state has no values any more."""
     return (
         f"{label} holds a state {name} without values, left behind by a traced or transformed "
         "call. Call zero_states()."
@@ -70,7 +69,6 @@ def notes_of(module: Any) -> dict[str, Any]:
 
 
 def attribute_of(name: str) -> str:
-    """Return the name of the attribute that holds a memory; it is ``None`` at rest."""
     return _PREFIX + name
 
 
@@ -128,8 +126,7 @@ def begin_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
                 f"{module._label()} holds {name} of shape {list(state.shape)}, and is given a "
                 f"batch of {shape[0]}, dimension 0 of its first tensor of shape {list(shape)}. A "
                 'call is one time step: tt.unroll(..., by="step") runs [T, B, ...]. Call '
-                "zero_states() before a new sequence or another batch size, "
-                "zero_states(where=mask) to restart some samples."
+                "zero_states() before a new sequence or another batch size."
             )
     notes_of(module)[CALL] = call
 
@@ -147,8 +144,7 @@ def end_call(module: Any, args: tuple[Any, ...], output: object) -> None:
             raise ValueError(
                 f"{name} of {module._label()} was written to in place, and the write is "
                 f"lost: what is read is a copy. Assign: {name} = self.{name}; {name}[:, 0] = "
-                f"x; self.{name} = {name}. Of a value that is not to be remembered change "
-                f"self.{name}.clone()."
+                f"x; self.{name} = {name}; or write into self.{name}.clone()."
             )
 
 
@@ -205,8 +201,7 @@ def check_value(module: Any, name: str, value: object, label: str | None = None)
     if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         raise TypeError(
             f"{label or module._label()} remembers a tensor as {name}, got "
-            f"{type(value).__name__}. What it starts from is declared by "
-            f"self.memory({name!r}, init=..., learnable=...)."
+            f"{type(value).__name__}. What it starts from is declared by self.memory(...)."
         )
     shape: tuple[int, ...] | None = module._memories[name]
     if shape is not None and (value.ndim == 0 or value.shape[1:] != shape):
@@ -218,7 +213,6 @@ def check_value(module: Any, name: str, value: object, label: str | None = None)
 
 
 def checked_shape(name: str, shape: object) -> tuple[int, ...]:
-    """Return a shape of one sample, which one number may stand for."""
     if isinstance(shape, int) or not isinstance(shape, Sequence):
         return (check_count(f"the shape of {name}", shape),)
     return tuple([check_count(f"the shape of {name}", size) for size in shape])
@@ -235,8 +229,7 @@ def _checked_init(
         init = torch.tensor(number, dtype=torch.get_default_dtype())
     if learnable and not init.is_floating_point():
         raise TypeError(
-            f"init of {name} is of {init.dtype}, which no gradient can move. Give floating-point "
-            "numbers, or learnable=False."
+            f"init of {name} is of {init.dtype}, which no gradient can move: learnable=False."
         )
     value = init.detach().clone()
     if shape is None:

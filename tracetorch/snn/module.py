@@ -45,10 +45,8 @@ Action: TypeAlias = Literal["zero_states", "detach_states"]
 
 _FROZEN_STATE = (
     "torch.export, torch.jit.trace and make_fx would freeze the state of a neuron layer as a "
-    "constant: the traced program would start every call from the same state. "
-    "tt.export.step(model, sample) makes a program whose states go in and come out, "
-    "tt.export.sequence one over time; or trace a module that calls zero_states() first and loops "
-    "over time inside."
+    "constant. tt.export.step(model, sample) makes a program whose states go in and come out, "
+    "tt.export.sequence one over time; or trace what calls zero_states() first and loops over time."
 )
 _HIDDEN = (
     "torch.compile cannot reach a stateful module that is held in a plain list, dict or object. "
@@ -141,7 +139,6 @@ class TTModule(nn.Module):
         return moved
 
     def _label(self) -> str:
-        """Name the module for messages, with its path in the model that is being called."""
         return layer_label(self, path_on_stack(self))
 
     def _refuse_stale_states(self) -> None:
@@ -155,11 +152,9 @@ class TTModule(nn.Module):
         if current_backward() not in (NO_BACKWARD, self._zeroed_in_backward):
             raise RuntimeError(
                 f"{self._label()} is run again inside backward(), from the state it has now "
-                "instead of the one it had. Activation checkpointing does so: checkpoint a "
-                "function that calls zero_states() first and loops over time inside. Engines that "
-                "compute gradients per sample do so too (Opacus): freeze the parameters of neuron "
-                "layers, or use torch.func.vmap(torch.func.grad(...)) over a function of one "
-                "sequence."
+                "instead of the one it had, by activation checkpointing or an engine of gradients "
+                "per sample (Opacus). Checkpoint a function that calls zero_states() first and "
+                "loops over time inside; or use torch.func.vmap(torch.func.grad(...))."
             )
 
     def _check_states_current(self) -> None:
@@ -198,7 +193,6 @@ class TTModule(nn.Module):
         note_written(self)
 
     def _has_restarted(self, where: Tensor | None) -> bool:
-        """Whether the samples have started anew in the steps that the module has run before."""
         run = current_pass()
         return run is not None and where is not None and run.has_restarted(self, where)
 
@@ -272,9 +266,8 @@ class TTModule(nn.Module):
     def _replicate_for_data_parallel(self) -> Any:
         if self.active_states:
             raise RuntimeError(
-                f"{layer_label(self, '')}: nn.DataParallel runs copies of the model and throws "
-                "their states away at every call. Use DistributedDataParallel, one process per "
-                "device."
+                f"{layer_label(self, '')}: nn.DataParallel runs copies and throws their states "
+                "away. Use DistributedDataParallel, one process per device."
             )
         return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
 

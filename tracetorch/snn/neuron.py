@@ -145,7 +145,6 @@ class Neuron(SequenceLayer):
     # Calling
 
     def _kwargs_for(self, x: Tensor, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the step kwargs; ``output_bits`` among them is that of ``x``."""
         kwargs = self.step_kwargs(ndim, dtype)
         if x.dtype is not dtype and "output_bits" in kwargs:
             kwargs["output_bits"] = _SIGNIFICANT_BITS[x.dtype]
@@ -345,8 +344,8 @@ class Neuron(SequenceLayer):
         self._check_has_batch("one step of its input", x.shape[1:])
         if not self._restarts_in_loop(cell):
             raise ValueError(
-                f"{self._label()} has methods or states of its own that must see a sample start "
-                "anew, or is compiled by torch.compile. Use tt.unroll(model, x, reset=...)."
+                f"{self._label()} has methods or states of its own, or is compiled by "
+                "torch.compile. Use tt.unroll(model, x, reset=...)."
             )
         return reset
 

@@ -142,12 +142,11 @@ class SequenceLayer(DeclaringLayer):
         return self.initial_state(state, like.shape, like.dtype, like.device)
 
     def _moved_state(self, state: Tensor, moved: Tensor) -> Tensor:
-        """Return a state that was moved; ``.half()`` leaves its dtype as it is."""
+        # .half() leaves the dtype of a state as it is
         kept = ARITHMETIC_DTYPE.get(moved.dtype) is moved.dtype
         return moved if kept else state.to(moved.device)
 
     def _check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
-        """Raise where dimension 0 of a state holds the neurons."""
         self._check_has_batch(name, state.shape, len(self._state_kind.tail), label)
 
     def _check_has_batch(
@@ -176,15 +175,11 @@ class SequenceLayer(DeclaringLayer):
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x``, a step or a sequence, misfits."""
         self._check_states_current()
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) or x.dtype not in ARITHMETIC_DTYPE:
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(
-                f"{self._label()} takes a tensor, got {type(x).__name__}. "
-                "Wrap arrays in torch.as_tensor(...)."
-            )
-        if x.dtype not in ARITHMETIC_DTYPE:
-            raise TypeError(
-                f"{self._label()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
-                "Convert the input with .float()."
+                f"{self._label()} takes float16, bfloat16, float32 or float64, got {got}. Convert "
+                "the input with torch.as_tensor and .float()."
             )
         self._check_features(x, sequence)
         return ARITHMETIC_DTYPE[x.dtype]
@@ -192,17 +187,14 @@ class SequenceLayer(DeclaringLayer):
     def _check_features(self, x: Tensor, sequence: bool) -> None:
         """Raise where an input does not have the neurons of the layer."""
         shape = x.shape[1:] if sequence else x.shape
-        what = f"one step of the input {list(x.shape)}" if sequence else "the input"
-        if not -len(shape) <= self.dim < len(shape):
+        within = -len(shape) <= self.dim < len(shape)
+        if not within or shape[self.dim] != self.num_neurons:
+            what = f"one step of the input {list(x.shape)}" if sequence else "the input"
+            size = f"{shape[self.dim]} at" if within else "no"
             raise ValueError(
-                f"{self._label()} has its neurons at dim {self.dim}, {what} has only "
-                f"{len(shape)} dimensions, shape {list(shape)}."
-            )
-        if shape[self.dim] != self.num_neurons:
-            raise ValueError(
-                f"{self._label()} has {self.num_neurons} neurons, {what} has {shape[self.dim]} at "
-                f"dim {self.dim}, shape {list(shape)}. Build the layer with "
-                f"num_neurons={shape[self.dim]}, or with another dim, -3 for [B, C, H, W]."
+                f"{self._label()} has {self.num_neurons} neurons, {what} has {size} dim "
+                f"{self.dim}, shape {list(shape)}. Build the layer with another num_neurons, or "
+                "with another dim, -3 for [B, C, H, W]."
             )
 
     def _states_for(

@@ -122,15 +122,13 @@ def _names(layers: Iterable[tuple[str, TTModule]]) -> dict[str, tuple[TTModule, 
     for path, layer in layers:
         if "{" in path:
             raise ValueError(
-                f"{path!r} is a layer in a set, which has no order: its states cannot be named. "
-                "Hold the layers in a list or a dict."
+                f"{path!r} is a layer in a set, which has no order. Use a list or a dict."
             )
         for name in layer.active_states:
             full = join_path(path, name)
             if full in names:
                 raise ValueError(
-                    f"two states would be called {full!r}. Give the layers' containers keys that "
-                    "differ, and without dots."
+                    f"two states would be called {full!r}. Keys must differ, without dots."
                 )
             names[full] = layer, name
     return names
