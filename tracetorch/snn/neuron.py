@@ -344,8 +344,8 @@ class Neuron(SequenceLayer):
         self._check_has_batch("one step of its input", x.shape[1:])
         if not self._restarts_in_loop(cell):
             raise ValueError(
-                f"{self._label()} has methods or states of its own, or is compiled by "
-                "torch.compile. Use tt.unroll(model, x, reset=...)."
+                f"{self._label()} has methods or states of its own that must see a sample start "
+                "anew. Use tt.unroll(model, x, reset=...)."
             )
         return reset
 

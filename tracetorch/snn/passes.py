@@ -171,8 +171,8 @@ class Pass:
                 if written and written[0] > self.began > 0:
                     raise RuntimeError(
                         f"the states of {module._label()} were written since this pass began, by "
-                        "another thread: it would go on from a mixture of both. Continue a stream "
-                        "in one thread at a time, or run from rest, tt.unroll(..., from_rest=True)."
+                        "another thread: continue a stream in one thread at a time, or run from "
+                        "rest, tt.unroll(..., from_rest=True)."
                     )
                 if (self.traced and not module._zeroed_in_trace) or (
                     self.backward not in (NO_BACKWARD, module._zeroed_in_backward)
@@ -184,9 +184,8 @@ class Pass:
 
     def _refuse_place(self, module: Stateful) -> NoReturn:
         raise ValueError(
-            f"{module._label()} is called inside of a layer that runs all of its time steps "
-            "at once, a Recurrent, and also outside of it or in another one, so that its own "
-            'steps would be out of order. Use tt.unroll(..., by="step").'
+            f"{module._label()} is called inside of a layer that runs all of its time steps at "
+            'once, a Recurrent, and also outside of it. Use tt.unroll(..., by="step").'
         )
 
     def has_restarted(self, module: Stateful, where: Tensor) -> bool:
@@ -209,8 +208,7 @@ class Pass:
                 if isinstance(state, Tensor) and functorch.is_batchedtensor(state):
                     raise ValueError(
                         f"{entry.module._label()} would keep a state {name} of all samples of "
-                        "a vmap, which is over when the layer is called next. Use "
-                        "tt.unroll(..., from_rest=True) in torch.vmap."
+                        "a vmap. Use tt.unroll(..., from_rest=True) in torch.vmap."
                     )
 
     def commit(self) -> None:
@@ -304,8 +302,7 @@ class Pass:
             if x.shape[1] != self.reset.mask.shape[1]:
                 raise ValueError(
                     f"{layer._label()} got {x.shape[1]} samples in each step, and reset= says of "
-                    f"{self.reset.mask.shape[1]} where they start anew: something before it "
-                    'changes the batch. Use unroll(..., by="step").'
+                    f'{self.reset.mask.shape[1]} where they start anew. Use unroll(..., by="step").'
                 )
             y, trajectories = layer._restarted(x, record, self.reset, further)
         if recorder is not None:
@@ -326,9 +323,9 @@ def _unfolded(layer: Layer, value: Tensor, x: Tensor, steps: int) -> Tensor:
     if not constant or (folded and steps > 1 and samples == 1):
         raise ValueError(
             f"{layer._label()} got an input of shape {list(value.shape)} beside one of "
-            f"{list(x.shape)}, which holds {steps} time steps in dimension 0. Give it as "
-            "many dimensions and as many steps, or, what is the same in all steps, with a "
-            'dimension of size 1 in front; or use by="step".'
+            f"{list(x.shape)}, which holds {steps} time steps in dimension 0. Give it as many "
+            "steps, or, what is the same in all of them, a dimension of size 1 in front; or use "
+            'by="step".'
         )
     return value
 

@@ -76,8 +76,7 @@ class SEWBlock(TTModule):
         if isinstance(a, Tensor) and a.shape != s.shape:
             raise ValueError(
                 f"block {path_on_stack(self) or 'SEWBlock'!r} combines outputs of one shape; its "
-                f"body gave {list(a.shape)}, its shortcut {list(s.shape)}. Give it a shortcut that "
-                "changes the shape as the body does."
+                f"body gave {list(a.shape)}, its shortcut {list(s.shape)}."
             )
         if self.combine == "add":
             return a + s
