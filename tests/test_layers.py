@@ -1,6 +1,7 @@
 """The order of rooms: every import goes one way, and private names of PyTorch are in one file."""
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -274,3 +275,12 @@ def test_private_names_of_pytorch_are_in_one_file() -> None:
 )
 def test_a_planted_private_name_is_found(planted: str) -> None:
     assert private_names(planted)
+
+
+def test_one_class_has_a_name() -> None:
+    """No two things of the inner rooms are one word in two files."""
+    inner = ("core", "cell.py", "fuse", "snn", "events", "unrolling")
+    files = [path for path in SOURCES if path.relative_to(PACKAGE).parts[0] in inner]
+    nodes = [node for path in files for node in nodes_of(path.read_text())]
+    counts = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert [name for name, count in counts.items() if count > 1] == []
