@@ -127,7 +127,7 @@ def called(layer: Any) -> Any:
     snn.LIF(threshold=1.0, init_hidden=1) -> TypeError: no argument 'threshold'.* pos_threshold
     snn.LIF(2)._replicate_for_data_parallel() -> RuntimeError: states away.*DistributedDataParallel
     snn.LIF(4)(torch.ones(2, 4, 5, 6)) -> ValueError: 6 at dim -1, .* another dim, -3 for
-    snn.Delay(4, max_delay=2)(torch.ones(4, 6)) -> ValueError: Build the layer with another num_neurons
+    snn.Delay(4, max_delay=2)(torch.ones(4, 6)) -> ValueError: Build the layer with another
     snn.LIF(4, dim=-3)(LINE) -> ValueError: the input has no dim -3
     snn.LIF(4, dim=2)(LINE) -> ValueError: the input has no dim 2
     assigned(snn.LIF(3), mem=0.0)(SEQ[0]) -> TypeError: LIF\(3\) needs a tensor as mem, got float
