@@ -1,6 +1,6 @@
 """Measure products with events against dense ones: ``python -m benchmarks.event_crossover``.
 
-The constants of ``tracetorch/events/crossover.py`` are those of this table. It prints milliseconds
+The constants of ``tracetorch/events/choice.py`` are those of this table. It prints milliseconds
 of the dense product, and with events, for the forward pass, and for it and the gradient of weight
 and bias, at several densities; and where the estimated crossover lies.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tracetorch.events import crossover, mode
-from tracetorch.events.crossover import conv_crossover
+from tracetorch.events.choice import conv_crossover
 from tracetorch.events.passes import EventProducts
 from tracetorch.snn.passes import Pass
 

@@ -31,7 +31,7 @@ import tracetorch as tt
 from examples import networks
 from tracetorch import snn
 from tracetorch.chips import xylo
-from tracetorch.core.files import atomic_replace_all
+from tracetorch.core.files import atomic_replace
 from tracetorch.data import Batch
 from tracetorch.snn.neuron import spike_functions
 from tracetorch.snn.states import named_neurons
@@ -186,7 +186,7 @@ def record(name: str) -> None:
     old, load = tt.zoo.card(name), NETWORKS[name][1]
     trained = [train(name, old.recipe["seed"] + number) for number in range(SEEDS)]
     path = FOLDER / f"{name}.safetensors"
-    with atomic_replace_all([path, path.with_suffix(".json")]) as (tensors, text):
+    with atomic_replace(path) as tensors, atomic_replace(path.with_suffix(".json")) as text:
         tt.save(trained[0], tensors)
         numbers = [measure(model, name) for model in trained]
         accuracies = [each["correct"] / each["samples"] for each in numbers]

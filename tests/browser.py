@@ -75,20 +75,6 @@ def wait_for_frame(page: Page) -> None:
     page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
 
 
-STUCK = """() => { scrollTo(0, document.documentElement.scrollHeight);
-  const shares = [...document.querySelectorAll('*')].map((each) => {
-    const { top, bottom } = each.getBoundingClientRect(), { position } = getComputedStyle(each);
-    const high = Math.min(bottom, innerHeight) - Math.max(top, 0);
-    return ['sticky', 'fixed'].includes(position) ? high / innerHeight : 0; });
-  return Math.max(...shares); }"""
-
-
-def stuck(page: Page) -> float:
-    """Scroll to the end; return the share of the height that an element which stays covers."""
-    share: float = page.evaluate(STUCK)
-    return share
-
-
 def wait_until(page: Page, condition: str) -> None:
     """Wait until an expression is true; a page whose policy forbids ``eval`` is polled outside."""
     end = time.monotonic() + TIMEOUT / 1000

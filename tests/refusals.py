@@ -33,21 +33,27 @@ def check(call: str, error: str, names: Mapping[str, Any]) -> None:
 
 @contextmanager
 def unchanged(*modules: nn.Module) -> Iterator[None]:
-    """Check that modules keep the values of their tensors and states."""
+    """Check that modules keep tensors and states, settings and hooks."""
 
-    def values() -> list[dict[str, torch.Tensor]]:
+    def values() -> list[Any]:
         kept = [{**each.state_dict(), **tt.get_states(each)} for each in modules]
-        return [
+        tensors = [
             {
                 name: value.clone()
                 for name, value in each.items()
-                if not (is_lazy(value) or value.is_meta)
+                if isinstance(value, torch.Tensor) and not (is_lazy(value) or value.is_meta)
             }
             for each in kept
         ]
+        parts = [part for each in modules for part in each.modules()]
+        settings = [(part.training, type(part), sorted(vars(part))) for part in parts]
+        hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts]
+        learns = [p.requires_grad for each in modules for p in each.parameters()]
+        return [tensors, str([settings, hooks, learns])]
 
     before = values()
     try:
         yield
     finally:
-        torch.testing.assert_close(values(), before, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(values()[0], before[0], rtol=0, atol=0, equal_nan=True)
+        assert values()[1] == before[1]

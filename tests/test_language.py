@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tracetorch"
 SOURCES = sorted(
@@ -123,7 +121,8 @@ def faults(source: str) -> list[tuple[int, str]]:
     """Line and word of every use of the dialect in a source, and of riddles as first lines."""
     tree = ast.parse(source)
     found = [(n, name) for n, name in identifiers(tree) if DIALECT & words(name)]
-    prose = [*docstrings(tree), *comments(source)]
+    # tokens are slow, and looked at where a word stands at all
+    prose = [*docstrings(tree), *(comments(source) if dialect_of(source) else ())]
     found += [(n, word) for n, text in prose for word in dialect_of(text)]
     for line, text in docstrings(tree):
         if text.split()[0].lower() in RIDDLES:
@@ -162,43 +161,3 @@ def test_a_word_has_one_meaning() -> None:
     assert {p: {w: meant[w] for w in used} for p, used in found.items() if used} == {}
     counts = Counter(path.name for path in PACKAGE.rglob("*.py"))
     assert [name for name in UNIQUE_FILES if counts[name] > 1] == []
-
-
-@pytest.mark.parametrize(
-    ("package", "name", "word"),
-    [
-        ("data", "ArchiveContents", "contents"),
-        ("zoo", "turns", "turn"),
-        ("loss", "HELD", "held"),
-        ("data", "held_out", None),
-        ("loss", "memory_of", "memory"),
-        ("fuse", "memory_of", None),
-        ("encode", "reset", "reset"),
-        ("neurons", "reset_states", None),
-        ("data", "return_facts", "facts"),
-    ],
-)
-def test_homonyms_are_found(package: str, name: str, word: str | None) -> None:
-    assert homonyms(package, [name]) == ({word} if word else set())
-
-
-@pytest.mark.parametrize(
-    "planted",
-    [
-        "def told_shapes(): ...",
-        "def f(asked): ...",
-        "class AsToldBefore: ...",
-        "x = 1  # lest it be lost",
-        '"""What a model is given."""',
-        'class A:\n    """How it is."""',
-        'def f():\n    """Leave the model as it was."""',
-        'def f():\n    """Where to write."""',
-        'raise ValueError("it was told")',
-    ],
-)
-def test_planted_dialect_is_found(planted: str) -> None:
-    assert faults(planted)
-
-
-def test_plain_code_passes() -> None:
-    assert faults('"""Snapshot a model."""\n\nrequested = 1  # restored at the end\n') == []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracetorch import checkpoint, decode, events, functional, fuse, loss, snn
 from tracetorch.checkpoint import load, save
-from tracetorch.core.version import __version__
+from tracetorch.core import __version__
 from tracetorch.snn.module import detach_states, zero_states
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.states import get_states, set_states

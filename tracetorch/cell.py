@@ -196,10 +196,7 @@ class Cell(Opaque):
         options: tuple[str, ...],
         base: Mapping[str, object],
     ) -> Cell:
-        """Describe a layer with a ``step`` as it is now.
-
-        ``base`` are :data:`METHODS` as they are where nobody has overridden them, by name.
-        """
+        """Describe a layer as it is; ``base`` are :data:`METHODS` as nobody has overridden them."""
         attributes, kind = layer.__dict__, type(layer)
         own = {name: attributes[name] for name in _OWN if name in attributes}
         overridden = {n for n in METHODS if getattr(kind, n) is not base[n]} | own.keys()
@@ -277,10 +274,7 @@ class Cell(Opaque):
         kwargs: Mapping[str, Any],
         wrapped: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the step once on plain tensors; return the output and the next active states.
-
-        ``wrapped`` makes another function of a spike function for this run, by name.
-        """
+        """Run the step once on plain tensors; ``wrapped`` makes other spike functions, by name."""
         spikes = {name: wrap(kwargs[name]) for name, wrap in wrapped.items()}
         output, *ends = self.step(*inputs, *map(states.get, self.states), **{**kwargs, **spikes})
         after = dict(zip(self.states, ends, strict=True))
@@ -288,14 +282,7 @@ class Cell(Opaque):
 
     @cached_property
     def restarting(self) -> Cell:
-        """The cell with a further input, last of all: where it is not zero a sample starts anew.
-
-        ::
-
-            state = where(restarts, initial_<state>, state), before the step
-
-        What its states start from are further parameters of the step, :attr:`names_of_starts`.
-        """
+        """The cell with a last input: where it is not 0, states are set to what they start from."""
         starts = tuple([self.names_of_starts.get(name, "") for name in self.states])
         step = RestartingStep(self.step, len(self.inputs), starts)
         return replace(self, step=step, inputs=(*self.inputs, self._untaken("restarts")))

@@ -2,11 +2,7 @@
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +11,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 from benchmarks import device as devices
-from benchmarks.__main__ import chosen_libraries, main
+from benchmarks.__main__ import main
 from benchmarks.adapters import ours
 from benchmarks.agreement import EXACT
 from benchmarks.cases import ON_GPU, Case, all_cases, quick
@@ -24,7 +20,6 @@ from benchmarks.options import parse
 from benchmarks.torch_task import TorchTask
 from benchmarks.worker import Worker
 
-ROOT = Path(__file__).parents[2]
 NO_GPU = r"there is no GPU that PyTorch \S+ can use, which is for .+\. Run this on a machine with"
 LIF = quick(next(case for case in all_cases() if case.kind == "lif" and case.way == "train"))
 
@@ -42,35 +37,6 @@ def test_a_missing_gpu_is_named(monkeypatch, capsys):
         parse(["--device", "mps"])
     assert raised.value.code == 2
     assert "invalid choice: 'mps'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("cuda", "hip", "which"),
-    [(None, None, "the CPU alone"), ("12.8", None, "12.8"), (None, "6", "6")],
-)
-def test_the_reason_names_what_pytorch_is_built_for(cuda, hip, which, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(torch.version, "hip", hip)
-    assert f"which is for {which}. Run this on" in Device("cuda").missing_reason()
-    assert Device("cpu").missing_reason() is None
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
-def test_make_gpu_ends_with_2_without_one(tmp_path):
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    for made in (".made", ".bench", ".test"):
-        (tmp_path / made).touch()
-    done = subprocess.run(
-        ["make", "gpu", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stdout.startswith("there is no GPU that PyTorch ")
-    assert "pytest" not in done.stdout
 
 
 # With one that stands for a GPU
@@ -116,14 +82,6 @@ def test_runs_on_a_gpu_are_waited_for(card):
     assert worker.version()["device"].startswith("a card, ")
 
 
-def test_peak_memory_of_a_gpu_is_that_of_its_allocator(card):
-    memory = quick(next(case for case in all_cases() if case.kind == "memory"))
-    answer = Worker(ours, Device("cuda")).prepare(asdict(memory))
-    assert answer["bytes"] == 640
-    wanted = ["synchronize", "reset_peak_memory_stats", "memory_allocated"]
-    assert card.calls == [*wanted, "synchronize", "max_memory_allocated"]
-
-
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize(
     ("plant", "reason"),
@@ -164,6 +122,7 @@ def test_all_of_a_case_is_on_its_device(kind):
 # The whole of it, with the CPU for a GPU
 
 
+@pytest.mark.slow
 def test_a_run_with_a_device_compares_ours_with_the_cpu(tmp_path, capsys):
     run = ["--device", "cpu", "--quick", "--peers", "--out", str(tmp_path)]
     assert (
@@ -175,17 +134,3 @@ def test_a_run_with_a_device_compares_ours_with_the_cpu(tmp_path, capsys):
     assert "| LIF N=128, train | 100.0000% | 0.0e+00 |" in text
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert all(found["tracetorch"]["agreement"]["equal"] == 1.0 for found in results.values())
-
-
-def test_the_rows_of_a_gpu_and_what_is_left_when_the_time_is_up(tmp_path, capsys):
-    assert main(["--device", "cpu", "--minutes", "0", "--peers", "--out", str(tmp_path)]) == 0
-    text = (tmp_path / "table.md").read_text()
-    (left,) = [line for line in text.splitlines() if line.startswith("Not measured, for the time")]
-    kinds = {case.kind for case in all_cases() if case.name in left}
-    assert kinds >= set(ON_GPU)
-    assert not kinds & {"growth", "accuracy", "events", "stream"}
-
-
-def test_libraries_without_a_gpu_are_left_out_of_a_run_on_one():
-    names = {library.name for library in chosen_libraries(parse(["--device", "cuda"]))}
-    assert names == {each.name for each in chosen_libraries(parse([]))} - {"spyx", "0.9.2"}

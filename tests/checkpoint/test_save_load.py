@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, Net, configurations, examples, layer, sequence, stepped, vary
+from tests.cases import Net, configurations, examples, layer, sequence, stepped, vary
 from tests.refusals import check, refusals, unchanged
 from tests.unrolling.models import dyadic, made
 from tracetorch import functional, snn
@@ -23,19 +23,6 @@ from tracetorch.checkpoint import Loaded
 GOLDEN = torch.load(
     Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt", weights_only=True
 )
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_every_layer_computes_the_same_after_save_and_load(name: str, tmp_path: Path) -> None:
-    one, other = layer(name, 4), getattr(snn, name)(4)
-    x = sequence(9, 2, 4, dtype=torch.float32)
-    assert not torch.equal(stepped(one, x), stepped(other, x))
-    tt.save(one, tmp_path / "layer.safetensors")
-    loaded = tt.load(tmp_path / "layer.safetensors", other)
-    assert loaded == tt.checkpoint.Loaded(tt.__version__)
-    tt.zero_states(one)
-    tt.zero_states(other)
-    assert torch.equal(stepped(one, x), stepped(other, x))
 
 
 @pytest.mark.parametrize("name", ["LIF", "BSRLIF", "SReadout"])
@@ -72,11 +59,9 @@ def test_checkpoints_of_0_9_2_load(golden: dict[str, Any], container: str, tmp_p
         model.load_state_dict(torch.load(path, weights_only=True))
 
 
-def test_save_leaves_the_model_unchanged_and_writes_plain_safetensors(tmp_path: Path) -> None:
+def test_save_writes_plain_safetensors(tmp_path: Path) -> None:
     model = made("dense")
-    model(dyadic(2, 3))
-    with unchanged(model):
-        tt.save(model, tmp_path / "net.safetensors")
+    tt.save(model, tmp_path / "net.safetensors")
     with safe_open(tmp_path / "net.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(model.state_dict())
         header = json.loads(file.metadata()["tracetorch"])
@@ -86,42 +71,13 @@ def test_save_leaves_the_model_unchanged_and_writes_plain_safetensors(tmp_path: 
     assert header["layers"]["1"]["options"]["reset"] == "subtract"
 
 
-class Hidden(snn.TTModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Linear(3, 3)
-        out = nn.Sequential(nn.Linear(3, 2), layer("LIF", 2))
-        self.cells: list[Any] = [layer("RLIF", 3), {"out": out}]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cells[1]["out"](self.cells[0](self.mix(x)))
-
-
-def test_unregistered_layers_are_saved_and_loaded(tmp_path: Path) -> None:
-    one, other = Hidden(), Hidden()
-    for module in (one.cells[0], one.cells[1]["out"], one.mix):
-        for p in module.parameters():
-            nn.init.normal_(p)
-    tt.save(one, tmp_path / "net.safetensors")
-    tt.load(tmp_path / "net.safetensors", other)
-    x = sequence(9, 2, 3, dtype=torch.float32)
-    assert torch.equal(stepped(one, x), stepped(other, x))
-    assert torch.equal(one.cells[1]["out"][0].weight, other.cells[1]["out"][0].weight)
-    torch.save(one.state_dict(), tmp_path / "net.pt")
-    with pytest.raises(ValueError, match=r"the file lacks 'cells\.0\.raw_beta'"):
-        tt.load(tmp_path / "net.pt", other)
-
-
-def test_saved_states_resume_a_sequence(tmp_path: Path) -> None:
-    one, other = made("recurrent"), made("recurrent")
-    x = dyadic(9, 2, 3)
-    stepped(one, x[:4])
+def test_states_are_loaded_where_they_are_asked_for(tmp_path: Path) -> None:
+    one, other, fresh = made("recurrent"), made("recurrent"), made("recurrent")
+    stepped(one, dyadic(4, 2, 3))
     tt.save(one, tmp_path / "net.safetensors", states=True)
     tt.load(tmp_path / "net.safetensors", other)
     assert tt.get_states(other) == {}
     tt.load(tmp_path / "net.safetensors", other, states=True)
-    assert torch.equal(stepped(other, x[4:]), stepped(one, x[4:]))
-    fresh = made("recurrent")
     tt.save(fresh, tmp_path / "fresh.safetensors", states=True)
     tt.load(tmp_path / "fresh.safetensors", other, states=True)
     assert tt.get_states(other) == {}
@@ -275,18 +231,6 @@ def test_errors_list_names_and_dtypes_that_differ(call, error, tmp_path) -> None
         tt.load(path, model)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_models_of_other_dtypes_are_saved_and_loaded(dtype: torch.dtype, tmp_path: Path) -> None:
-    one, other = (nn.Sequential(nn.Linear(3, 3), snn.LIF(3)).to(dtype) for _ in range(2))
-    vary(one)
-    one(torch.rand(2, 3, dtype=dtype))
-    tt.save(one, tmp_path / "net.safetensors", states=True)
-    tt.load(tmp_path / "net.safetensors", other, states=True)
-    assert tt.get_states(one)
-    for read in (nn.Module.state_dict, tt.get_states):
-        torch.testing.assert_close(read(one), read(other), rtol=0, atol=0)
-
-
 def test_nan_is_loaded_and_the_meta_device_is_refused(tmp_path: Path) -> None:
     model = layer("LIF", 3)
     with torch.no_grad():
@@ -300,10 +244,6 @@ def test_nan_is_loaded_and_the_meta_device_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 3, device="meta"), snn.LIF(3))
     with pytest.raises(ValueError, match=r"'0\.weight': on the device meta .* model\.to_empty"):
         tt.load(path, model)
-    whole = nn.Sequential(nn.Linear(4, 3), snn.LIF(3)).to("meta")
-    with pytest.raises(ValueError, match="on the device meta") as error:
-        tt.load(path, whole)
-    assert "one tensor" not in str(error.value)  # for all have the same address
     tt.load(path, model.to_empty(device="cpu"))
 
 
@@ -345,24 +285,27 @@ class Extra(nn.Module):
         return {"step": 3}
 
 
-def test_models_that_cannot_be_saved_are_refused_and_the_file_is_unchanged(tmp_path: Path) -> None:
-    path = tmp_path / "net.safetensors"
-    path.write_text("before")
-    for model, error, message in (
-        (Extra(), TypeError, "'_extra_state' in the state_dict is a dict, not a tensor"),
-        (
-            Net(None, cells={snn.LIF(3), snn.LIF(3)}),
-            ValueError,
-            r"'cells\.\{0\}' is a module in a set",
-        ),
-        (lambda x: x, TypeError, r"expected an nn\.Module, got function"),
-    ):
-        with pytest.raises(error, match=message):
-            tt.save(model, path)  # type: ignore[arg-type]
-    assert path.read_text() == "before"
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        tt.save(nn.Linear(3, 3), tmp_path / "absent" / "net.safetensors")
-    assert list(tmp_path.iterdir()) == [path]
+@refusals(
+    r"""
+    tt.save(Extra(), file) -> TypeError: '_extra_state' in the state_dict is a dict, not a tensor
+    tt.save(Net(None, cells={snn.LIF(3), snn.LIF(3)}), file)
+        -> ValueError: 'cells\.\{0\}' is a module in a set
+    tt.save(nn.Linear(3, 3), file / "net.safetensors") -> NotADirectoryError: file.safetensors
+    tt.save(nn.Linear(3, 3), file.with_name("no") / "net") -> FileNotFoundError: there is no folder
+    tt.load(file, nn.Linear(3, 2), strict=False)
+        -> ValueError: none of its names is one of the model's
+    tt.load(file, snn.LIF(3), strict="no") -> TypeError: strict must be True or False, got 'no'
+    tt.load(file, snn.LIF(3), states="no") -> TypeError: states must be True or False, got 'no'
+    tt.load(file, {}) -> TypeError: expected an nn\.Module, got dict
+    """
+)
+def test_what_cannot_be_saved_or_loaded_leaves_the_file(call, error, tmp_path) -> None:
+    file = tmp_path / "file.safetensors"
+    tt.save(nn.Sequential(nn.Linear(3, 2)), file)
+    before = file.read_bytes()
+    check(call, error, {**globals(), "file": file})
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch) -> None:
@@ -398,8 +341,7 @@ def test_a_configuration_loads_only_into_an_equal_one(tmp_path_factory, one, oth
             tt.load(path, model)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("states", [True, False])
+@pytest.mark.parametrize(("strict", "states"), [(True, True), (False, False)])
 def test_a_file_of_a_learner_is_not_one_of_its_model(tmp_path, strict, states) -> None:
     net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
     path = tmp_path / "learner.safetensors"
@@ -409,18 +351,3 @@ def test_a_file_of_a_learner_is_not_one_of_its_model(tmp_path, strict, states) -
     with pytest.raises(ValueError, match=r"does not fit Sequential\."):
         tt.load(path, net, strict=strict, states=states)
     tt.load(path, tt.online(net, "eprop"), strict=strict, states=states)
-
-
-@refusals(
-    r"""
-    tt.load(file, nn.Linear(3, 2), strict=False)
-        -> ValueError: none of its names is one of the model's
-    tt.load(file, snn.LIF(3), strict="no") -> TypeError: strict must be True or False, got 'no'
-    tt.load(file, snn.LIF(3), states="no") -> TypeError: states must be True or False, got 'no'
-    tt.load(file, {}) -> TypeError: expected an nn\.Module, got dict
-    """
-)
-def test_what_fits_nothing_and_wrong_arguments_are_refused(call, error, tmp_path) -> None:
-    file = tmp_path / "net.safetensors"
-    tt.save(nn.Sequential(nn.Linear(3, 2)), file)
-    check(call, error, {**globals(), "file": file})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import pickle
 from typing import Any
 
 import pytest
@@ -72,16 +71,6 @@ def test_gradients_of_the_compiled_loop_are_those_of_the_steps(burst: int) -> No
         gradients.append(leaf.grad)
     assert gradients[0].abs().sum() > 0
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-9)
-
-
-def test_it_copies_and_prints() -> None:
-    layer = IntegrateAndFire(1, burst=2)
-    layer(torch.full((1, 1), 0.25))
-    again = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
-    assert again.mem.item() == 0.75
-    assert repr(again) == "IntegrateAndFire(1, burst=2)"
-    assert again(torch.full((1, 1), 9.0)).item() == 2.0
-    assert layer(torch.zeros(1, 1)).item() == 0.0  # shares nothing with the copy
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,10 @@ from tracetorch.core.checks import (
 INF, NAN = float("inf"), float("nan")
 
 
-@pytest.mark.parametrize("value", [True, False])
-def test_flag_accepts_bools(value: bool) -> None:
-    check_flag("learn", value)
-
-
 @pytest.mark.parametrize(
     ("check", "value", "expected"),
     [
+        (check_flag, True, True),
         (check_integer, -3, -3),
         (check_integer, np.int64(4), 4),
         (check_count, 1, 1),
@@ -39,11 +35,9 @@ def test_flag_accepts_bools(value: bool) -> None:
         (check_number, Fraction(1, 4), 0.25),
         (check_number, INF, INF),
         (check_finite, -1.5, -1.5),
-        (check_nonnegative, 0, 0.0),
         (check_nonnegative, 1.5, 1.5),
         (check_share, 0, 0.0),
         (check_share, 1, 1.0),
-        (check_share, 0.25, 0.25),
     ],
 )
 def test_valid_numbers_come_back_as_python_numbers(check, value, expected):
@@ -56,27 +50,16 @@ def test_valid_numbers_come_back_as_python_numbers(check, value, expected):
     ("check", "value", "error", "message"),
     [
         (check_flag, 1, TypeError, "^n must be True or False, got 1.$"),
-        (check_flag, None, TypeError, "^n must be True or False, got None.$"),
         (check_integer, True, TypeError, "^n must be an integer, got True.$"),
         (check_integer, 2.0, TypeError, r"^n must be an integer, got 2\.0.$"),
-        (check_integer, "2", TypeError, "^n must be an integer, got '2'.$"),
-        (check_count, False, TypeError, "^n must be an integer, got False.$"),
         (check_count, 0, ValueError, "^n must be at least 1, got 0.$"),
-        (check_count, -1, ValueError, "^n must be at least 1, got -1.$"),
         (check_number, True, TypeError, "^n must be a number, got True.$"),
-        (check_number, "1", TypeError, "^n must be a number, got '1'.$"),
-        (check_number, 1j, TypeError, "^n must be a number, got 1j.$"),
         (check_number, torch.tensor(1.0), TypeError, r"^n must be a number, got tensor\(1\.\).$"),
-        (check_finite, None, TypeError, "^n must be a number, got None.$"),
         (check_finite, INF, ValueError, "^n must be finite, got inf.$"),
         (check_finite, NAN, ValueError, "^n must be finite, got nan.$"),
-        (check_nonnegative, None, TypeError, "^n must be a number, got None.$"),
         (check_nonnegative, -0.1, ValueError, r"^n must be finite and not negative, got -0\.1.$"),
         (check_nonnegative, INF, ValueError, "^n must be finite and not negative, got inf.$"),
-        (check_nonnegative, NAN, ValueError, "^n must be finite and not negative, got nan.$"),
-        (check_share, "1", TypeError, "^n must be a number, got '1'.$"),
         (check_share, 1.5, ValueError, r"^n must lie in \[0, 1\], got 1\.5.$"),
-        (check_share, -0.1, ValueError, r"^n must lie in \[0, 1\], got -0\.1.$"),
         (check_share, NAN, ValueError, r"^n must lie in \[0, 1\], got nan.$"),
     ],
 )
@@ -96,11 +79,7 @@ def test_modules_and_suggestions() -> None:
     with pytest.raises(TypeError, match=r"^expected an nn\.Module, got type\.$"):
         check_module(nn.Linear)
     assert suggestion("mme", ["mem", "spike"]) == " Did you mean 'mem'?"
-
-
-@pytest.mark.parametrize("allowed", [[], ["spike"]])
-def test_suggestion_is_empty_without_a_near_name(allowed: list[str]) -> None:
-    assert suggestion("mem", allowed) == ""
+    assert suggestion("mem", ["spike"]) == suggestion("mem", []) == ""
 
 
 def test_missing_packages_and_their_extra_are_named() -> None:

@@ -44,15 +44,19 @@ class Plain:
         raise AssertionError(f"no attribute is looked up: {name}")
 
 
+def holding(held: Any) -> Any:
+    net: Any = snn.TTModule()
+    net.held = held
+    return net
+
+
 class Pair(NamedTuple):
     cell: Any
     number: int
 
 
-class Net(snn.TTModule):
-    def __init__(self, held: Any) -> None:
-        super().__init__()
-        self.held = held
+def raises(held: Any) -> Any:
+    raise RuntimeError("no code of what is held runs")
 
 
 CONTAINERS = {
@@ -68,26 +72,21 @@ CONTAINERS = {
     "slots": (Slotted, "held.cell"),
     "user dict": (lambda cell: UserDict(a=cell), "held.data.a"),
     "user list": (lambda cell: UserList([cell]), "held.data.0"),
+    "key": (lambda cell: {type("Key", (), {"__str__": raises})(): cell}, "held.<Key>"),
     "long list": (lambda cell: [*range(5000), cell], "held.5000"),
     "namespace": (lambda cell: SimpleNamespace(cell=cell), "held.cell"),
     "object": (Plain, "held.inner.deep.0"),
     "module": (lambda cell: nn.Sequential(nn.Identity(), cell), "held.1"),
     "module list": (lambda cell: nn.ModuleList([cell]), "held.0"),
-    "module attribute": (lambda cell: _with_attribute(cell), "held.stash.0"),
+    "module attribute": (lambda cell: holding([cell]), "held.held.0"),
 }
-
-
-def _with_attribute(cell: Any) -> nn.Module:
-    module: Any = nn.Identity()
-    module.stash = [cell]
-    return module
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_layer_is_found_in_any_container(container: str) -> None:
     wrap, path = CONTAINERS[container]
     cell = snn.LIF(3)
-    net = Net(wrap(cell))
+    net = holding(wrap(cell))
     assert dict(named_modules(net))[path] is cell
     cell(torch.ones(2, 3))
     assert list(tt.get_states(net)) == [f"{path}.mem"]
@@ -100,7 +99,7 @@ def test_layer_is_found_in_any_container(container: str) -> None:
 
 def test_each_module_is_found_once_and_cycles_terminate() -> None:
     cell = snn.LIF(3)
-    net = Net([cell, cell, nn.Sequential(cell)])
+    net = holding([cell, cell, nn.Sequential(cell)])
     net.held.append(net.held)
     net.held.append(net)
     found = [module for _, module in named_modules(net)]
@@ -121,7 +120,7 @@ def test_walk_skips_objects_that_are_no_part_of_the_model() -> None:
         "tensor": torch.ones(3),
         "cell": cell,
     }
-    net = Net(held)
+    net = holding(held)
     assert [path for path, _ in named_modules(net)] == ["", "held.cell"]
     cell(torch.ones(1, 3))
     net.zero_states()
@@ -142,27 +141,8 @@ class Rows(Dataset[Any]):
     "held", [Rows(), DataLoader(Rows()), TensorDataset(torch.ones(4)), list(range(1000))]
 )
 def test_data_is_not_walked(held: Any) -> None:
-    net = Net(held)
+    net = holding(held)
     assert list(named_modules(net)) == [("", net)]
-
-
-class RaisingDict:
-    @property
-    def __dict__(self) -> Any:  # type: ignore[override]  # the attribute is no dict
-        raise RuntimeError("a property is not read")
-
-
-class RaisingKey:
-    def __str__(self) -> str:
-        raise RuntimeError("no code of a key runs")
-
-
-class LazyModule(ModuleType):
-    pass
-
-
-class CustomLogger(logging.Logger):
-    pass
 
 
 def foreign_object(package: str) -> Any:
@@ -175,9 +155,9 @@ def foreign_object(package: str) -> Any:
 @pytest.mark.parametrize(
     "held",
     [
-        RaisingDict(),
-        LazyModule("lazy"),
-        CustomLogger("talking"),
+        type("RaisingDict", (), {"__dict__": property(raises)})(),
+        type("LazyModule", (ModuleType,), {})("lazy"),
+        type("CustomLogger", (logging.Logger,), {})("talking"),
         foreign_object("lightning.pytorch.trainer"),
         foreign_object("pytorch_lightning.trainer"),
         foreign_object("numpy.lib"),
@@ -191,13 +171,8 @@ def test_objects_of_foreign_packages_are_skipped(held: Any) -> None:
     holder: Any = held
     if isinstance(held, (ModuleType, logging.Logger)):
         holder.cell = snn.LIF(2)
-    net = Net(held)
+    net = holding(held)
     assert list(named_modules(net)) == [("", net)]
-
-
-def test_walk_does_not_call_str_of_keys() -> None:
-    net = Net({RaisingKey(): snn.LIF(2)})
-    assert [path for path, _ in named_modules(net)] == ["", "held.<RaisingKey>"]
 
 
 def test_user_module_that_shares_a_name_with_the_standard_library_is_walked(tmp_path: Path) -> None:

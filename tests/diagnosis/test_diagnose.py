@@ -857,8 +857,8 @@ BATCH = (x(), target())
     BATCH, mean, optimizer=[] -> TypeError: be a torch\.optim\.Optimizer
     (x()[:, :0], target()[:0]), mean -> ValueError: the batch has no samp
     BATCH, mean, mask=[True] -> TypeError: mask must be a tensor of booleans .*got list
-    BATCH, mean, mask=RAGGED[:3] -> ValueError: the shape \[T, B\] = \[25, 16\], true where a
-    BATCH, mean, mask=RAGGED.T, time_dim=1 -> ValueError: \[B, T\] = \[25, 16\], true where
+    BATCH, mean, mask=RAGGED[:3] -> ValueError: the shape \[T, B\] = \[25, 16\], got
+    BATCH, mean, mask=RAGGED.T, time_dim=1 -> ValueError: \[B, T\] = \[25, 16\], got
     BATCH, mean, time_dim=4 -> ValueError: time_dim is 4, but x has shape
     """
 )

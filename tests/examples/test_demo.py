@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
-from matplotlib.image import imread
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from examples import demo
-from examples.demo import ConvSNN, Score, augment, draw, evaluate, learn
-from tracetorch import unroll
+from examples.demo import ConvSNN, Score, evaluate, learn
 from tracetorch.data import Digits
 
 
@@ -79,81 +73,3 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept(monkeypatch) -> None:
 
     monkeypatch.setattr(demo, "evaluate", measured)
     assert trained(0, epochs=3, batch_size=60)[1]["epoch"] == 2
-
-
-class PerfectButOne(ConvSNN):
-    """A perfect classifier of the bars, except for class 3."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = x[:, 0, 4:24:2, 10]
-        return logits * (torch.arange(10) != 3)
-
-
-def test_evaluate_averages_over_all_digits() -> None:
-    score = evaluate(PerfectButOne(), bars(300), steps=2)
-    # softmax of one 1 among nine 0, and for class 3 of ten 0
-    loss = 0.9 * (math.log(math.e + 9) - 1) + 0.1 * math.log(10)
-    assert score == pytest.approx(Score(0.9, loss))
-
-
-def test_augmentation_shifts_rotates_and_scales_a_little() -> None:
-    images = torch.zeros(50, 1, 28, 28)
-    images[:, :, 13:15, 13:15] = 1.0
-    augmented = augment(images, torch.Generator().manual_seed(0))
-    assert augmented.shape == images.shape
-    assert torch.equal(augmented, augment(images, torch.Generator().manual_seed(0)))
-    assert not torch.equal(augmented, augment(images, torch.Generator().manual_seed(1)))
-
-    places = torch.arange(28.0)
-    mass = augmented.sum((1, 2, 3))
-    for dim in (2, 3):
-        centre = (augmented.sum((1, 5 - dim)) * places).sum(1) / mass
-        assert (centre - 13.5).abs().max() < 2.5
-        assert (centre - 13.5).abs().max() > 1.0
-        assert centre.std() > 0.5
-    images = torch.zeros(50, 1, 28, 28)
-    images[:, :, 13:15, 4:24] = 1.0
-    augmented = augment(images, torch.Generator().manual_seed(0))[:, 0]
-    length = (augmented.amax(1) > 0.5).sum(1)
-    assert length.float().std() > 0.5
-    assert ((length - 20).abs() <= 4).all()
-    left, right = augmented[:, :, 8].argmax(1), augmented[:, :, 19].argmax(1)
-    assert (left > right).any()
-    assert (left < right).any()
-
-
-def test_every_parameter_has_a_gradient() -> None:
-    torch.manual_seed(0)
-    model = ConvSNN()
-    readout = unroll(model, 3 * torch.rand(8, 1, 28, 28), steps=3)
-    readout.square().sum().backward()
-    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not silent
-
-
-def test_axes_say_what_they_show() -> None:
-    torch.manual_seed(0)
-    figure = draw(argparse.Namespace(steps=5), DIGITS, ConvSNN())
-    digit, first, second, readout = figure.axes
-    assert digit.get_title() == "input: a held-out 0"
-    assert digit.get_xlabel() == "the same current at every step"
-    assert first.get_title().startswith("lif1: 0.")
-    assert first.get_xlabel() == ""
-    assert second.get_title().endswith(" spikes per neuron and step")
-    assert second.get_xlabel() == "time step"
-    assert readout.get_title().startswith("readout: the network says ")
-    assert readout.get_xlabel() == "time step (shaded: T=5, as trained)"
-    assert readout.get_xticks().tolist() == [0, 5, 10, 15]
-
-
-@pytest.mark.parametrize("steps", [1, 5])
-@pytest.mark.parametrize("gain", [0.0, 1.0])
-def test_figure_is_drawn_also_for_a_silent_network(tmp_path: Path, steps: int, gain: float) -> None:
-    torch.manual_seed(0)
-    images, labels = bars(1).tensors
-    few = TensorDataset(gain * images, labels)
-    figure: Figure = draw(argparse.Namespace(steps=steps), Digits("few", few, few, few), ConvSNN())
-    figure.savefig(tmp_path / "picture.png")
-    height, width, _ = imread(tmp_path / "picture.png").shape
-    assert width > 2 * height > 600
-    assert (tmp_path / "picture.png").stat().st_size < 150_000

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from examples import digits_to_circuit as example
 
@@ -17,111 +16,6 @@ TOOLS = ("make", "cc", "iverilog", "verilator", "yosys", "nextpnr-ice40", "nextp
 MISSING = example.missing(TOOLS)
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} on this machine")
 needs_iverilog = pytest.mark.skipif(shutil.which("iverilog") is None, reason="there is no iverilog")
-
-ROUTED = """\
-Info: 	         ICESTORM_LC:   700/ 5280    13%
-Info: 	        ICESTORM_RAM:    26/   30    86%
-Info: 	        ICESTORM_DSP:     0/    8     0%
-Info: Max frequency for clock 'clk$SB_IO_IN_$glb_clk': 24.26 MHz (PASS at 12.00 MHz)
-Info: Max frequency for clock 'clk$SB_IO_IN_$glb_clk': 22.11 MHz (PASS at 12.00 MHz)
-"""
-COUNTED = """\
-=== $paramod$1f\\tt_memory ===
-
-     SB_LUT4                         2
-
-=== layer ===
-
-     SB_CARRY                        9
-     SB_LUT4                        10
-
-=== step_0 ===
-
-     SB_LUT4                       100
-
-=== network ===
-
-     SB_LUT4                         5
-
-=== design hierarchy ===
-
-   network                           1
-     $paramod$1f\\tt_memory      1
-     layer                           1
-       step_0                        4
-
-   Number of cells:                417
-     SB_LUT4                       417
-"""
-CHANGES = """\
-$timescale 1s $end
-$scope module testbench $end
-$var reg 1 ! clk $end
-$var wire 3 " turn [2:0] $end
-{others}
-$upscope $end
-$enddefinitions $end
-#0
-0!
-bx "
-#1
-1!
-b101 "
-#2
-0!
-"""
-
-
-def test_numbers_of_tools_are_read() -> None:
-    found = {"cells": 700.0, "memories": 26.0, "multipliers": 0.0, "MHz": 22.11}
-    assert example.used(ROUTED) == found
-    assert example.used("") == {}
-    # four lanes are four steps
-    counts = {"network": 5, "memories": 2, "layer": 410}
-    assert example.cells_of_layers(COUNTED) == counts
-
-
-def test_signals_are_those_that_a_rise_of_the_clock_finds() -> None:
-    others = [name for name in example.WAVES if name != "turn"]
-    lines = [
-        f"$var wire 1 {code} {name} $end" for code, name in zip("abcdefghi", others, strict=True)
-    ]
-    found = example.signals(CHANGES.format(others="\n".join(lines)))
-    assert found == {**{name: [None, None] for name in others}, "turn": [None, 5]}
-
-
-def test_bright_pixels_fire_first_and_go_on() -> None:
-    images = torch.zeros(1, 1, 28, 28)
-    images[0, 0, 2:4, 2:4], images[0, 0, 24:26, 24:26] = 1.0, 0.3
-    spikes = example.spikes_of(images)
-    assert spikes.shape == (example.STEPS, 1, example.INPUTS)
-    assert spikes[:, 0, 0].tolist() == [1.0] * 8
-    assert spikes[:, 0, -1].tolist() == [0.0] * 6 + [1.0] * 2
-    assert not spikes[:, 0, 1:-1].any()
-
-
-def test_images_move_by_a_pixel_in_every_direction() -> None:
-    torch.manual_seed(0)
-    images = torch.zeros(200, 1, 28, 28)
-    images[..., 10, 10] = 1.0
-    places = {tuple(place[2:].tolist()) for place in example.moved(images).nonzero()}
-    assert places == {(y, x) for y in (9, 10, 11) for x in (9, 10, 11)}
-
-
-def test_a_missing_tool_is_named(monkeypatch, capsys, tmp_path) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == "yosys" else f"/bin/{name}")
-    assert example.main(["--out", str(tmp_path / "new")]) == 1
-    assert "error: needs yosys" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_failing_target_says_what_it_printed(tmp_path: Path) -> None:
-    (tmp_path / "Makefile").write_text("sim:\n\t@echo different: 1 of 8 steps; false\n")
-    with pytest.raises(RuntimeError, match="make sim FAMILY=ice40: different: 1 of 8 steps"):
-        example.make(tmp_path, "sim")
-    (tmp_path / "Makefile").write_text("sim:\n\t@echo equal: 7 steps, 1 to 2 cycles, 9 in all\n")
-    with pytest.raises(RuntimeError, match="make sim played other steps than the 8 "):
-        example.played(tmp_path, "sim", 8)
 
 
 @needs_iverilog

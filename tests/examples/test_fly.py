@@ -138,40 +138,6 @@ def test_gradients_by_events_are_those_by_step(detach_reset: bool) -> None:
     torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_gradient_does_not_cross_a_cut() -> None:
-    graph = fly.draw_graph(400)
-    net = fly.network(graph).double()
-    first, _ = fly.inputs_of(graph)
-    norms = []
-    for cut in (0.02, 0.0001):
-        net.zero_grad(set_to_none=True)
-        fly.counts(net, first, 0, 0.02, cut).sum().backward()
-        grad = fly.weight_of(net).grad
-        norms.append(0.0 if grad is None else float(grad.norm()))
-    # what arrives in a step is asked for in the next one
-    assert norms[0] > 0
-    assert norms[1] == 0
-
-
-def test_published_tables_are_read(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"Completeness_783\.csv is not in .*philshiu"):
-        fly.read_tables(tmp_path)
-    (tmp_path / "Completeness_783.csv").write_text(",Completed\n7205,True\n7206,True\n7207,True\n")
-    with pytest.raises(FileNotFoundError, match=r"Connectivity_783\.csv is not in"):
-        fly.read_tables(tmp_path)
-    names = "Presynaptic_ID,Presynaptic_Index,Postsynaptic_Index,Excitatory x Connectivity"
-    rows = ["7207,2,0,-4", "7205,0,2,3", "7205,0,1,11"]
-    (tmp_path / "Connectivity_783.csv").write_text("\n".join([names, *rows, ""]))
-    found = fly.read_tables(tmp_path)
-    assert found.neurons == 3
-    assert found.edges.tolist() == [[0, 0, 2], [1, 2, 0]]
-    assert found.synapses.tolist() == [11, 3, -4]
-    quiet = fly.silenced(found, torch.tensor([0]))
-    assert quiet.synapses.tolist() == [0, 0, -4]
-    assert found.synapses.tolist() == [11, 3, -4]
-    assert fly.main(["--tables", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 1
-
-
 def test_two_inputs_are_told_apart_and_no_weight_changes_its_sign(graph: fly.Graph) -> None:
     net = fly.network(graph)
     inputs = fly.inputs_of(graph)
@@ -197,12 +163,6 @@ def test_a_quick_run_writes_a_row_and_a_figure(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "fly-400-seed0.png").stat().st_size > 10_000
     fly.write({**row, "spikes": 7}, tmp_path)
     assert [each["spikes"] for each in fly.read(tmp_path)] == [7]
-
-
-def test_a_network_that_does_not_respond_is_an_error(tmp_path: Path, capsys) -> None:
-    assert fly.main(["--quick", "--neurons", "30", "--out", str(tmp_path)]) == 1
-    assert "error: 0 of 30 neurons respond" in capsys.readouterr().err
-    assert not any(tmp_path.iterdir())
 
 
 def test_the_page_shows_the_recorded_row(capsys) -> None:

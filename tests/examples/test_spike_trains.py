@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +12,8 @@ import pytest
 import torch
 
 from examples import common, spike_trains
-from tests.examples.test_table import ROW
+from tests.cases import few
 
-REAL = pytest.mark.skipif(find_spec("nitime") is None, reason="pip install --no-deps nitime")
 OPTIONS = argparse.Namespace(quick=True)
 
 
@@ -72,36 +69,10 @@ def test_bits_per_spike_are_the_gain_over_the_mean_rate() -> None:
     assert spike_trains.bits_per_spike(constant, spikes) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_linear_model_is_at_its_optimum_and_looks_back_only() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1000, 2, spike_trains.SAMPLES, generator=generator)
-    odds = 2 * x[..., :1].roll(7, 0) - 2
-    spikes = (torch.rand(odds.shape, generator=generator) < odds.sigmoid()).float()
-    model, part = spike_trains.LNP(), spike_trains.Part(x, spikes)
-    model.fit(part, 10.0)
-    weights = model.filter.weight.view(spike_trains.SAMPLES, spike_trains.MEMORY)
-    assert int(weights.argmax()) == spike_trains.MEMORY - 1 - 7  # of the first sample
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(
-        model(x)[spike_trains.WARM_UP :], spikes[spike_trains.WARM_UP :], reduction="sum"
-    )
-    (loss + 5.0 * weights.square().sum()).backward()
-    assert all(float(p.grad.abs().max()) < 1e-2 for p in model.parameters() if p.grad is not None)
-    late = x.clone()
-    late[500:] = 0
-    assert torch.equal(model(late)[:500], model(x)[:500])
+LIF = "--network LIF --delays 3"
 
 
-@REAL
-def test_delays_are_twice_as_long_as_the_lag_of_the_ear() -> None:
-    learnt = spike_trains.load(OPTIONS).learnt
-    loudness, spikes = (v - v.mean(0) for v in (learnt.x.mean(-1), learnt.spikes[..., 0]))
-    lags = [float((loudness[: len(loudness) - k] * spikes[k:]).sum().abs()) for k in range(20)]
-    assert 2 * max(range(20), key=lags.__getitem__) == spike_trains.LAG
-
-
-@pytest.mark.parametrize(
-    "arguments", ["--network LIF --delays 3", "--network gru --lr 1e-2", "--network lnp"]
-)
+@pytest.mark.parametrize("arguments", few([LIF, "--network gru --lr 1e-2", "--network lnp"], LIF))
 def test_a_quick_run_saves_a_model_and_a_figure(arguments, folder, tmp_path, capsys) -> None:
     given = [*arguments.split(), "--quick", "--seeds", "3", "--out", str(tmp_path / "out")]
     assert spike_trains.main(given) == 0
@@ -112,29 +83,6 @@ def test_a_quick_run_saves_a_model_and_a_figure(arguments, folder, tmp_path, cap
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 1
     (figure,) = (tmp_path / "out").glob("*.png")
     assert figure.stat().st_size > 10_000
-
-
-def test_without_the_files_it_says_what_to_install(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(spike_trains, "find_spec", lambda name: None)
-    assert spike_trains.main(["--out", str(tmp_path)]) == 1
-    assert "pip install --no-deps nitime" in capsys.readouterr().err
-
-
-def test_the_table_shows_the_rate_that_validation_chooses() -> None:
-    def row(configuration: str, seed: int, test: float, validation: float) -> common.Row:
-        names = ("bits per spike", "validation bits per spike", "training bits per spike")
-        scores = dict(zip(names, (test, validation, 2.0), strict=True))
-        return replace(ROW, configuration=configuration, seed=seed, scores=scores)
-
-    rows = [
-        *(row("gru, lr 0.01", seed, 1.5, 0.5) for seed in (0, 1)),
-        *(row("gru, lr 0.005", seed, 1.0 + seed / 10, 0.75) for seed in (0, 1)),
-        row("LIF", 0, 0.25, 0.13),
-    ]
-    *_, gru, lif = spike_trains.table(rows).splitlines()
-    label = "GRU, 0.005 the best of three rates"
-    assert gru == f"| {label} | 1.05 ± 0.07 | 0.75 ± 0.00 | 2.00 ± 0.00 |  | 12,345 | 4 |"
-    assert lif == "| LIF | 0.25 | 0.13 | 2.00 |  | 12,345 | 4 |"
 
 
 def test_the_table_of_the_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

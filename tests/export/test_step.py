@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from examples.demo import ConvSNN
-from tests.cases import layer, sequence
+from tests.cases import few, layer, sequence
 from tests.export.models import (
     NAMES,
     Adaptive,
@@ -25,6 +25,7 @@ from tests.export.models import (
     sample_of,
     stepped_program,
 )
+from tests.refusals import check, refusals
 from tracetorch import snn
 
 T = 7
@@ -46,16 +47,10 @@ def test_every_layer_equals_pytorch() -> None:
     assert all(each.any() for each in y.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, "skip", "recurrent"))
 def test_models_equal_pytorch(name: str) -> None:
     for batch in (1, 4):
         assert_exact(made(name), sample_of(name, 1), sample_of(name, T, batch), batch)
-
-
-@pytest.mark.slow
-def test_the_network_of_the_demo_equals_pytorch() -> None:
-    x = 3 * torch.rand(T, 4, 1, 28, 28)
-    assert_exact(ConvSNN(), torch.rand(1, 1, 28, 28), x, 4)
 
 
 @pytest.mark.parametrize("make", [Hidden, lambda: Adaptive(3)])
@@ -147,21 +142,6 @@ def attributes_of(model: nn.Module) -> dict[str, Any]:
         for path, module in model.named_modules()
         for name, value in vars(module).items()
     }
-
-
-def test_export_leaves_the_model_unchanged() -> None:
-    model = made("skip")
-    model.cells.eval()
-    model(*sample_of("skip", 4))
-    before, states = attributes_of(model), tt.get_states(model, detach=False)
-    values = {name: value.clone() for name, value in model.state_dict().items()}
-    tt.export.step(model, sample_of("skip", 2))
-    assert attributes_of(model) == before
-    after = tt.get_states(model, detach=False)
-    assert all(after[name] is state for name, state in states.items())
-    assert_equal(dict(model.state_dict()), values)
-    with pytest.raises(RuntimeError, match=r"tt\.export\.step\(model, sample\)"):
-        torch.export.export(model, sample_of("skip", 2), strict=False)
 
 
 class Broken(snn.TTModule):
@@ -257,11 +237,6 @@ def test_an_output_that_is_kept_of_another_batch_is_named(export: Any, batch: in
         export(AddsLast(), sample)
 
 
-def test_a_shape_that_does_not_fit_is_pytorchs_own_error() -> None:
-    with pytest.raises(RuntimeError, match="same reduction dim"):
-        tt.export.step(nn.Linear(3, 3), torch.rand(2, 4))
-
-
 class InPlace(snn.Neuron):
     """Writes into its state, which belongs to the caller in an exported program."""
 
@@ -296,16 +271,6 @@ def test_samples_that_do_not_fit_are_refused(
         tt.export.step(layer("LIF", 3), sample)
 
 
-def test_only_modules_are_exported() -> None:
-    with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
-        tt.export.step(lambda x: x, torch.rand(2, 3))  # type: ignore[arg-type]
-
-
-def test_neurons_along_the_batch_dimension_are_refused() -> None:
-    with pytest.raises(ValueError, match="has 3 neurons, the input has 2"):
-        tt.export.step(layer("LIF", 3, dim=0), torch.rand(3, 5))
-
-
 def test_a_program_continues_from_the_states_of_the_model() -> None:
     model = made("recurrent")
     x = sample_of("recurrent", 2 * T, 4)
@@ -317,31 +282,25 @@ def test_a_program_continues_from_the_states_of_the_model() -> None:
     assert_equal(after, last)
 
 
-def test_the_program_refuses_states_of_another_batch() -> None:
-    program = tt.export.step(layer("LIF", 3), torch.rand(1, 3))
-    with pytest.raises((AssertionError, RuntimeError), match=r"Guard failed|Expected input"):
-        program.module()(torch.rand(4, 3), tt.export.initial_states(program, 1))
+@cache
+def program() -> Any:
+    return tt.export.step(layer("LIF", 3), torch.rand(1, 3))
 
 
-def test_initial_states_refuse_other_programs_and_batches() -> None:
-    with pytest.raises(TypeError, match=r"an ExportedProgram, got LIF. Make one with tt\.export"):
-        tt.export.initial_states(snn.LIF(3), 2)  # type: ignore[arg-type]
-    plain = torch.export.export(nn.Linear(3, 3), (torch.rand(2, 3),))
-    with pytest.raises(ValueError, match=r"does not take \(x, states\)"):
-        tt.export.initial_states(plain, 2)
-    program = tt.export.step(layer("LIF", 3), torch.rand(1, 3))
-    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
-        tt.export.initial_states(program, 0)
-    with pytest.raises(TypeError, match=r"batch must be an integer, got 2\.0"):
-        tt.export.initial_states(program, 2.0)  # type: ignore[arg-type]
+def plain() -> Any:
+    return torch.export.export(nn.Linear(3, 3), (torch.rand(2, 3),))
 
 
-def test_a_model_without_states_has_no_initial_states() -> None:
-    program = tt.export.step(nn.Linear(3, 2), torch.rand(1, 3))
-    assert tt.export.initial_states(program, 4) == {}
-    y, states = program.module()(torch.rand(4, 3), {})
-    assert y.shape == (4, 2)
-    assert states == {}
+@refusals(
+    r"""
+    snn.LIF(3), 2 -> TypeError: an ExportedProgram, got LIF. Make one with tt\.export
+    plain(), 2 -> ValueError: does not take \(x, states\)
+    program(), 0 -> ValueError: batch must be at least 1, got 0
+    program(), 2.0 -> TypeError: batch must be an integer, got 2\.0
+    """
+)
+def test_initial_states_refuse_other_programs_and_batches(call: str, error: str) -> None:
+    check(f"tt.export.initial_states({call})", error, globals())
 
 
 def test_set_states_inside_a_traced_call_makes_the_states_explicit() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -72,19 +71,6 @@ def test_a_delayed_product_is_that_of_its_integers(name: str) -> None:
         cast = tt.unroll(layer, x, from_rest=True)
     for found in (stepped, whole, cut, double, cast):
         assert np.array_equal(found.double().numpy(), wanted)
-
-
-@pytest.mark.parametrize("name", MAKE)
-def test_a_delayed_product_is_saved_copied_and_shown(name: str) -> None:
-    layer, x = filled(name), inputs(name)
-    other = MAKE[name][0]()
-    other.load_state_dict(layer.state_dict())
-    wanted = tt.unroll(layer, x, from_rest=True)
-    for each in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(tt.unroll(each, x, from_rest=True), wanted)
-    assert "max_delay=" in repr(layer)
-    assert f"shift={layer.linear.shift}, weight_bits={layer.linear.weight_bits}" in repr(layer)
-    assert not list(layer.parameters())
 
 
 def test_a_recurrence_with_delays_is_exact_by_layer_and_by_step() -> None:

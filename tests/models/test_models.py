@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,22 +193,6 @@ def test_counts_of_operations_hold_those_of_attention() -> None:
     assert rows["blocks.0.attention"].dense == products
     assert counted.dense > products
     assert counted.effective_acs > 0
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_a_network_is_copied_pickled_and_saved(name: str, tmp_path: Path) -> None:
-    net, x = network(name)
-    net.eval()
-    expected = tt.unroll(net, x, from_rest=True)
-    tt.save(net, tmp_path / "net.safetensors")
-    other, _ = network(name)
-    other.eval()
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.zero_()
-    tt.load(tmp_path / "net.safetensors", other)
-    for each in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), other):
-        assert torch.equal(tt.unroll(each, x, from_rest=True), expected)
 
 
 @pytest.mark.parametrize("name", ["sew", "ms"])

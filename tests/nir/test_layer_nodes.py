@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.cases import LAYERS, SPIKING, configurations, examples, layer, sequen
 from tests.nir.cases import DT, double, run, simulated, through_file
 from tracetorch import neurons, snn
 from tracetorch.models import IF
+from tracetorch.nir.nodes import Clock
 
 SHAPES = ((-1, (4,)), (-3, (4, 2, 3)), (2, (3, 4, 1)), (-1, (2, 4)))
 
@@ -318,3 +320,29 @@ def test_an_if_is_found_by_what_its_step_gives() -> None:
     charged.register_buffer("initial_mem", torch.ones(4))
     with pytest.raises(ValueError, match=r"starts from states other than zero"):
         tt.nir.to_nir(charged, (4,))
+
+
+@pytest.mark.parametrize("discretization", ["euler", "exponential"])
+def test_tau_and_decay_are_inverse(discretization: Any) -> None:
+    clock = Clock(1e-4, discretization)
+    complement = np.array([1e-9, 0.1, 0.5, 0.999])
+    np.testing.assert_allclose(clock.complement(clock.tau(complement)), complement, rtol=1e-12)
+
+
+def test_the_equations() -> None:
+    tau = np.array([1e-3])
+    assert Clock(1e-4).complement(tau) == pytest.approx(0.1)
+    assert Clock(1e-4, "exponential").complement(tau) == pytest.approx(1 - math.exp(-0.1))
+
+
+@pytest.mark.parametrize("dt", [0, -1e-4, math.inf, math.nan])
+def test_a_step_takes_time(dt: float) -> None:
+    with pytest.raises(ValueError, match=r"dt must be positive and finite"):
+        Clock(dt)
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(TypeError, match=r"dt must be a number of seconds"):
+        Clock("1e-4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"discretization must be 'euler'"):
+        Clock(1e-4, "midpoint")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 import tracetorch as tt
 from tests.plot.cases import PLOTS, spikes, uniform
 from tests.processes import run_python
-from tracetorch.plot.axes import finished, get_axes, set_integer_ticks
+from tracetorch.plot.axes import get_axes
 from tracetorch.plot.recorded import flat_numbers, flatten_neurons, select_sample
 
 UNTITLED = ("spike_train", "line_graph", "distributions", "render_image", "measurement", "raster b")
@@ -51,27 +51,6 @@ def test_new_figures_have_no_overlapping_text(name: str) -> None:
         for other in frames[number + 1 :]:
             shared = np.minimum(frame.max, other.max) - np.maximum(frame.min, other.min)
             assert (shared < 1.5).any()  # pixels; a text's box is wider than its ink
-
-
-def test_legend_hides_nothing() -> None:
-    figure = Figure()
-    ax = figure.subplots()
-    ax.plot([0, 1], label="a line")
-    finished(ax, None, legend=True)
-    figure.draw_without_rendering()
-    legend = ax.get_legend()
-    assert legend is not None
-    assert legend.get_window_extent().x0 >= ax.get_window_extent().x1
-    assert not legend.get_frame_on()
-
-
-@pytest.mark.parametrize(("high", "ticks"), [(1, [0, 1]), (6, [*range(7)]), (7, [0, 2, 4, 6])])
-def test_ticks_are_few_whole_numbers(high: int, ticks: list[int]) -> None:
-    ax = Figure().subplots()
-    ax.set(xlim=(0, high), ylim=(0, 1.5))
-    set_integer_ticks(ax, "x", "y")
-    assert ax.get_xticks().tolist()[: len(ticks)] == ticks
-    assert [y for y in ax.get_yticks() if 0 <= y <= 1.5] == [0, 1]
 
 
 def texts(ax: Axes) -> list[Text]:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.browser import TIMEOUT, Visits
 from tracetorch import snn
 
 
@@ -57,18 +56,3 @@ def test_pages_are_shown_whole_and_keep_when_the_file_is_gone(writer: str, tmp_p
     assert html.unescape(held[1]) == text
     assert "height: 321px" in frame
     assert repr(page) == f"InlinePage({str(path)!r})"
-
-
-@pytest.mark.slow
-def test_frames_run_inside_a_page(visits: Visits, tmp_path: Path) -> None:
-    frames = []
-    for title in WRITERS:
-        write(title, tmp_path / f"{title}.html")
-        frames.append(tt.plot.show_html(tmp_path / f"{title}.html")._repr_html_())
-    notebook = tmp_path / "notebook.html"
-    notebook.write_text("<!doctype html><body>" + "".join(frames))
-    page = visits.open(notebook)
-    found = [frame for frame in page.frames if frame is not page.main_frame]
-    for frame, (_, _, ready) in zip(found, WRITERS.values(), strict=True):
-        frame.wait_for_selector(ready, timeout=TIMEOUT)
-    assert [frame.title() for frame in found] == list(WRITERS)

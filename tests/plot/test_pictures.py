@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 from matplotlib.testing.compare import compare_images
 
 import tracetorch as tt
-from tests.plot.cases import BASELINE, PICTURES, PLOTS, baseline, outputs, picture
+from tests.plot.cases import PICTURES, PLOTS, baseline, picture
 
 # root mean square over pixels from 0 to 255: releases of matplotlib blend edges differently
 TOLERANCE = 2.0
@@ -22,16 +24,18 @@ def test_plot_matches_its_baseline(name: str, tmp_path: Path) -> None:
     assert difference is None, difference
 
 
-def test_baselines_are_complete_and_small_and_one_moved_spike_shows(tmp_path: Path) -> None:
-    kept = list(BASELINE.glob("*.png"))
-    assert set(kept) == {baseline(name) for name in PICTURES}
-    assert all(path.stat().st_size < 8_000 for path in kept)
-    moved = outputs()
-    sent = moved["0.output"]
-    step, neuron = sent[:-1, 0].nonzero()[(sent[1:, 0][sent[:-1, 0] > 0] == 0)][0].tolist()
-    sent[step, 0, neuron], sent[step + 1, 0, neuron] = 0, 1
-    picture(lambda **k: tt.plot.raster(moved, **k), tmp_path / "moved.png")
-    difference = compare_images(
-        str(baseline("raster bands")), str(tmp_path / "moved.png"), TOLERANCE
-    )
-    assert difference is not None
+GALLERY = Path(__file__).parents[2] / "examples" / "gallery.py"
+
+
+@pytest.mark.slow
+def test_gallery_draws_every_plot(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--out", str(tmp_path), "--rounds", "2"])
+    runpy.run_path(str(GALLERY), run_name="__main__")
+    made = {path.stem for path in tmp_path.iterdir() if path.stat().st_size > 1_000}
+    functions = set(tt.plot.__all__) - {"MeasurementManager", "animate_events", "animate_run"}
+    others = {"decays", "save_animation", "save_html", "save_playground", "show_html"}
+    assert functions - others <= made
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        *("events.gif", "events.html", "neuron.html", "run.gif", "run.html")
+    }
+    assert f"{len(list(tmp_path.iterdir()))} pictures and pages" in capsys.readouterr().out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,8 @@ from torch import Tensor
 
 import tracetorch as tt
 from examples import playground
-from tests.browser import Page, stuck, wait_for_frame, wait_until
+from tests.browser import Page, wait_for_frame, wait_until
 from tests.plot.test_playground import chosen, go, read, settings_of
-from tests.plot.test_save_playground import Plain
 from tracetorch import fuse, snn
 from tracetorch.plot.playground_story import PAIRS
 
@@ -149,84 +147,6 @@ def test_a_half_centre_oscillator_bursts_in_turns(opened: Open) -> None:
     assert gaps.max() < 2.5 * gaps[len(gaps) // 2]
 
 
-def test_a_coincidence_detector_fires_only_where_both_inputs_meet(opened: Open) -> None:
-    page = opened()
-    both = [spikes(each) for each in sides(take(page, "coincidence detector"))]
-    pulses = range(16, 200, 19)  # of the second neuron
-    meet = [t for t in pulses if any(abs(t - (spike + 1)) <= 1 for spike in both[0])]
-    assert len(both[0]) == 10
-    assert 2 <= len(meet) < len(pulses) / 2
-    assert [any(abs(spike - t) <= 2 for spike in both[1]) for t in pulses] == [
-        t in meet for t in pulses
-    ]
-    assert len(both[1]) == len(meet)
-    settings = dict(SETTINGS["coincidence detector"])
-    for lag in range(-4, 7):  # a spike of neuron 1 is there one step later
-        seen = go(page, neuron="LIF", **{**settings, "2.period": 20, "lag": lag})
-        assert bool(spikes(seen)) == (abs(lag - 1) <= 1), lag
-    for missing in ({"amplitude": 0}, {"2.amplitude": 0}):
-        assert not spikes(go(page, neuron="LIF", **{**settings, **missing}))
-
-
-def test_the_winner_takes_all(opened: Open) -> None:
-    page = opened()
-    first, second = (spikes(each) for each in sides(take(page, "winner takes all")))
-    assert len(first) > 50
-    assert max(second, default=0) < 30
-    settings = SETTINGS["winner takes all"]
-    loser = go(page, neuron="LIF", **{**settings, "2.amplitude": 0.55})
-    assert max(spikes(loser), default=0) < 30
-    assert len(spikes(loser["other"])) > 50
-    # not silent by themselves
-    assert len(spikes(go(page, neuron="LIF", **{**settings, "w12": 0, "w21": 0})["other"])) > 50
-
-
-def test_the_text_of_a_task_stays_when_the_other_neuron_is_shown(opened: Open) -> None:
-    page = opened()
-    take(page, "winner takes all")
-    text = page.locator("#caption").inner_text()
-    assert "Make the input of neuron 2" in text
-    for name in ("neuron 2", "neuron 1"):
-        page.get_by_role("button", name=name).click()
-        wait_for_frame(page)
-        assert page.locator("#caption").inner_text() == text
-    page.locator("#neuron").select_option("ALIF")
-    assert page.locator("#caption").is_hidden()
-
-
-PICTURE = "document.querySelector('.row[data-row=mem] canvas').toDataURL()"
-
-
-def test_no_run_before_lies_behind_a_task(opened: Open) -> None:
-    page = opened()
-    pictures = []
-    for before in ("0.9", "1.7"):
-        page.get_by_role("button", name="reset").click()
-        page.get_by_label("amplitude", exact=True).fill(before)
-        page.wait_for_timeout(800)  # a run that stands for so long stays behind the next one
-        page.get_by_role("link", name="the leak", exact=True).click()
-        page.get_by_label("play head").press("End")
-        wait_for_frame(page)
-        pictures.append(page.evaluate(PICTURE))
-    assert pictures[0] == pictures[1]
-
-
-@pytest.mark.parametrize("typed", ["0,12", "0.12"])
-def test_a_decimal_comma_is_a_point(opened: Open, typed: str) -> None:
-    page = opened("#kind=constant")
-    field = page.get_by_label("amplitude", exact=True)
-    for insert in (page.keyboard.type, page.keyboard.insert_text):
-        field.fill("7")
-        field.select_text()
-        insert(typed)
-        assert field.get_attribute("aria-invalid") == "false"
-        assert read(page)["x"][-1] == 0.12
-    field.fill("")
-    page.evaluate("document.getElementById('play').click()")  # each frame shows the controls anew
-    wait_until(page, "/^step [1-9]/.test(document.getElementById('at').textContent)")
-    assert field.get_attribute("aria-invalid") == "true"
-
-
 def test_the_python_of_a_pair_makes_it(opened: Open) -> None:
     page = opened()
     for name in SETTINGS:
@@ -266,47 +186,3 @@ def test_a_pair_is_switched_on_and_off_and_kept_in_the_address(opened: Open) -> 
     assert (seen["neuron"], seen["other"]["neuron"], len(seen["x"])) == ("ALIF", "LIF", 400)
     page.get_by_label("a second neuron").uncheck()
     assert (read(page)["neuron"], read(page)["other"]) == ("ALIF", None)
-
-
-class Fixed(Plain):
-    """Neuron whose constructor takes no number of neurons."""
-
-    def __init__(self) -> None:
-        super().__init__(2)
-
-
-def test_a_neuron_that_cannot_be_made_alone_has_no_pair(opened: Open, tmp_path: Path) -> None:
-    tt.plot.save_playground({"LIF": snn.LIF(3, dim=-2), "fixed": Fixed()}, tmp_path / "page.html")
-    page = opened(path=tmp_path / "page.html")
-    box = page.get_by_label("a second neuron")
-    box.check()
-    made = read(page)["python"].splitlines()
-    assert made[0] == "first = tt.snn.LIF(1)"
-    page.locator("#neuron").select_option("fixed")
-    seen = read(page)
-    assert (seen["neuron"], seen["pair"], seen["python"][:14]) == ("fixed", None, "neuron = Fixed")
-    assert box.is_disabled()
-    for fragment in ("neuron=fixed&neuron2=LIF", "neuron=LIF&neuron2=fixed"):
-        page.evaluate("(text) => { location.hash = text; }", fragment)
-        wait_until(page, "document.getElementById('note').textContent.includes('ignored')")
-        assert read(page)["pair"] is None
-        page.evaluate("document.getElementById('note').textContent = ''")
-
-
-@pytest.mark.parametrize("width", [390, 740])
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_a_pair_fits_a_phone(opened: Open, width: int, scheme: str) -> None:
-    page = opened(viewport={"width": width, "height": 844}, has_touch=True, color_scheme=scheme)
-    page.get_by_role("button", name="half-centre oscillator").tap()
-    wait_until(page, "document.getElementById('plots').getBoundingClientRect().top >= 0")
-    shown = page.locator("#plots").bounding_box()
-    assert 0 <= shown["y"] < 844 - shown["height"]
-    wait_for_frame(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.get_by_role("button", name="neuron 2").tap()
-    assert read(page)["other"]["output"].count(1) > 20
-    assert stuck(page) <= (1 / 3 if width < 620 else 2 / 3)
-    for button in page.locator("#sides button, #pairs button").all():
-        assert button.bounding_box()["height"] >= (32 if width < 620 else 24)
-    for touched in page.locator("#tries a, .line label:has(input):visible").all():
-        assert touched.bounding_box()["height"] >= (28 if width < 640 else 14)

@@ -151,59 +151,6 @@ def test_single_spikes_are_visible_among_many_steps(opened: Open) -> None:
     assert last - first < 250
 
 
-def test_wheel_drag_keys_and_the_overview_zoom_and_pan_time(opened: Open) -> None:
-    page = opened({"a": uniform(200, 1, 3)})
-    page.mouse.move(*centre(page, "a", 100))
-    page.mouse.wheel(0, -600)
-    first, last = steps(page)
-    assert 40 < first < 100 < last < 160
-    assert abs((first + last) / 2 - 100) <= 1  # it stays under the pointer
-
-    page.mouse.down()
-    page.mouse.move(*[a + b for a, b in zip(centre(page, "a", 100), (-200, 0), strict=True)])
-    page.mouse.up()
-    dragged = steps(page)
-    assert dragged[0] > first + 10
-    assert abs((dragged[1] - dragged[0]) - (last - first)) <= 1
-
-    page.keyboard.press("ArrowLeft")
-    assert steps(page)[0] < dragged[0]
-    page.keyboard.press("End")
-    assert steps(page)[1] == 199
-    page.keyboard.press("0")
-    assert steps(page) == (0, 199)
-    page.keyboard.press("+")
-    narrow = steps(page)
-    page.get_by_role("button", name="zoom out").click()
-    assert steps(page) == (0, 199) != narrow
-    page.keyboard.press("-")
-    assert steps(page) == (0, 199)  # there is no more
-    background = "getComputedStyle(document.body).backgroundColor"
-    before = page.evaluate(background)
-    page.keyboard.press("t")
-    assert page.evaluate(background) != before
-    for _ in range(4):
-        page.keyboard.press("+")
-    frame = page.locator("#overview").bounding_box()
-    page.mouse.click(frame["x"] + 0.8 * frame["width"], frame["y"] + 9)
-    assert sum(steps(page)) / 2 == pytest.approx(160, abs=2)
-
-
-def test_alt_and_wheel_zoom_neurons(opened: Open) -> None:
-    sent = torch.ones(10, 1, 100)
-    page = opened({"a": sent})
-    spot = centre(page, "a", 5, 25.5, 100)
-    page.mouse.move(*spot)
-    page.keyboard.down("Alt")
-    page.mouse.wheel(0, -1000)
-    page.keyboard.up("Alt")
-    assert steps(page) == (0, 9)
-    assert read(page, "a") == "step 5 · neuron 25: spike"
-    page.mouse.move(spot[0], spot[1] + 20)
-    near = int(re.findall(r"neuron (\d+)", read(page, "a"))[0])
-    assert 25 <= near < 32  # unzoomed it would be further down
-
-
 def test_samples_can_be_switched(opened: Open) -> None:
     seen = recording()
     page = opened(seen)
@@ -218,31 +165,6 @@ def test_samples_can_be_switched(opened: Open) -> None:
     page.wait_for_selector("body[data-ready='2']")
     page.get_by_role("button", name="next sample").click()
     page.wait_for_selector("body[data-ready='2']")  # it was the last
-
-
-def test_click_on_a_neuron_or_its_number_shows_its_states(opened: Open) -> None:
-    seen = recording()
-    page = opened(seen)
-    page.mouse.click(*centre(page, "0.output", 3, 4.5, 5))
-    fields = page.get_by_label("neurons", exact=True)
-    assert [field.input_value() for field in fields.all()] == ["4", "0-3"]
-    page.mouse.move(*centre(page, "0.mem", 3))
-    value = float(read(page, "0.mem").split("4: ")[1])
-    assert value == pytest.approx(seen["0.mem"][3, 0, 4].item(), abs=1e-4)
-    values = uniform(30, 1, 12)
-    page = opened({"a.mem": values})
-    field = page.get_by_label("neurons", exact=True)
-    field.fill("10-99, 2, nonsense")
-    field.press("Enter")
-    assert field.input_value() == "2, 10-11"
-    page.get_by_role("button", name="previous neurons").click()
-    assert field.input_value() == "0-2"
-    page.get_by_role("button", name="map").click()
-    wait_for_frame(page)
-    page.mouse.move(*centre(page, "a.mem", 4, 7.5, 12))
-    path, _, shown = read(page, "a.mem").rpartition(": ")
-    assert path == "step 4 · neuron 7"
-    assert float(shown) == pytest.approx(values[4, 0, 7].item(), abs=1e-4)
 
 
 def test_lines_go_through_their_values(opened: Open) -> None:
@@ -270,32 +192,6 @@ def test_names_with_markup_are_shown_as_text_and_layers_open_on_demand(opened: O
     page.get_by_label("8.mem").check()
     page.wait_for_selector("body[data-ready='0']")
     assert page.locator(".panel b").all_inner_texts()[-1] == "8.mem"
-
-
-def test_two_fingers_zoom_and_one_pans(opened: Open) -> None:
-    page = opened({"a": uniform(200, 1, 3)}, has_touch=True)
-    hands = page.context.new_cdp_session(page)
-    x, y = centre(page, "a", 100)
-
-    def touch(kind: str, *points: float) -> None:
-        fingers = [{"x": p, "y": y, "id": number} for number, p in enumerate(points)]
-        hands.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
-
-    touch("touchStart", x - 50, x + 50)
-    for apart in (70, 100, 150):
-        touch("touchMove", x - apart, x + apart)
-    touch("touchEnd")
-    first, last = steps(page)
-    assert last - first == pytest.approx(200 / 3, abs=6)
-    assert (first + last) / 2 == pytest.approx(100, abs=4)
-
-    touch("touchStart", x)
-    for by in (20, 60, 120):
-        touch("touchMove", x - by)
-    touch("touchEnd")
-    panned = steps(page)
-    assert panned[0] > first + 5
-    assert panned[1] - panned[0] == pytest.approx(last - first, abs=1)
 
 
 UNUSUAL = {

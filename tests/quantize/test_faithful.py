@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.networks import Charged
 from tests.quantize.networks import spikes, widened
 from tracetorch import chips, quantize, snn
 
@@ -373,11 +374,6 @@ def charged() -> nn.Module:
     model = plain()
     model[1].state("mem", init=0.5)  # type: ignore[operator]
     return model
-
-
-class Charged(snn.LIF):
-    def initial_state(self, name: str, shape: torch.Size, *kind: Any) -> Tensor:
-        return super().initial_state(name, shape, *kind) + 0.5
 
 
 def charged_from_zero() -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.cases import stepped, weighted_sum
+from tests.networks import Doubled, Residual
 from tests.quantize.networks import CASES, CHIPS, FEW_CASES, case, convolutional, spikes, widened
 from tracetorch import integers, quantize, snn
 from tracetorch.quantize.build import common_scale
@@ -258,21 +259,6 @@ def test_the_model_is_left_alone_and_its_forward_may_be_its_own() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["random 5", "convolutional", "Xylo 2 1"])
-def test_files_keep_the_integers(name: str, tmp_path: Path) -> None:
-    model, x, arguments = case(name)
-    prepared = quantize.prepare(model, x, **arguments)
-    integer, _ = quantize.convert(prepared)
-    tt.save(integer, tmp_path / "model.safetensors")
-    empty = copy.deepcopy(integer)
-    for value in empty.state_dict().values():
-        value.zero_()
-    tt.load(tmp_path / "model.safetensors", empty)
-    assert_equal(integer, empty, x)
-    size = (tmp_path / "model.safetensors").stat().st_size
-    assert size > sum(v.numel() * v.element_size() for v in integer.state_dict().values())
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_state_dict_changes_nothing_where_it_comes_from(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -423,23 +409,6 @@ LIF = nn.Sequential(nn.Linear(2, 3), snn.LIF(3))
 X = spikes(4, 2, 2)
 
 
-class Doubled(snn.LIF):
-    def forward(self, x: Tensor, *further: Tensor, **named: Tensor) -> Tensor:
-        y: Tensor = super().forward(2 * x)
-        return y
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(2, 2)
-        self.lif = snn.LIF(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.lif(x + self.linear(x))
-        return y
-
-
 class Late(snn.DelayedLinear):
     """A subclass, whose forward may be any."""
 
@@ -483,8 +452,8 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(LIF, X, "xylo"), TypeError, "chip must be a tt.chips.Chip or None"),
     (lambda: ANY.prepare(LIF, X, weight_bits=17), ValueError, "weight_bits must be 2 to 16, got"),
     (lambda: ANY.prepare(LIF, X, state_bits=7), ValueError, "state_bits must be 8 to 24, got 7"),
-    (lambda: ANY.prepare(Residual(), X), ValueError,
-     r"linear \(Linear\) is added to another branch, and its values are too wide"),
+    (lambda: ANY.prepare(chain(Residual(nn.Linear(2, 2)), snn.LIF(2)), X), ValueError,
+     r"0\.body \(Linear\) is added to another branch, and its values are too wide"),
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), SHARED, nn.Linear(2, 2), SHARED), X), ValueError,
      "is called twice in a step"),
     (lambda: ANY.prepare(chain(snn.LIF(2)), X), ValueError, r"0 \(LIF\) has no product before it"),

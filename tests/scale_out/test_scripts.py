@@ -47,22 +47,6 @@ def test_two_processes_train_the_same_network_as_one(engine: str, tmp_path: Path
     assert min(moved) > 5e-4, "training moves parameters by more than the tolerance"
 
 
-@pytest.mark.parametrize(
-    "script", [DISTRIBUTED, pytest.param(LIGHTNING, marks=[needs_lightning, pytest.mark.slow])]
-)
-def test_help(script: tuple[str, ...]) -> None:
-    (printed,) = run_together([[*script, "--help"]])
-    assert printed.startswith(f"usage: python {' '.join(script)}")
-    assert "--epochs N" in printed
-
-
-@needs_digits
-@pytest.mark.slow
-def test_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(AssertionError, match="--batch-size 25 cannot be shared by 2 processes"):
-        run_together([[*TORCHRUN, *DISTRIBUTED, "--quick", "--batch-size", "25"]])
-
-
 @pytest.mark.slow
 @needs_digits
 @needs_lightning

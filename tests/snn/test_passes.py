@@ -1,15 +1,19 @@
-"""The pass: states read where a layer is met, committed at once, refused where no step is known."""
+"""The pass: states read where a layer is met, committed at once; one that is NaN is logged once."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 import tracetorch as tt
 from tests.cases import module
 from tracetorch import snn
+from tracetorch.snn import passes
 from tracetorch.snn.passes import Pass, current_pass, states_of
+from tracetorch.unrolling import stream as held_stream
 
 N = 3
 
@@ -41,3 +45,150 @@ def test_a_copy_within_a_pass_by_step_has_the_states_of_the_step() -> None:
         tt.unroll(model, torch.rand(3, 2, N), by="step")
     assert torch.equal(copies[-1].mem, model.lif.mem)
     assert not torch.equal(copies[0].mem, model.lif.mem)
+
+
+# NaN
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (passes, held_stream):
+        monkeypatch.setattr(place, "LOOK_EVERY", 5)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), snn.LIF(4), nn.Linear(4, 2), snn.Readout(2))
+
+
+class Shunted(snn.Neuron):
+    """Two inputs; what becomes NaN of the second is not the first state."""
+
+    inputs = ("x", "inhibition")
+    states = ("mem", "slow")
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.threshold("pos_threshold", 1.0)
+
+    @staticmethod
+    def step(x, inhibition, mem, slow, *, pos_threshold, spike):
+        slow = 0.9 * slow + inhibition
+        fired = spike(mem - pos_threshold - slow)
+        return fired, 0.5 * mem + x - fired, slow
+
+
+class Inhibited(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.neuron = Shunted()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.neuron(torch.ones(len(x), 4), x.sum(1, keepdim=True).expand(len(x), 4))
+
+
+def frozen_in_front() -> nn.Sequential:
+    """Two neuron layers, of which the first has no gradients, and a loop whose first is frozen."""
+    still = snn.Populations(a=snn.LIF(3).requires_grad_(False), b=snn.LIF(1))
+    loop = snn.Recurrent(still, nn.Linear(4, 4).requires_grad_(False))
+    front = nn.Sequential(nn.Linear(3, 4), snn.LIF(4)).requires_grad_(False)
+    return nn.Sequential(front, loop)
+
+
+def recurrent(neurons: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), snn.Recurrent(neurons, nn.Linear(4, 4)))
+
+
+HIDDEN = {
+    "recurrent": lambda: recurrent(snn.LIF(4)),
+    "chain": lambda: recurrent(nn.Sequential(snn.LIF(4), nn.Linear(4, 4), snn.SLIF(4))),
+    "populations": lambda: recurrent(snn.Populations(a=snn.LIF(3), b=snn.LIF(1))),
+    "second input": Inhibited,
+    "frozen in front": frozen_in_front,
+}
+
+
+def run(net: nn.Module, steps: int, first: float = 1.0) -> None:
+    for number in range(steps):
+        net(torch.full((1, 3), 1.0 if number else first))
+
+
+def test_nan_in_a_stream_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    net = network()
+    with torch.no_grad():
+        run(net, 20)
+        assert caplog.text == ""
+        for _ in range(2):
+            run(net, 20, torch.nan)
+            tt.zero_states(net)
+        assert caplog.text.count("mem of layer '1', LIF(4), is NaN") == 1
+        run(network(), 20, torch.nan)  # another model
+    assert caplog.text.count("stays so until zero_states()") == len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+@pytest.mark.parametrize("held", [False, True])
+def test_a_state_wherever_it_is_held_is_looked_at(
+    caplog: pytest.LogCaptureFixture, kind: str, held: bool
+) -> None:
+    net = HIDDEN[kind]()
+    stream: Any = tt.Stream(net) if held else net
+    with torch.no_grad():
+        run(stream, 20)
+        assert caplog.text == ""
+        tt.zero_states(net)
+        if held:
+            stream.zero_states()
+        run(stream, 20, torch.nan)
+    assert caplog.text.count("is NaN, and stays so until zero_states()") == len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_a_delay_holds_does_not_stay(caplog: pytest.LogCaptureFixture, held: bool) -> None:
+    net: Any = snn.DelayedLinear(3, 4, max_delay=8)
+    alone: Any = tt.Stream(net) if held else net
+    model = nn.Sequential(net, snn.LIF(4))
+    behind: Any = tt.Stream(model) if held else model
+    with torch.no_grad():
+        run(alone, 20, torch.nan)
+        assert caplog.text == ""
+        run(behind, 20, torch.nan)
+    assert caplog.text.count("mem of" if not held else "1.mem is") == len(caplog.records) == 1
+
+
+def test_a_sequence_of_a_held_stream_is_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+    net, x = network().eval(), torch.ones(4, 1, 3)
+    stream = tt.Stream(net)
+    for _ in range(2):
+        stream.unroll(x * torch.nan)
+    assert caplog.text.count("1.mem is NaN") == len(caplog.records) == 1
+
+
+def test_saving_states_with_nan_warns(tmp_path: Path) -> None:
+    net = network()
+    run(net, 1, torch.nan)
+    tt.save(net, tmp_path / "without.safetensors")
+    with pytest.warns(UserWarning, match=r"'1\.mem' of the states saved .*zero_states\(\)"):
+        tt.save(net, tmp_path / "net.safetensors", states=True)
+
+
+def test_a_learner_refuses_what_is_not_finite() -> None:
+    net: Any = network()
+    learner: Any = tt.online(net, "eprop")
+    run(learner, 3)
+    before = tt.get_states(learner)
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=r"an input of shape \[1, 3\] has NaN or infinite"):
+            learner(torch.tensor([[0.0, value, 0.0]]))
+    with torch.no_grad():
+        weight = net[0].weight.clone()
+        net[0].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"mem of layer '1', LIF\(4\), has NaN or infinite"):
+        learner(torch.ones(1, 3))
+    after = tt.get_states(learner)
+    assert before.keys() == after.keys()
+    assert len(before) == 2
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        net[0].weight.copy_(weight)
+    learner(torch.ones(1, 3)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())

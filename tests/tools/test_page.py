@@ -1,18 +1,71 @@
-"""Run the recipes of ``docs/use/with_other_tools.md``, and look at what they left."""
+"""Run the recipes of ``docs/use/with_other_tools.md``, and compare with plain PyTorch."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 import tracetorch as tt
-from tests.tools.page import SECTIONS, TOOLS, executed, skip_without
 from tracetorch import metrics, snn
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/use/with_other_tools.md").read_text()
+BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.M | re.S)
+
+# what a recipe imports, under the heading of its section
+TOOLS = {
+    "TensorBoard": ("tensorboard",),
+    "Weights & Biases": ("wandb",),
+    "Accelerate": ("accelerate",),
+    "Hugging Face Trainer": ("transformers", "accelerate"),
+    "PEFT": ("peft",),
+    "Opacus": ("opacus",),
+    "Captum": ("captum",),
+    "NeuroBench": ("neurobench", "snntorch"),
+    "TorchRL": ("torchrl", "gymnasium"),
+    "Stable-Baselines3": ("stable_baselines3",),
+    "Neo and Elephant": ("elephant", "neo"),
+    "NWB": ("pynwb",),
+    "Tonic": ("tonic",),
+}
+
+
+def sections() -> dict[str, list[str]]:
+    """Return the blocks of code under each heading that has some; the first ones under ``""``."""
+    found = {"": BLOCK.findall(PAGE.partition("\n## ")[0])}
+    for part in PAGE.split("\n## ")[1:]:
+        blocks = BLOCK.findall(part)
+        if blocks:
+            found[part.partition("\n")[0]] = blocks
+    return found
+
+
+SECTIONS = sections()
+
+
+def skip_without(tool: str) -> None:
+    """Skip the test where a package of a recipe is not installed."""
+    extra = "test-peers" if tool == "NeuroBench" else "test-tools"
+    for package in TOOLS[tool]:
+        reason = f"{package} is not installed: pip install -e '.[{extra}]'"
+        pytest.importorskip(package, reason=reason)
+
+
+def executed(tool: str = "") -> dict[str, Any]:
+    """Run the beginning of the page, and then the recipe of a tool; return what they define."""
+    names: dict[str, Any] = {"__name__": __name__}
+    for heading in dict.fromkeys(("", tool)):
+        for block in SECTIONS[heading]:
+            exec(compile(block, f"<{heading or 'the beginning'}>", "exec"), names)
+    return names
+
 
 Names = dict[str, Any]
 
@@ -25,11 +78,6 @@ def tensorboard(names: Names, folder: Path) -> None:
     assert {"rates", "decays"} <= set(events.Tags()["histograms"])
     assert any("LIF" in node.name for node in events.Graph().node)
     assert tt.get_states(names["net"]) == {}
-
-
-def wandb(names: Names, folder: Path) -> None:
-    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert not any(module._forward_hooks for module in names["net"].modules())
 
 
 def accelerate(names: Names, folder: Path) -> None:
@@ -68,31 +116,12 @@ def opacus(names: Names, folder: Path) -> None:
     assert moved == {"net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"}
 
 
-def captum(names: Names, folder: Path) -> None:
-    assert names["attributed"].shape == (12, 20, 8)
-    assert names["of_currents"].shape == (12, 20, 32)
-    assert names["attributed"].abs().sum() > 0
-    assert names["delta"].shape == (12,)
-
-
 def neurobench(names: Names, folder: Path) -> None:
     net, x, results = names["net"], names["x"].transpose(0, 1), names["results"]
     assert results["ActivationSparsity"] == pytest.approx(metrics.activation_sparsity(net, x))
     operations = metrics.synaptic_operations(net, x)
     assert results["SynapticOperations"]["Effective_MACs"] == operations.effective_macs
     assert results["SynapticOperations"]["Effective_ACs"] == operations.effective_acs > 0
-    benchmarked: Any = names["Benchmarked"]
-
-    class Every(benchmarked):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__(net)
-            self.add_activation_module(snn.LeakyIntegrator)
-
-    # the readout among them, whose output is never zero
-    measured = [[], [names["ActivationSparsity"]]]
-    with torch.no_grad():
-        wrong = names["Benchmark"](Every(), names["loader"], [], [], measured).run(quiet=True)
-    assert wrong["ActivationSparsity"] < results["ActivationSparsity"] - 0.01
 
 
 def torchrl(names: Names, folder: Path) -> None:
@@ -122,22 +151,6 @@ def stable_baselines(names: Names, folder: Path) -> None:
     extractor = agent.policy.features_extractor
     assert extractor(torch.rand(3, 4)).shape == (3, 32)
     assert all(p.grad.any() for p in extractor.parameters())  # of the last minibatch
-    spiking: Any = names["Spiking"]
-
-    class Keeps(spiking):  # type: ignore[misc]
-        def forward(self, observations: torch.Tensor) -> torch.Tensor:
-            return self.net(observations)
-
-    policy = {**names["policy"], "features_extractor_class": Keeps}
-    wrong = type(agent)("MlpPolicy", names["env"], n_steps=64, policy_kwargs=policy, device="cpu")
-    with pytest.raises(ValueError, match="holds the state mem of shape"):
-        wrong.learn(64)
-
-
-def elephant(names: Names, folder: Path) -> None:
-    expected = names["seen"]["1.output"][:, :1]
-    assert torch.equal(names["spikes"], expected)
-    assert expected.any()
 
 
 def nwb(names: Names, folder: Path) -> None:
@@ -162,11 +175,18 @@ def tonic(names: Names, folder: Path) -> None:
     assert names["mask"].sum(0).tolist() == [len(sample) for sample, _ in names["samples"]]
 
 
-LEARNING = (tensorboard, wandb, accelerate, trainer, peft, opacus, captum, neurobench)
-OTHERS = (torchrl, stable_baselines, elephant, nwb, tonic)
-CHECKS: dict[str, Callable[[Names, Path], None]] = dict(
-    zip(TOOLS, (*LEARNING, *OTHERS), strict=True)
-)
+CHECKS: dict[str, Callable[[Names, Path], None]] = {
+    "TensorBoard": tensorboard,
+    "Accelerate": accelerate,
+    "Hugging Face Trainer": trainer,
+    "PEFT": peft,
+    "Opacus": opacus,
+    "NeuroBench": neurobench,
+    "TorchRL": torchrl,
+    "Stable-Baselines3": stable_baselines,
+    "NWB": nwb,
+    "Tonic": tonic,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -198,4 +218,108 @@ def test_every_block_belongs_to_a_tool_and_the_beginning_runs() -> None:
 @pytest.mark.parametrize("tool", TOOLS)
 def test_recipe_runs(tool: str, tmp_path: Path) -> None:
     skip_without(tool)
-    CHECKS[tool](executed(tool), tmp_path)
+    names = executed(tool)
+    if tool in CHECKS:
+        CHECKS[tool](names, tmp_path)
+
+
+# Beside plain PyTorch
+
+NAMES = executed()
+Whole, network, cross_entropy = NAMES["Whole"], NAMES["network"], NAMES["cross_entropy"]
+x, labels = NAMES["x"], NAMES["labels"]
+
+
+def recurrent() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 6), snn.Recurrent(snn.LIF(6), nn.Linear(6, 6)), nn.Linear(6, 4), snn.Readout(4)
+    )
+
+
+def size(values: Tensor) -> float:
+    return float(values.detach().abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+class TestOpacus:
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        skip_without("Opacus")
+
+    def private(self, model: nn.Module, mode: str, freeze: bool = True) -> Any:
+        """Wrap a model, with its neurons frozen."""
+        from opacus import PrivacyEngine
+        from torch.utils.data import DataLoader, TensorDataset
+
+        for layer in model.modules():
+            if freeze and isinstance(layer, snn.Neuron):
+                layer.requires_grad_(False)
+        return PrivacyEngine().make_private(
+            module=model,
+            optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1),
+            data_loader=DataLoader(TensorDataset(x, labels), batch_size=4),
+            noise_multiplier=0.0,
+            max_grad_norm=1.0,
+            grad_sample_mode=mode,
+        )[0]
+
+    @pytest.mark.parametrize("mode", ["hooks", "functorch", "ew"])
+    @pytest.mark.parametrize("make", [network, recurrent])
+    def test_by_step_gradients_of_samples_are_those_of_each_sequence(self, mode, make) -> None:
+        single = Whole(make(), by="step")
+
+        def loss(parameters: Any, sample: Tensor, label: Tensor) -> Tensor:
+            logits: Tensor = functional_call(single, parameters, (sample[None],))
+            return torch.as_tensor(cross_entropy(logits, label[None]))
+
+        values = {name: p.detach() for name, p in single.named_parameters()}
+        expected = vmap(grad(loss), in_dims=(None, 0, 0))(values, x, labels)
+        model = Whole(make(), by="step")
+        private = self.private(model, mode)
+        for _ in range(2):
+            private.zero_grad()
+            cross_entropy(private(x), labels).backward()
+            for name, p in model.named_parameters():
+                if p.requires_grad:
+                    torch.testing.assert_close(p.grad_sample, expected[name], rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("mode", ["hooks", "functorch", "ew"])
+    @pytest.mark.parametrize(("by", "freeze"), [("layer", True), ("step", False)])
+    def test_anything_else_is_an_error(self, mode: str, by: str, freeze: bool) -> None:
+        private = self.private(Whole(network(), by=by), mode, freeze)
+        with pytest.raises((ValueError, RuntimeError), match=r"By layer|per sample|Expanded"):
+            cross_entropy(private(x), labels).backward()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+class TestPeft:
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        skip_without("PEFT")
+
+    @pytest.mark.parametrize(
+        ("make", "targets", "options"),
+        [
+            (network, ["net.0", "net.2"], {}),
+            (network, ["net.2"], {"modules_to_save": ["net.1"]}),
+            (recurrent, ["net.1.connection"], {}),
+        ],
+        ids=["LoRA", "neuron", "recurrent"],
+    )
+    def test_adapters_act_by_layer_by_step_and_merged(self, make, targets, options) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        with torch.no_grad():
+            plain = Whole(make())(x)
+            config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, **options)
+            adapted = get_peft_model(Whole(make()), config)
+            found = adapted(x)
+            inner = adapted.base_model.model.net
+            torch.testing.assert_close(Whole(inner, by="step")(x), found, rtol=1e-4, atol=1e-5)
+            assert size(found - plain) > 0.01
+            with adapted.disable_adapter():
+                torch.testing.assert_close(adapted(x), plain)
+            torch.testing.assert_close(adapted.merge_and_unload()(x), found, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from tests.cases import weighted_sum
-from tests.unrolling.models import By, Whole, dyadic, made
+from tests.unrolling.models import MODELS, By, dyadic, made
 from tracetorch import snn
 
 # by step, every step is compiled: the same code path, slower
@@ -105,30 +105,36 @@ def test_memories_with_inductor(make: Callable[[], nn.Module], mode: str) -> Non
             torch.testing.assert_close(y, tt.unroll(twin, x))
 
 
+GRAPHS: list[tuple[str, dict[str, Any]]] = [
+    ("dense", {"record": "mem", "time_dim": 1}),
+    ("dense", {"steps": 4}),
+    ("conv", {"record": ["output", "1.mem", "1.input"]}),
+    ("recurrent", {"record": ["1.prev_output", "1.neuron.output", "mem"]}),
+]
+
+
 @pytest.mark.parametrize("by", BY)
-@pytest.mark.parametrize("options", [{"record": "mem", "time_dim": 1}, {"steps": 4}], ids=str)
-def test_unroll_in_one_graph(options: dict[str, Any], by: By) -> None:
-    x = dyadic(4, 2, 3)
+@pytest.mark.parametrize(("name", "options"), GRAPHS, ids=str)
+def test_unroll_in_one_graph(name: str, options: dict[str, Any], by: By) -> None:
+    x = dyadic(4, 2, *MODELS[name][1][1:])
     if "steps" in options:
         x = x[0]
-    model = made("dense")
+    model = made(name)
 
     def run(x: Tensor) -> Any:
         tt.zero_states(model)
-        out = tt.unroll(model, x, by=by, **options)
-        return out if isinstance(out, Tensor) else torch.cat([out[0], *out[1].values()], -1)
+        return tt.unroll(model, x, by=by, **options)
 
     results = []
     # compiled first: it may not depend on plans or kernels made by an eager call
     for function in (compiled(run), run):
         model.zero_grad()
-        y = function(x)
-        weighted_sum(y).backward()
-        results.append((y, [p.grad for p in model.parameters()], tt.get_states(model)))
-    (y, grads, states), (expected, expected_grads, expected_states) = results
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(grads, expected_grads)
-    torch.testing.assert_close(states, expected_states)
+        out = function(x)
+        y, seen = (out, {}) if isinstance(out, Tensor) else out
+        torch.stack([*map(weighted_sum, (y, *seen.values()))]).sum().backward()
+        grads = [p.grad for p in model.parameters()]
+        results.append((y, seen, grads, tt.get_states(model)))
+    torch.testing.assert_close(*results)
 
 
 def states_of(model: nn.Module) -> dict[str, Tensor]:
@@ -145,16 +151,6 @@ def test_inference_in_one_graph(off: Any, name: str, by: By) -> None:
         with off():
             torch.testing.assert_close(run(piece), tt.unroll(twin, piece, by=by))
         torch.testing.assert_close(states_of(model), states_of(twin))
-
-
-@pytest.mark.parametrize("by", BY)
-@pytest.mark.parametrize("record", [["1.prev_output", "1.neuron.output", "mem"]], ids=str)
-def test_what_is_inside_a_recurrent_layer_is_recorded_in_the_graph(record: Any, by: By) -> None:
-    model, twin, x = made("recurrent"), made("recurrent"), dyadic(3, 2, 3)
-    y, seen = compiled(lambda x: tt.unroll(model, x, by=by, record=record))(x)
-    expected, expected_seen = tt.unroll(twin, x, by=by, record=record)
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(seen, expected_seen)
 
 
 class Driven(snn.Neuron):
@@ -216,20 +212,6 @@ def test_what_drives_a_neuron_restarts_once(kind: type[Driven], drive: str, in_g
         torch.testing.assert_close(states_of(model), states_of(twin))
 
 
-def test_outputs_are_recorded_in_the_graph_by_layer() -> None:
-    model, x = made("conv"), dyadic(3, 2, 1, 6, 6)
-
-    def run(x: Tensor) -> Any:
-        tt.zero_states(model)
-        return tt.unroll(model, x, record=["output", "1.mem", "1.input"])
-
-    y, seen = compiled(run)(x)
-    expected, expected_seen = run(x)
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(seen, expected_seen)
-    assert set(seen) == {"1.mem", "1.input", "1.output", "5.output"}
-
-
 @pytest.mark.parametrize("by", BY)
 def test_stream_continues_without_recompiling(by: By) -> None:
     model, x = made("dense"), dyadic(12, 2, 3)
@@ -240,23 +222,6 @@ def test_stream_continues_without_recompiling(by: By) -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         pieces += [run(piece) for piece in x[6:].split(3)]
     torch.testing.assert_close(torch.cat(pieces), expected)
-
-
-def test_truncated_backpropagation() -> None:
-    x = dyadic(9, 2, 3)
-    grads = []
-    for make in (compiled, lambda function: function):
-        model = made("dense")
-
-        def run(x: Tensor, model: nn.Module = model) -> Tensor:
-            tt.detach_states(model)
-            return tt.unroll(model, x).square().sum()
-
-        step = make(run)
-        for piece in x.split(3):
-            step(piece).backward()
-        grads.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(grads[0], grads[1])
 
 
 @pytest.mark.parametrize("by", BY)
@@ -271,16 +236,6 @@ def test_unroll_of_a_compiled_model(by: By) -> None:
     torch.testing.assert_close(tt.unroll(wrapped, x, segment=2), expected)
 
 
-@pytest.mark.parametrize("off", [torch.no_grad, torch.enable_grad])
-def test_single_steps(off: Any) -> None:
-    model, x = made("dense"), dyadic(5, 2, 3)
-    expected = tt.unroll(model, x, by="step")
-    tt.zero_states(model)
-    step = compiled(model)
-    with off():
-        torch.testing.assert_close(torch.stack([step(each) for each in x]), expected)
-
-
 @pytest.mark.slow
 def test_changing_lengths_and_batches() -> None:
     model = made("dense")
@@ -293,34 +248,6 @@ def test_changing_lengths_and_batches() -> None:
     for T, B in ((5, 4), (7, 3), (9, 2)):
         x = dyadic(T, B, 3)
         torch.testing.assert_close(any_size(x), run(x))
-
-
-def test_autocast_in_the_graph() -> None:
-    model, x = made("dense", torch.float32), dyadic(5, 2, 3).float()
-
-    def run(x: Tensor) -> Tensor:
-        tt.zero_states(model)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return tt.unroll(model, x)
-
-    y = compiled(run)(x)
-    assert y.dtype == torch.bfloat16
-    assert {s.dtype for s in tt.get_states(model).values()} == {torch.float32}
-    torch.testing.assert_close(y, run(x))
-
-
-@pytest.mark.slow
-def test_functional_gradients_in_the_graph() -> None:
-    from torch.func import functional_call, grad
-
-    whole, x = Whole(made("dense")), dyadic(4, 2, 3)
-
-    def step(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        grads = grad(lambda p: functional_call(whole, p, (x,)).square().mean())(parameters)
-        return {n: p - 0.1 * grads[n] for n, p in parameters.items()}
-
-    parameters = {n: p.detach() for n, p in whole.named_parameters()}
-    torch.testing.assert_close(compiled(step)(parameters), step(parameters))
 
 
 def test_segments_break_the_graph() -> None:

@@ -20,8 +20,9 @@ from torch.nn.utils import parametrizations
 
 import tracetorch as tt
 from tests.cases import layer, module, thinned, weighted_sum
+from tests.networks import Smooth
 from tests.unrolling.memories import KINDS, WAYS, Says
-from tests.unrolling.models import MODELS, Counts, dyadic, made, with_dyadic_weights
+from tests.unrolling.models import MODELS, Counts, Whole, dyadic, made, with_dyadic_weights
 from tracetorch import snn
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.passes import current_pass
@@ -136,45 +137,26 @@ class CountingNorm(nn.BatchNorm1d):
         return super().forward(x) * self.t
 
 
-class StartedNorm(nn.Module):
-    mean: Tensor
-    is_set: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(N))
-        self.register_buffer("is_set", torch.tensor(False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.is_set:
-            self.mean.copy_(x.detach().mean(0))
-            self.is_set.fill_(True)
-        return x - self.mean
+def started_norm(s: Any, x: Tensor) -> Tensor:
+    if not s.is_set:
+        s.mean.copy_(x.detach().mean(0))
+        s.is_set.fill_(True)
+    return s.n(x - s.mean)
 
 
-class StartedScale(nn.Module):
-    """Sets, in an attribute, what it divides by from the first inputs that it is given."""
+def started(of: Callable[[Tensor], Any]) -> Callable[[Any, Tensor], Tensor]:
+    """Divide by what is set, in an attribute, from the first inputs."""
 
-    scale: Any = None
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.n(x / (keep(s, "scale", of(x.detach())) if s.scale is None else s.scale))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.scale is None:
-            self.scale = 1 + self.of(x.detach())
-        return x / self.scale
-
-    def of(self, x: Tensor) -> Any:
-        return x.abs().mean(0)
-
-
-class StartedNumber(StartedScale):
-    def of(self, x: Tensor) -> Any:
-        return float(x.abs().max())
+    return forward
 
 
 def hooked(hook: Callable[..., Any]) -> nn.Module:
     module = nn.Linear(N, N)
     module.register_forward_hook(hook)
-    return nn.Sequential(module, layer("LIF", N))
+    return module
 
 
 def write_in_hook(module: Any, args: Any, y: Tensor) -> None:
@@ -223,6 +205,10 @@ FORWARDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Any]]] = {
     "a weight replaced": (after(lambda s: setattr(s.g, "weight", nn.Parameter(0.9 * s.g.weight))),
      {}),
     "a weight by its array": (after(lambda s: s.g.weight.detach().numpy()[0].__iadd__(1.0)), {}),
+    "a norm set by its first inputs": (started_norm,
+     {"mean": torch.zeros(N), "is_set": torch.tensor(False)}),
+    "a scale set by its first inputs": (started(lambda x: 1 + x.abs().mean(0)), {"scale": None}),
+    "a number set by its first inputs": (started(lambda x: float(x.abs().max())), {"scale": None}),
 }  # fmt: skip
 KEEPS_SOMETHING: dict[str, Callable[[], nn.Module]] = {
     **{
@@ -230,51 +216,21 @@ KEEPS_SOMETHING: dict[str, Callable[[], nn.Module]] = {
         for name, given in FORWARDS.items()
     },
     "a running norm in training": lambda: nn.Sequential(RunningNorm(), layer("LIF", N)),
-    "a norm set by its first inputs": lambda: nn.Sequential(StartedNorm(), layer("LIF", N)),
-    "a scale set by its first inputs": lambda: nn.Sequential(StartedScale(), layer("LIF", N)),
-    "a number set by its first inputs": lambda: nn.Sequential(StartedNumber(), layer("LIF", N)),
     "a buffer of a batch norm": lambda: nn.Sequential(CountingNorm(), layer("LIF", N)).eval(),
-    "a weight in a hook": lambda: hooked(write_in_hook),
+    "a weight in a hook": lambda: nn.Sequential(hooked(write_in_hook), layer("LIF", N)),
 }
 
 
-@pytest.mark.parametrize("name", KEEPS_SOMETHING)
-def test_a_model_that_keeps_something_is_refused_and_runs_by_step(name: str) -> None:
-    net, x = KEEPS_SOMETHING[name](), sequence()
-    buffers = {key: value.clone() for key, value in net.named_buffers()}
-    with pytest.raises(ValueError, match=WHY):
-        tt.unroll(net, x)
-    assert tt.get_states(net) == {}
-    net, twin = KEEPS_SOMETHING[name](), KEEPS_SOMETHING[name]()
-    twin.load_state_dict(net.state_dict())
-    assert torch.equal(tt.unroll(net, x, by="step"), loop(twin, x))
-    assert buffers.keys() == dict(net.named_buffers()).keys()
-
-
-class CachedMask(nn.Module):
-    mask: Any = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.mask is None or len(self.mask) != len(x):
-            self.mask = torch.ones(len(x), 1)
-        return x * self.mask
-
-
 def test_a_cache_is_that_of_the_pass() -> None:
-    net, x = nn.Sequential(CachedMask(), layer("LIF", N)), sequence()
+    def forward(s: Any, x: Tensor) -> Tensor:
+        if s.mask is None or len(s.mask) != len(x):
+            s.mask = torch.ones(len(x), 1)
+        return x * s.mask
+
+    net, x = nn.Sequential(module(forward, mask=None), layer("LIF", N)), sequence()
     twin = copy.deepcopy(net)
     assert torch.equal(tt.unroll(net, x), tt.unroll(twin, x, by="step"))
     assert net[0].mask.shape == (T * B, 1)
-
-
-def test_the_first_layer_or_output_that_differs_is_named() -> None:
-    inner = model(counter, t=0)
-    with pytest.raises(ValueError, match=rf"^0\.1\.n \(LIF\) {INPUTS}"):
-        tt.unroll(nn.Sequential(nn.Sequential(nn.Identity(), inner)), sequence())
-    with pytest.raises(ValueError, match=rf"^n \(LIF\) {INPUTS}"):
-        tt.unroll(inner, sequence())
-    with pytest.raises(ValueError, match=rf"^the model \(Sequential\) {OUTPUTS}"):
-        tt.unroll(nn.Sequential(layer("LIF", N), Says(lambda x: x.flip(0))), 20 * sequence())
 
 
 def test_what_acts_after_the_third_step_is_found_by_check() -> None:
@@ -300,40 +256,28 @@ def column(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 BATCH: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x.softmax(0),
-    "log_softmax": lambda x: x.log_softmax(0),
     "mean": lambda x: x - x.mean(0),
     "mean of all": lambda x: x - x.mean(),
-    "std": lambda x: x / (x.std(0) + 1),
-    "norm": lambda x: F.normalize(x, dim=0),
     "cumsum": lambda x: x.cumsum(0),
     "flip": lambda x: x.flip(0),
-    "roll": lambda x: x.roll(1, 0),
     "sort": lambda x: x.sort(0).values,
     "first sample": lambda x: x + x[0],
-    "last sample": lambda x: x + x[-1:],
     "neighbour": lambda x: torch.cat([x[:1], x[1:] + x[:-1]]),
     "attention over samples": lambda x: (x @ x.T).softmax(-1) @ x,
     "batch norm": lambda x: F.batch_norm(x, None, None, training=True),
-    "group norm of the batch": lambda x: F.group_norm(x.T[None], 4)[0].T,
     "layer norm of all": lambda x: F.layer_norm(x, x.shape),
     "reshaped": lambda x: x.reshape(N, -1).T.contiguous(),
     "median": lambda x: x - x.median(0).values,
-    "quantile": lambda x: x - x.quantile(0.3, 0),
     "winner": lambda x: x * F.one_hot(x.argmax(0), len(x)).T,
     "one column": column(lambda x: x - x.mean(0)),
-    "one column sorted": column(lambda x: x.sort(0).values),
-    "one column of the first": column(lambda x: x + x[0]),
     "a small leak": lambda x: x + 0.01 * x.mean(0),
     "the size of the batch": lambda x: x / len(x),
     "a large batch": lambda x: 2 * x if len(x) > B else x,
     "a sum against a bound": lambda x: x if x.abs().sum() > 60 else -x,
     "the number of spikes": lambda x: x + x.count_nonzero() / 1000,
     "the position": lambda x: x + torch.arange(len(x), dtype=x.dtype)[:, None],
-    "a table by position": lambda x: x * torch.linspace(0, 1, len(x))[:, None],
     "convolved over the batch": lambda x: F.avg_pool1d(x.T[None], 3, 1, 1)[0].T,
     "dropped samples": lambda x: x * (torch.arange(len(x)) % 3)[:, None],
-    "ranks": lambda x: x.argsort(dim=0, stable=True).argsort(dim=0) + x,
-    "covariance": lambda x: x @ (x.T @ x) / 10,
 }
 # of spikes the largest is 1 in every batch
 LARGEST: dict[str, Callable[[Tensor], Tensor]] = {
@@ -357,27 +301,6 @@ def test_a_batch_mixed_by_its_largest_value_is_found_in_front(name: str) -> None
     x = sequence() * torch.linspace(0.5, 1, T)[:, None, None]
     with pytest.raises(ValueError, match=rf"^1 \(LIF\) {INPUTS}"):
         tt.unroll(net, x)
-
-
-@pytest.mark.parametrize(
-    ("forward", "message"),
-    [
-        (lambda s, x: s.n(s.g(x) - s.g(x).mean(0)), rf"n \(LIF\) {INPUTS}"),
-        (lambda s, x: s.n(x).flip(0), rf"the model \(Model\) {OUTPUTS}"),
-        (lambda s, x: s.n(x.flip(0)), rf"n \(LIF\) {INPUTS}"),
-        (lambda s, x: s.n(s.g(x) if len(x) > B else s.g(s.g(x))), rf"n \(LIF\) {INPUTS}"),
-        (lambda s, x: (s.n if len(x) > B else s.other)(s.g(x)),
-         rf"other \(LIF\) is called by step, and by layer not, or less often: {WHY}"),
-        (lambda s, x: s.n(s.g(x)) if len(x) > B else s.other(s.n(s.g(x))),
-         rf"other \(LIF\) is called by step, and by layer not, or less often: {WHY}"),
-        (lambda s, x: s.other(s.n(s.g(x))) if len(x) > B else s.n(s.g(x)),
-         rf"other \(LIF\) is called by layer, and by step not, or less often: {WHY}"),
-    ],
-)  # fmt: skip
-def test_what_differs_in_the_models_own_code(forward: Any, message: str) -> None:
-    net = model(forward, other=layer("LIF", N))
-    with pytest.raises(ValueError, match=f"^{message}"):
-        tt.unroll(net, sequence())
 
 
 def test_a_model_that_fails_on_one_step_says_so() -> None:
@@ -418,27 +341,19 @@ def test_small_values_are_measured_by_the_largest() -> None:
         assert is_close(one, other) is not is_found
 
 
-class Cached(nn.Module):
-    """Constants that are computed again, counters, logs and buffers that nothing is made of."""
+def cached() -> nn.Module:
+    """Make one with constants, counters, logs and a buffer that nothing is made of."""
 
-    total: Tensor
+    def forward(s: Any, x: Tensor) -> Tensor:
+        s.calls += 1
+        s.log.append(x.detach().mean())
+        s.total += x.detach().mean(0)
+        s.shape = x.shape[1:]
+        return x * N**0.5 + len(s.table["none"])
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("total", torch.zeros(N))
-        self.calls, self.log, self.table = 0, list[Any](), {"none": list[int]()}
-        self.shape: Any = None
-
-    @functools.cached_property
-    def scale(self) -> float:
-        return N**0.5
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        self.log.append(x.detach().mean())
-        self.total += x.detach().mean(0)
-        self.shape = x.shape[1:]
-        return x * self.scale + len(self.table["none"])
+    made = module(forward, calls=0, log=[], table={"none": []})
+    made.register_buffer("total", torch.zeros(N))
+    return made
 
 
 def changed(change: Callable[[nn.Module], object]) -> Callable[[], nn.Module]:
@@ -490,7 +405,7 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "batch norm in evaluation": lambda: nn.BatchNorm1d(N).eval(),
     "a running norm in evaluation": lambda: RunningNorm().eval(),
     "dropout in evaluation": lambda: nn.Dropout(0.5).eval(),
-    "counters, logs, and buffers that nothing is made of": Cached,
+    "counters, logs, and buffers that nothing is made of": cached,
     "a lazy layer": lambda: nn.LazyLinear(N),
     "a forward around a layer's own": lambda: Wrapped(N),
     "a neuron in a closure": hidden_neuron,
@@ -513,15 +428,9 @@ def test_what_is_right_is_believed(name: str, place: Any) -> None:
                 torch.testing.assert_close(loop(net, x), y)
 
 
-class Listed(nn.Module):
-    """Holds a norm and dropout where PyTorch does not find them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = [nn.BatchNorm1d(N), nn.Dropout(0.5)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.parts[1](self.parts[0](x))
+def listed() -> nn.Module:
+    """Hold a norm and dropout where PyTorch does not find them."""
+    return module(lambda s, x: s.parts[1](s.parts[0](x)), parts=[nn.BatchNorm1d(N), nn.Dropout()])
 
 
 IN_TRAINING: dict[str, Callable[[], nn.Module]] = {
@@ -531,7 +440,7 @@ IN_TRAINING: dict[str, Callable[[], nn.Module]] = {
     "a batch norm of ones own": lambda: type("OwnNorm", (nn.BatchNorm1d,), {})(N),
     "spectral norm": changed(parametrizations.spectral_norm),
     "spectral norm, by a hook": changed(nn.utils.spectral_norm),
-    "all in a plain list": Listed,
+    "all in a plain list": listed,
 }
 
 
@@ -579,7 +488,7 @@ def test_what_is_left_is_what_the_pass_by_layer_leaves() -> None:
         return x + random.random() + np.random.rand() + torch.rand(x.shape)
 
     found: list[Any] = []
-    net = nn.Sequential(nn.BatchNorm1d(N), Cached(), Says(function), *around(nn.Dropout(0.2)))
+    net = nn.Sequential(nn.BatchNorm1d(N), cached(), Says(function), *around(nn.Dropout(0.2)))
     start = copy.deepcopy(net.state_dict())
     for _ in range(2):  # the second is believed
         net.load_state_dict(start)
@@ -630,19 +539,7 @@ def test_what_is_random_is_believed_and_said_once(name, caplog):
         for _ in range(3):
             tt.unroll(net, sequence())
     (text,) = caplog.messages
-    assert f"3 steps of {T} compared" in text
     assert "the model is random, and its values were not compared" in text
-
-
-def test_check_says_what_it_has_compared_each_time(caplog: pytest.LogCaptureFixture) -> None:
-    net = around(nn.Dropout(0.5))
-    with caplog.at_level(logging.INFO, logger="tracetorch"):
-        for steps in (2, True, 99):
-            tt.unroll(net, sequence(), check=steps)
-        tt.unroll(net, sequence())
-    counts = [text.partition(" steps")[0].rpartition(" ")[2] for text in caplog.messages]
-    assert counts == ["2", f"{T}", f"{T}"]
-    assert not any("random" in text for text in caplog.messages)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -697,17 +594,12 @@ VERBS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", VERBS)
-def test_what_a_forward_does_with_states_is_right_by_step_and_refused_by_layer(name: str) -> None:
-    forward, message = VERBS[name]
-    net, twin, x = model(forward), model(forward), sequence()
-    whole = f"layer 'n', LIF.* runs all of its time steps at once, so a forward cannot {message}"
-    with pytest.raises(ValueError, match=f"{whole} in each of them. {BY_STEP}"):
-        tt.unroll(net, x)
-    assert net.n.mem is None
-    for part in (x[:2], x[2:]):
-        assert torch.equal(tt.unroll(net, part, by="step"), loop(twin, part))
-        assert torch.equal(net.n.mem, twin.n.mem)
+CHANGED: dict[str, Callable[[Any], object]] = {
+    "a threshold": lambda s: s.n.raw_pos_threshold.data.add_(0.1),
+    "a decay assigned": lambda s: setattr(s.n, "beta", 0.5),
+    "a raw parameter replaced": lambda s: setattr(s.n, "raw_beta", nn.Parameter(s.n.raw_beta / 2)),
+    "an option": lambda s: setattr(s.n, "reset", "none"),
+}
 
 
 class Own(snn.LIF):
@@ -720,24 +612,39 @@ class Calling(snn.LIF):
         return self.forward_step(2 * x)
 
 
-def nested_unroll() -> nn.Module:
-    inner = layer("LIF", N)
-    return Says(lambda x: tt.unroll(inner, x, steps=2).mean(0))
-
-
 def twice() -> nn.Module:
     neuron = layer("LIF", N)
     return nn.Sequential(neuron, nn.Linear(N, N), neuron)
 
 
+ONCE = r"runs all of its time steps at once, so a forward cannot"
+OWN_CODE: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "a mean in it": (lambda s, x: s.n(s.g(x) - s.g(x).mean(0)), rf"^n \(LIF\) {INPUTS}"),
+    "a flip at its end": (lambda s, x: s.n(x).flip(0), rf"^the model \(Model\) {OUTPUTS}"),
+    "once more": (lambda s, x: s.n(s.g(x) if len(x) > B else s.g(s.g(x))), rf"^n \(LIF\) {INPUTS}"),
+    "another": (lambda s, x: (s.n if len(x) > B else s.other)(s.g(x)), rf"^other \(LIF\) {INPUTS}"),
+    "by step alone": (lambda s, x: s.n(s.g(x)) if len(x) > B else s.other(s.n(s.g(x))),
+     rf"^other \(LIF\) {INPUTS}"),
+    "by layer alone": (lambda s, x: s.other(s.n(s.g(x))) if len(x) > B else s.n(s.g(x)),
+     rf"^other \(LIF\) {INPUTS}"),
+}  # fmt: skip
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    **{name: (make, WHY) for name, make in KEEPS_SOMETHING.items()},
+    **{name: (lambda f=f: model(f, other=layer("LIF", N)), said)  # type: ignore[misc]
+       for name, (f, said) in OWN_CODE.items()},
+    "a part of a part": (lambda: nn.Sequential(nn.Sequential(nn.Identity(), model(counter, t=0))),
+     rf"^0\.1\.n \(LIF\) {INPUTS}"),
+    **{name: (lambda f=f: model(f), f"layer 'n', LIF.* {ONCE} {said} in each of them")  # type: ignore[misc]
+       for name, (f, said) in VERBS.items()},
+    **{name: (lambda act=act: model(after(act)),  # type: ignore[misc]
+       r"^n \(LIF\) was changed by the forward pass: .* the same parameters and options")
+       for name, act in CHANGED.items()},
     "an override": (lambda: nn.Sequential(nn.Linear(N, N), Own(N)),
      r"1 \(Own\) overrides forward_step, and not forward_sequence, which runs all steps: it"),
     "a call of the step": (lambda: Calling(N), "cannot use its states in each of them"),
-    "an unroll inside": (nested_unroll, "a model is unrolled inside a model that is unrolled by"),
+    "an unroll inside": (lambda: Whole(layer("LIF", N)), "is unrolled inside a model that is unro"),
     "a layer called twice": (twice, "is called twice in one step"),
-    "a declared memory": (lambda: Counts(N),
-     "runs all of its time steps at once, so a forward cannot use its memory"),
+    "a declared memory": (lambda: Counts(N), f"{ONCE} use its memory"),
     "a transposed batch": (lambda: nn.Sequential(Says(lambda x: x.T.contiguous()),
      layer("LIF", T * B)),
      "does not hold 6 time steps in dimension 0: something before it does not keep"),
@@ -747,15 +654,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_run_by_layer_is_refused_and_runs_by_step(name: str) -> None:
     make, message = REFUSED[name]
-    with pytest.raises(ValueError, match=f"{message}.*by="):
-        tt.unroll(make(), sequence())
-    if "transposed" not in name:
+    nets = []
+    for _ in range(3):
         torch.manual_seed(0)
-        net, x = make(), sequence()
-        y = tt.unroll(net, x, by="step")
-        tt.zero_states(net)
-        if "inside" not in name:  # what a closure holds is not reached
-            assert torch.equal(loop(net, x), y)
+        nets.append(make())
+    with pytest.raises(ValueError, match=message) as refused:
+        tt.unroll(nets[0], sequence())
+    assert 'by="step"' in str(refused.value)
+    assert tt.get_states(nets[0]) == {}
+    if "transposed" not in name:
+        for part in (sequence()[:2], sequence()[2:]):
+            assert torch.equal(tt.unroll(nets[1], part, by="step"), loop(nets[2], part))
 
 
 @pytest.mark.parametrize("library", ["snntorch", "spikingjelly"])
@@ -767,40 +676,6 @@ def test_neurons_of_other_libraries_are_refused_by_name(library: str) -> None:
     net = nn.Sequential(nn.Linear(N, N), foreign, layer("LIF", N))
     with pytest.raises(ValueError, match=f"1 .* is a neuron of {library}, which keeps its state"):
         tt.unroll(net, sequence())
-
-
-@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
-def test_pytorchs_recurrent_layers_are_refused_both_ways(kind: Any) -> None:
-    net = nn.Sequential(nn.Linear(N, N), kind(N, N), Says(lambda y: y[0]), layer("LIF", N))
-    for by in ("layer", "step"):
-        for _ in range(2):
-            with pytest.raises(ValueError, match=rf"1 \({kind.__name__}\) keeps a memory of"):
-                tt.unroll(net, sequence(), by=by)
-    assert tt.get_states(net) == {}
-
-
-CHANGED: dict[str, Callable[[Any], object]] = {
-    "a threshold": lambda n: n.raw_pos_threshold.data.add_(0.1),
-    "a decay assigned": lambda n: setattr(n, "beta", 0.5),
-    "a raw parameter replaced": lambda n: setattr(n, "raw_beta", nn.Parameter(0.5 * n.raw_beta)),
-    "an option": lambda n: setattr(n, "reset", "none"),
-}
-
-
-@pytest.mark.parametrize("name", CHANGED)
-def test_parameters_and_options_of_a_layer_stay_in_a_forward(name: str) -> None:
-    def forward(s: Any, x: Tensor) -> Tensor:
-        y: Tensor = s.n(s.g(x))
-        with torch.no_grad():
-            CHANGED[name](s.n)
-        return y
-
-    net, x = model(forward), sequence()
-    whole = r"^n \(LIF\) was changed by the forward pass: by layer all of its steps run with the"
-    with pytest.raises(ValueError, match=f"{whole} same parameters and options. {BY_STEP}"):
-        tt.unroll(net, x)
-    net, twin = model(forward), model(forward)
-    assert torch.equal(tt.unroll(net, x, by="step"), loop(twin, x))
 
 
 # When a model is run by step as well
@@ -893,36 +768,20 @@ def recurrent(inside: nn.Module) -> snn.Recurrent:
     return snn.Recurrent(layer("LIF", N), connection)
 
 
-class InTwo(nn.Module):
-    """Two ``Recurrent``s, one behind the other."""
-
-    def __init__(self, one: nn.Module, other: nn.Module) -> None:
-        super().__init__()
-        self.a, self.b = recurrent(one), recurrent(other)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(x + self.a(x))
+def in_two(one: nn.Module, other: nn.Module) -> nn.Module:
+    """Put two ``Recurrent``s one behind the other."""
+    return module(lambda s, x: s.b(x + s.a(x)), a=recurrent(one), b=recurrent(other))
 
 
-class Behind(nn.Module):
-    """A ``Recurrent``, and a module behind it."""
-
-    def __init__(self, one: nn.Module, other: nn.Module) -> None:
-        super().__init__()
-        self.a, self.b = recurrent(one), other
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(x + self.a(x))
+def behind(one: nn.Module, other: nn.Module) -> nn.Module:
+    return module(lambda s, x: s.b(x + s.a(x)), a=recurrent(one), b=other)
 
 
-class Before(Behind):
-    """A ``Recurrent``, and a module in front of it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.a(self.b(x))
+def in_front(one: nn.Module, other: nn.Module) -> nn.Module:
+    return module(lambda s, x: x + s.a(s.b(x)), a=recurrent(one), b=other)
 
 
-SHARING = {"in two": InTwo, "inside and behind": Behind, "inside and in front": Before}
+SHARING = {"in two": in_two, "inside and behind": behind, "inside and in front": in_front}
 
 
 def calls_by_layer(make: Callable[[], Any], x: Tensor, **named: Any) -> list[int]:
@@ -943,7 +802,7 @@ def calls_by_layer(make: Callable[[], Any], x: Tensor, **named: Any) -> list[int
 def test_memory_in_one_recurrent_or_in_two_is_that_of_steps(kind: str, way: str) -> None:
     def shared() -> nn.Module:
         held = WAYS[way](KINDS[kind])
-        return InTwo(held, held)
+        return in_two(held, held)
 
     makes = [lambda: recurrent(WAYS[way](KINDS[kind])), shared]
     with torch.no_grad():
@@ -954,45 +813,28 @@ def test_memory_in_one_recurrent_or_in_two_is_that_of_steps(kind: str, way: str)
                 assert calls_by_layer(make, sequence()) == [B] * T
 
 
-class Draws(nn.Module):
-    """Random numbers of a generator of its own."""
-
-    def __init__(self, generator: Any) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.generator, torch.Generator):
-            return x + torch.rand(x.shape, generator=self.generator)
-        return x + torch.tensor(self.generator.random(tuple(x.shape)), dtype=x.dtype)
+def draws(g: Any) -> nn.Module:
+    """Add random numbers of a generator of its own."""
+    if isinstance(g, torch.Generator):
+        return Says(lambda x: x + torch.rand(x.shape, generator=g))
+    return Says(lambda x: x + torch.tensor(g.random(tuple(x.shape)), dtype=x.dtype))
 
 
-class Remembers(nn.Module):
-    """An attribute that every step sets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last: Any = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x if self.last is None or self.last.shape != x.shape else x + self.last
-        self.last = y.detach()
-        return y
+def remember(s: Any, x: Tensor) -> Tensor:
+    y = x if s.last is None or s.last.shape != x.shape else x + s.last
+    s.last = y.detach()
+    return y
 
 
 def both(module: nn.Module) -> tuple[nn.Module, nn.Module]:
     return module, module
 
 
-def of_one(generator: Any) -> tuple[nn.Module, nn.Module]:
-    return Draws(generator), Draws(generator)
-
-
 PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
-    "a module with an attribute": lambda: both(Remembers()),
-    "a module with a generator": lambda: both(Draws(torch.Generator().manual_seed(0))),
-    "a generator": lambda: of_one(torch.Generator().manual_seed(0)),
-    "a generator of NumPy": lambda: of_one(np.random.default_rng(0)),
+    "a module with an attribute": lambda: both(module(remember, last=None)),
+    "a module with a generator": lambda: both(draws(torch.Generator().manual_seed(0))),
+    "a generator": lambda: (draws(g := torch.Generator().manual_seed(0)), draws(g)),
+    "a generator of NumPy": lambda: (draws(g := np.random.default_rng(0)), draws(g)),
     "a neuron layer": lambda: both(layer("LIF", N)),
     "noise": lambda: both(snn.Noise(N, seed=0)),
     "delays": lambda: both(snn.DelayedLinear(N, N, max_delay=2)),
@@ -1019,189 +861,41 @@ def test_what_is_not_shared_is_that_of_steps(pair: str, place: str) -> None:
     calls_by_layer(make, x, reset=mask)
 
 
-class Scaled(nn.Module):
-    """A connection that reads or writes an attribute of the model that holds it."""
-
-    def __init__(self, owner: Any, writes: bool) -> None:
-        super().__init__()
-        self.owner, self.writes, self.linear = [owner], writes, nn.Linear(N, N)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.writes:
-            self.owner[0].gain = 0.5 + float(x.detach().mean())
-            return self.linear(x)
-        return self.linear(x) * self.owner[0].gain
+WRITES: dict[str, Callable[[Any, Tensor], object]] = {
+    "in place": lambda weight, x: weight.add_(x),
+    "by its data": lambda weight, x: weight.data.add_(x),
+    "by other data": lambda weight, x: setattr(weight, "data", weight.data + x),
+}
 
 
-class Owner(nn.Module):
-    def __init__(self, writes: bool, forward: Callable[[Any, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.gain = 1.0
-        self.inside = snn.Recurrent(layer("LIF", N), Scaled(self, writes))
-        self.function = forward
+def hebbian(kind: str) -> Any:
+    """Make a module whose weight every step changes."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
-
-
-def writes_before(net: Any, x: Tensor) -> Tensor:
-    net.gain = float(x.detach().mean())
-    return net.inside(x)
-
-
-def writes_behind(net: Any, x: Tensor) -> Tensor:
-    y = net.inside(x)
-    net.gain = 0.5 + float(y.detach().mean())
-    return y
-
-
-def reads(net: Any, x: Tensor) -> Tensor:
-    return net.inside(x) * net.gain
-
-
-def reads_a_state(net: Any, x: Tensor) -> Tensor:
-    return net.inside(x) + net.inside.neuron.mem
-
-
-def clears(net: Any, x: Tensor) -> Tensor:
-    tt.zero_states(net.inside.neuron)
-    return net.inside(x)
-
-
-def halves(net: Any, x: Tensor) -> Tensor:
-    y = net.inside(x)
-    net.inside.neuron.mem = 0.5 * net.inside.neuron.mem
-    return y
-
-
-@pytest.mark.parametrize(
-    ("writes", "forward"),
-    [
-        *((False, f) for f in (writes_before, writes_behind, reads_a_state, clears, halves)),
-        (True, reads),
-    ],
-)
-@pytest.mark.parametrize("p", [None, 0.0, 0.5])
-def test_what_a_forward_does_with_the_inside_is_that_of_steps(
-    writes: bool, forward: Any, p: float | None
-) -> None:
-    def make() -> nn.Module:
-        net = Owner(writes, forward)
-        if p is not None:  # what is random hides nothing
-            net.inside.connection = nn.Sequential(net.inside.connection, nn.Dropout(p))
-        net(sequence()[0])  # there are states to be read
-        return net
-
-    assert calls_by_layer(make, sequence()) == [B] * T
-
-
-def test_attributes_are_those_of_one_pass() -> None:
-    class Logs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.calls, self.log, self.shape = 0, [1.0], torch.Size()
-            self.generator = torch.Generator().manual_seed(0)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            self.log.append(float(x.detach().sum()))
-            self.shape = x.shape
-            return x + torch.rand(x.shape, generator=self.generator)
-
-    inside, twin = Logs(), Logs()
-    log, generator = inside.log, inside.generator
-    torch.manual_seed(0)
-    tt.unroll(recurrent(inside), sequence())
-    torch.manual_seed(0)
-    tt.unroll(recurrent(twin), sequence(), by="step")
-    assert (id(inside.log), id(inside.generator)) == (id(log), id(generator))
-    assert (inside.calls, inside.log, inside.shape) == (T, twin.log, (B, N))
-    assert torch.equal(inside.generator.get_state(), twin.generator.get_state())
-
-
-def test_what_is_random_inside_is_believed() -> None:
-    class Drops(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * (torch.rand_like(x) > 0.5)
-
-    net = nn.Sequential(recurrent(Drops()), recurrent(Drops()))
-    torch.manual_seed(0)
-    before = tt.unroll(net, sequence())
-    torch.manual_seed(0)
-    tt.zero_states(net)
-    assert torch.equal(tt.unroll(net, sequence()), before)
-
-
-class Hebbian(nn.Module):
-    """A weight that every step changes, or a view of a tensor that is an attribute."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        self.weight = nn.Parameter(0.1 * torch.eye(N), requires_grad=False)
-        self.trace = torch.zeros(N)
-        self.part = self.trace.numpy() if kind == "an array of a tensor" else self.trace[:]
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(s: Any, x: Tensor) -> Tensor:
         with torch.no_grad():
-            if self.kind == "in place":
-                self.weight.add_(0.01 * x.T @ x)
-            elif self.kind == "by its data":
-                self.weight.data += 0.01 * x.T @ x
-            elif self.kind == "by other data":
-                self.weight.data = self.weight.data + 0.01 * x.T @ x
-            else:
-                self.part += 0.1
-        return x @ self.weight + self.trace
+            WRITES[kind](s.weight, 0.01 * x.T @ x)
+        return x @ s.weight
+
+    return module(forward, weight=nn.Parameter(0.1 * torch.eye(N), requires_grad=False))
 
 
-class Level(nn.Module):
-    """A number in an attribute that grows with every call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.level = 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.level += 1.0
-        return self.level * x
-
-
-@pytest.mark.parametrize(
-    "kind", ["in place", "by its data", "by other data", "a view", "an array of a tensor"]
-)
-def test_weights_and_shared_memory_are_those_of_one_pass(kind: str) -> None:
-    def make() -> Any:
-        torch.manual_seed(0)
-        return recurrent(Hebbian(kind))
-
-    net, twin = make(), make()
-    with torch.no_grad():
-        for seed in range(2):  # of one that goes on
-            assert torch.equal(
-                tt.unroll(net, sequence(seed=seed)), tt.unroll(twin, sequence(seed=seed), by="step")
-            )
-    inside, other = net.connection[0], twin.connection[0]
-    assert torch.equal(inside.weight, other.weight)
-    assert torch.equal(inside.trace, other.trace)
-    first: Any = Hebbian("in place")
-    refused = nn.Sequential(first, layer("LIF", N))
-    with pytest.raises(ValueError, match=WHY):
-        tt.unroll(refused, sequence())
+@pytest.mark.parametrize("kind", WRITES)
+def test_what_a_refused_model_has_written_is_taken_back(kind: str) -> None:
+    first, counts = hebbian(kind), model(counter, t=0.0)
+    for net in (nn.Sequential(first, layer("LIF", N)), counts):
+        with pytest.raises(ValueError, match=WHY):
+            tt.unroll(net, sequence())
     assert torch.equal(first.weight, 0.1 * torch.eye(N))
-    refused = nn.Sequential(Level(), layer("LIF", N))
-    with pytest.raises(ValueError, match=WHY):
-        tt.unroll(refused, sequence())
-    assert refused[0].level == 0.0
+    assert counts.t == 0.0
 
 
 def test_a_pass_with_a_layer_in_another_mode_writes_weights_once() -> None:
-    net, twin = (recurrent(Hebbian("in place")).eval() for _ in range(2))
+    net, twin = (recurrent(hebbian("in place")).eval() for _ in range(2))
     twin.load_state_dict(net.state_dict())
     for training in (False, True):  # the model itself stays in its mode
         for model, by in ((net, "layer"), (twin, "step")):
             model.neuron.train(training)
-            tt.unroll(model, sequence(), by=by)  # type: ignore[call-overload]
+            tt.unroll(model, sequence(), by=by)  # type: ignore[arg-type]
         for weight, expected in zip(net.parameters(), twin.parameters(), strict=True):
             assert torch.equal(weight, expected)
 
@@ -1220,31 +914,14 @@ class Reading(snn.Neuron):
         return mem, mem
 
 
-class Gains(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside = Reading(N)
-
-    def forward(self, x: Tensor) -> Tensor:
-        SETTINGS["gain"] = float(x.detach().mean())
-        return self.inside(x)
-
-
 @pytest.mark.filterwarnings("ignore:.*runs step by step")
 def test_what_an_eager_step_reads_may_be_written_by_the_forward() -> None:
-    assert calls_by_layer(Gains, sequence()) == [B] * T
+    def forward(s: Any, x: Tensor) -> Tensor:
+        SETTINGS["gain"] = float(x.detach().mean())
+        return s.inside(x)
+
+    assert calls_by_layer(lambda: module(forward, inside=Reading(N)), sequence()) == [B] * T
     assert tt.unroll(Reading(N), sequence()).shape == (T, B, N)
-
-
-class Compiled(snn.Neuron):
-    """A step of a user's own that reads its arguments alone."""
-
-    states = ("mem",)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor) -> Any:
-        mem = 0.5 * mem + x
-        return (mem > 1).to(mem.dtype), mem
 
 
 class Doubles(nn.Linear):
@@ -1252,22 +929,16 @@ class Doubles(nn.Linear):
         return super().forward(2 * x)
 
 
-def hooked_inside(hook: Any) -> nn.Module:
-    linear = nn.Linear(N, N)
-    linear.register_forward_hook(hook)
-    return snn.Recurrent(layer("LIF", N), linear)
-
-
 @pytest.mark.parametrize(
     ("make", "runs_by_step"),
     [
         (lambda: snn.Recurrent(layer("LIF", N), nn.Linear(N, N)), False),
-        (lambda: snn.Recurrent(Compiled(N), nn.Linear(N, N)), False),
+        (lambda: snn.Recurrent(Smooth(N), nn.Linear(N, N)), False),
         (lambda: snn.Recurrent(layer("LIF", N), nn.Sequential(nn.LayerNorm(N), nn.ReLU())), False),
         (lambda: snn.Recurrent(layer("LIF", N), Doubles(N, N)), True),
         (lambda: snn.Recurrent(Wrapped(N), nn.Linear(N, N)), True),
         (lambda: type("Mine", (snn.Recurrent,), {})(layer("LIF", N), nn.Linear(N, N)), True),
-        (lambda: hooked_inside(lambda module, args, y: 2 * y), True),
+        (lambda: snn.Recurrent(layer("LIF", N), hooked(lambda module, args, y: 2 * y)), True),
         (lambda: snn.Recurrent(layer("LIF", N), snn.Recurrent(layer("LIF", N), Doubles(N, N))),
          True),
     ],
@@ -1286,7 +957,7 @@ def test_a_layer_of_own_code_that_is_put_in_later_is_refused_once() -> None:
     tt.unroll(net, x, from_rest=True)
     net[2] = snn.Recurrent(layer("LIF", N), Doubles(N, N))
     with pytest.raises(
-        ValueError, match=r"has other layers now.* but was by layer\. Call it again"
+        ValueError, match=r"has other layers now.*by step from now on\. Call it again"
     ):
         tt.unroll(net, x, from_rest=True)
     with counted(net) as sizes:
@@ -1371,32 +1042,25 @@ def test_an_override_that_a_class_is_given_later_is_seen(monkeypatch: pytest.Mon
     assert torch.equal(found, tt.unroll(net, sequence(), from_rest=True))
 
 
-class InPlace(nn.Module):
-    """Changes the neuron's input and output in place, as residual networks do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.l, self.n, self.r = nn.Linear(N, N), layer("LIF", N), nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        drive = 1.0 * self.l(x)
-        y = self.n(drive)
-        if not torch.is_grad_enabled():  # autograd itself forbids it otherwise
-            drive += 5.0
-        y += 1.0
-        return self.r(y)
+def in_place(s: Any, x: Tensor) -> Tensor:
+    """Change the neuron's input and output in place, as residual networks do."""
+    drive = 1.0 * s.g(x)
+    y = s.n(drive)
+    if not torch.is_grad_enabled():  # autograd itself forbids it otherwise
+        drive += 5.0
+    y += 1.0
+    return y.relu_()
 
 
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_what_is_recorded_is_not_changed_in_place(by: Any, grad: bool) -> None:
-    torch.manual_seed(0)
-    net, x = InPlace(), sequence()
+    net, x = model(in_place), sequence()
     with torch.set_grad_enabled(grad):
         y, seen = tt.unroll(net, x, by=by, record=["output", "input"])
         assert set(seen["n.output"].unique().tolist()) == {0.0, 1.0}
         assert torch.equal(y, seen["n.output"] + 1.0)
-        torch.testing.assert_close(seen["n.input"], net.l(x))
+        torch.testing.assert_close(seen["n.input"], net.g(x))
     if grad:
         plain = copy.deepcopy(net)
         weighted_sum(tt.unroll(plain, x, from_rest=True) * 2.0).backward()

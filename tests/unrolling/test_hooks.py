@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tracetorch as tt
-from tests.export.models import stepped_program
+from tests.unrolling.models import Whole
 from tracetorch import metrics, snn
 from tracetorch.export.program import step_signature
 
@@ -94,29 +94,8 @@ def test_weights_that_hooks_compute_anew_run_by_layer(kind: str, segment: int | 
         assert "1.mem" in step_signature(model, x[0]).states
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_weights_that_hooks_compute_anew_are_exported(kind: str) -> None:
-    model, x = net(), torch.rand(5, 2, 4) * 3
-    WEIGHTS[kind](model)
-    tt.unroll(model.eval(), x)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.1)  # what the hook has set is stale
-    program = tt.export.step(model, x[0])
-    y, _ = stepped_program(program, x, tt.export.initial_states(program, batch=2))
-    with torch.no_grad():
-        expected = tt.unroll(model, x, by="step", from_rest=True)
-    torch.testing.assert_close(y, expected)
-
-
 def keep_mask(module: nn.Module, args: Any) -> None:
     module.weight_mask = torch.roll(module.weight_mask, 1)  # type: ignore[arg-type]
-
-
-def count(module: Any, args: Any, output: Tensor) -> Tensor:
-    module.calls = getattr(module, "calls", 0) + 1
-    return output * module.calls
 
 
 def keep_trace(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -127,12 +106,7 @@ def keep_trace(module: Any, args: Any, output: Tensor) -> Tensor:
 MEMORIES: dict[str, Callable[[Any], Any]] = {
     "fading": lambda m: Fading.apply(m[0], "weight"),
     "mask": lambda m: (WEIGHTS["pruned"](m), m[0].register_forward_pre_hook(keep_mask)),
-    "counter": lambda m: m[0].register_forward_hook(count),
     "trace": lambda m: m[0].register_forward_hook(keep_trace),
-    "trace of a pruned layer": lambda m: (
-        WEIGHTS["pruned"](m),
-        m[0].register_forward_hook(keep_trace),
-    ),
 }
 
 
@@ -166,37 +140,25 @@ def test_a_spectral_norm_in_training_goes_on_once() -> None:
 class PerSample:
     """Hooks as Opacus has them: inputs kept on the layer, gradients per sample on parameters."""
 
-    def __init__(self, model: nn.Module, again: bool = False) -> None:
-        self.again = again  # compute in a transform of the layer, as for those it does not know
+    def __init__(self, model: nn.Module) -> None:
         for module in model.modules():
-            own = list(module.parameters(recurse=False))
-            if any(p.requires_grad for p in own):
-                module.register_forward_hook(self.capture_activations)
+            if any(p.requires_grad for p in module.parameters(recurse=False)):
+                vars(module)["activations"] = []
+                module.register_forward_hook(lambda m, args, y: m.activations.append(args[0]))
                 module.register_full_backward_hook(self.capture_backprops)
 
-    def capture_activations(self, module: Any, args: Any, output: Any) -> None:
-        if not hasattr(module, "activations"):
-            module.activations = []
-        module.activations.append(args[0].detach())
-
     def capture_backprops(self, module: Any, grad_input: Any, grad_output: Any) -> None:
-        x, grad = module.activations.pop(), grad_output[0]
-        module.max_batch_len = len(x)
-        if isinstance(module, nn.Linear) and not self.again:
-            samples = {"weight": torch.einsum("bo,bi->boi", grad, x), "bias": grad}
-        else:
-            parameters = dict(module.named_parameters())
+        """Compute in a transform of the layer, as for those that Opacus does not know."""
+        bare = copy.copy(module)
+        bare._forward_hooks, bare._backward_hooks = OrderedDict(), OrderedDict()
 
-            bare = copy.copy(module)
-            bare._forward_hooks, bare._backward_hooks = OrderedDict(), OrderedDict()
+        def loss(values: Any, x: Tensor, grad: Tensor) -> Tensor:
+            y: Tensor = torch.func.functional_call(bare, values, (x[None],))
+            return (y * grad[None]).sum()
 
-            def loss(values: Any, x: Tensor, grad: Tensor) -> Tensor:
-                y: Tensor = torch.func.functional_call(bare, values, (x[None],))
-                return (y * grad[None]).sum()
-
-            samples = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(
-                parameters, x, grad
-            )
+        samples = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(
+            dict(module.named_parameters()), module.activations.pop().detach(), grad_output[0]
+        )
         for name, values in samples.items():
             parameter = getattr(module, name)
             parameter.grad_sample = getattr(parameter, "grad_sample", 0.0) + values
@@ -209,41 +171,29 @@ def frozen() -> nn.Sequential:
     return nn.Sequential(first, neurons, second, snn.Readout(6, learn_beta=False)).double()
 
 
-class OverTime(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return tt.unroll(self.model, x[:, None], from_rest=True)
-
-
-@pytest.mark.parametrize("again", [False, True])
-def test_gradients_per_sample_by_step_are_those_of_each_sequence(again: bool) -> None:
+def test_gradients_per_sample_by_step_are_those_of_each_sequence() -> None:
     model, x = frozen(), torch.rand(5, 3, 4).double() * 3
-    over_time = OverTime(model)
+    whole = Whole(model)
 
     def loss(parameters: Any, x: Tensor) -> Tensor:
-        y: Tensor = torch.func.functional_call(over_time, parameters, (x,))
+        y: Tensor = torch.func.functional_call(whole, parameters, (x[:, None],))
         return y.square().sum()
 
-    learned = {n: p.detach() for n, p in over_time.named_parameters() if p.requires_grad}
+    learned = {n: p.detach() for n, p in whole.named_parameters() if p.requires_grad}
     expected = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(learned, x)
     tt.zero_states(model)
-    PerSample(model, again)
+    PerSample(model)
     tt.unroll(model, x.requires_grad_(), by="step").square().sum().backward()
     for name, values in expected.items():
-        found = over_time.get_parameter(name).grad_sample  # type: ignore[attr-defined]
+        found = whole.get_parameter(name).grad_sample  # type: ignore[attr-defined]
         torch.testing.assert_close(found, values)
         assert values.abs().sum() > 0
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_an_engine_of_gradients_per_sample_gets_true_reasons(again: bool) -> None:
-    x = torch.rand(5, 3, 4).double()
+def test_an_engine_of_gradients_per_sample_gets_true_reasons() -> None:
     learning = net()
-    PerSample(learning, again)
-    y = tt.unroll(learning, x.float().requires_grad_(), by="step")
+    PerSample(learning)
+    y = tt.unroll(learning, torch.rand(5, 3, 4).requires_grad_(), by="step")
     with pytest.raises(RuntimeError, match=r"per sample do so too \(Opacus\): freeze the param"):
         y.sum().backward()
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import FEW_LAYERS, NEURONS, PLACES, examples, layer, sequence
+from tests.cases import FEW_LAYERS, NEURONS, PLACES, examples, layer, module, sequence
+from tests.refusals import check, refusals
 from tests.unrolling.memories import Says
 from tests.unrolling.models import Skip, conv, dense, dyadic, gradcheck, made, recurrent
 from tracetorch import fuse, snn
@@ -130,28 +131,20 @@ class OwnSequence(Started):
         return super().forward_sequence(x, record, further=further)
 
 
-class StartName(Started):
+class Names(Started):
+    """Parameters with the names that restarts have elsewhere."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.weight("initial_x", 0.3)
-        self.weight("initial_w_", 0.3)
+        for name in ("initial_x", "initial_w_", "restarts"):
+            self.weight(name, 0.3)
 
     @staticmethod
-    def step(x, v, w, *, beta, initial_x, initial_w_):  # type: ignore[override]
-        return Started.step(x + initial_x * initial_w_, v, w, beta=beta)
+    def step(x, v, w, *, beta, initial_x, initial_w_, restarts):  # type: ignore[override]
+        return Started.step(x + initial_x * initial_w_ + restarts, v, w, beta=beta)
 
 
-class OtherName(Started):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight("restarts", 0.3)
-
-    @staticmethod
-    def step(x, v, w, *, beta, restarts):  # type: ignore[override]
-        return Started.step(x + restarts, v, w, beta=beta)
-
-
-@pytest.mark.parametrize("kind", [Started, OwnStart, OwnZero, OwnSequence, StartName, OtherName])
+@pytest.mark.parametrize("kind", [Started, OwnStart, OwnZero, OwnSequence, Names])
 def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) -> None:
     model = kind()
     x, reset = sequence(T, B, 3), resets()
@@ -209,6 +202,9 @@ def test_records_inputs_batches_and_time_dimensions() -> None:
     torch.testing.assert_close(seen, stepped, rtol=0, atol=0)
     turned = tt.unroll(model, x.transpose(0, 1), reset=reset.T, time_dim=1, from_rest=True)
     assert torch.equal(turned.transpose(0, 1), y)
+    assert torch.equal(tt.unroll(model, x, reset=reset, time_dim=-3, from_rest=True), y)
+    tt.unroll(model, x, reset=reset, check=True)
+    tt.zero_states(model)
     repeated = tt.unroll(model, x[0], steps=T, reset=reset, from_rest=True)
     expanded = tt.unroll(model, x[0].expand(T, B, 3), reset=reset, from_rest=True, by="step")
     assert torch.equal(repeated, expanded)
@@ -257,25 +253,6 @@ def test_noise_and_packed_sequences_restart_as_alone() -> None:
     assert torch.equal(tt.unroll(model, torch.cat(parts), reset=starts), alone)
 
 
-def test_time_counted_from_the_end_and_a_check() -> None:
-    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
-    y = tt.unroll(model, x, reset=reset, from_rest=True)
-    assert torch.equal(tt.unroll(model, x, reset=reset, time_dim=-3, from_rest=True), y)
-    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
-    tt.unroll(model, x, reset=reset, check=True)
-
-
-@pytest.mark.slow
-def test_torch_compile_restarts_too() -> None:
-    model, x, reset = made("dense"), dyadic(T, B, 3), resets()
-
-    def run(x: Tensor, reset: Tensor) -> Tensor:
-        y: Tensor = tt.unroll(model, x, reset=reset, from_rest=True)
-        return y
-
-    torch.testing.assert_close(torch.compile(run)(x, reset), run(x, reset))
-
-
 def test_vmap_over_networks_and_their_masks() -> None:
     model = layer("LIF", 3)
     xs = torch.stack([sequence(T, B, 3, seed=i) for i in range(3)])
@@ -289,35 +266,20 @@ def test_vmap_over_networks_and_their_masks() -> None:
     torch.testing.assert_close(torch.vmap(run)(xs, masks), expected)
 
 
-class OwnRestart(snn.TTModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = layer("LIF", 3)
-
-    def zero_states(self, *, where: Tensor | None = None) -> None:
-        super().zero_states(where=where)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.cell(x)
-        return y
-
-
-@pytest.mark.parametrize(
-    ("reset", "options", "error", "message"),
-    [
-        (resets().float(), {}, TypeError, "reset must be a tensor of booleans, .* got torch.float"),
-        ([True], {}, TypeError, "reset must be a tensor of booleans, .* got list"),
-        (resets(T, B + 1), {}, ValueError, r"shape \[T, B\] = \[9, 4\], .* got \[9, 5\]"),
-        (resets(B, T), {}, ValueError, r"shape \[T, B\] = \[9, 4\], .* got \[4, 9\]"),
-        (resets(), {"time_dim": -2}, ValueError, r"shape \[B, T\] = \[4, 9\], .* got \[9, 4\]"),
-    ],
+@refusals(
+    r"""
+    reset=resets().float() -> TypeError: reset must be a tensor of booleans, .* got torch.float
+    reset=[True] -> TypeError: reset must be a tensor of booleans, .* got list
+    reset=resets(T, B + 1) -> ValueError: shape \[T, B\] = \[9, 4\], got \[9, 5\]
+    reset=resets(B, T) -> ValueError: shape \[T, B\] = \[9, 4\], got \[4, 9\]
+    reset=resets(B, T), time_dim=-2 -> ValueError: shape \[B, T\] = \[9, 4\], got \[4, 9\]
+    """
 )
-def test_a_mask_that_does_not_fit_is_refused(reset, options, error, message):
-    model = made("dense")
-    x = dyadic(T, B, 3) if not options else dyadic(B, T, 3)
-    with pytest.raises(error, match=message):
-        tt.unroll(model, x, reset=reset, **options)
-    assert not tt.get_states(model)
+def test_a_mask_that_does_not_fit_is_refused(call: str, error: str) -> None:
+    check(f"tt.unroll(made('dense'), dyadic(T, B, 3), {call})", error, globals())
+
+
+def test_a_batch_that_another_module_changes_is_refused() -> None:
     doubled = nn.Sequential(Says(lambda x: torch.cat([x, x])), snn.LIF(3))
     with pytest.raises(ValueError, match=r"'1', .* got 8 samples in each step, .* says of 4 where"):
         tt.unroll(doubled, dyadic(T, B, 3).float(), reset=resets())
@@ -336,7 +298,8 @@ def test_a_restart_of_its_own_runs_by_step() -> None:
     holder.inner = model
     with pytest.raises(ValueError, match="has a zero_states of its own"):
         tt.unroll(holder, sequence(T, B, 3), reset=resets())
-    own, x = OwnRestart(), sequence(T, B, 3)
-    with pytest.raises(ValueError, match="OwnRestart, at 'the root', has a zero_states of"):
+    own, x = module(lambda s, x: s.cell(x), cell=layer("LIF", 3)), sequence(T, B, 3)
+    type(own).zero_states = lambda s, *, where=None: tt.zero_states(s.cell, where=where)
+    with pytest.raises(ValueError, match="Model, at 'the root', has a zero_states of"):
         tt.unroll(own, x, reset=resets())
     tt.unroll(own, x, reset=resets(), by="step")

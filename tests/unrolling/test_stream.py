@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
-from tests.cases import sequence, stepped
+from tests.cases import module, sequence, stepped
 from tests.unrolling.test_threads import NETWORKS, B, N, T, X, equal, failing, made, switching_often
 from tests.unrolling.test_threads import states_of as states_on
 from tracetorch.snn.passes import current_pass
@@ -147,9 +148,8 @@ def test_a_model_compiled_by_torch_runs_in_streams() -> None:
     model = made()
     expected = tt.unroll(made(), X, by="step")
     torch.compiler.reset()
-    compiled: Any = torch.compile(model, backend="eager")
     with torch.no_grad():
-        for each in (compiled, model):
+        for each in (traced(model), model):
             streams = tt.Stream(each), tt.Stream(each)
             for _ in range(2):
                 y = [torch.stack(both) for both in zip(*map(steps_of(X), streams), strict=True)]
@@ -164,21 +164,12 @@ def steps_of(x: Tensor) -> Callable[[tt.Stream], Tensor]:
     return lambda stream: steps(stream, x)
 
 
-class Calls(nn.Module):
-    """Calls a stream of another model, which this one holds or not."""
-
-    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.run, self.cell = run, tt.snn.LIF(N).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.cell(self.run(x))
-        return y
+def calls(run: Callable[[Tensor], Tensor]) -> Any:
+    """Make a model that calls a stream of another one, or a model that it does not hold."""
+    return module(lambda s, x: s.cell(run(x)), cell=tt.snn.LIF(N).double())
 
 
-def compiled(model: Any) -> tt.Stream:
-    made_faster: Any = torch.compile(model, backend="eager")
-    return tt.Stream(made_faster)
+traced: Any = functools.partial(torch.compile, backend="eager")
 
 
 def recomputed(stream: tt.Stream) -> None:
@@ -206,14 +197,14 @@ def test_a_stream_goes_on_behind_a_model_in_another_dtype_as_its_error_says() ->
     [
         (lambda s: tt.Stream(cast(Any, X)), TypeError, r"must be a torch\.nn\.Module|nn\.Module"),
         (lambda s: tt.Stream(tt.online(s.model)), ValueError, "a learner for each stream, each wi"),
-        (lambda s: copy.deepcopy(s), TypeError, "not copied or pickled, its states are"),
-        (lambda s: tt.unroll(Calls(s), X, by="step"), ValueError, "inside of a model that runs it"),
-        (lambda s: tt.unroll(Calls(s), X), ValueError, "inside of a model that runs itself"),
-        (lambda s: tt.Stream(Calls(s))(X[0]), ValueError, "would be no part of that call"),
-        (lambda s: tt.Stream(Calls(made().forward))(X[0]), ValueError,
+        (lambda s: copy.deepcopy((s.detach_states(), s)), TypeError, "cannot pickle"),
+        (lambda s: tt.unroll(calls(s), X, by="step"), ValueError, "inside of a model that runs it"),
+        (lambda s: tt.unroll(calls(s), X), ValueError, "inside of a model that runs itself"),
+        (lambda s: tt.Stream(calls(s))(X[0]), ValueError, "would be no part of that call"),
+        (lambda s: tt.Stream(calls(made().forward))(X[0]), ValueError,
          "in a stream, and is no part of"),
-        (lambda s: compiled(Calls(made().forward))(X[0]), ValueError,
-         "in a stream, and is no part of its model"),
+        (lambda s: tt.Stream(traced(calls(made().forward)))(X[0]),
+         ValueError, "in a stream, and is no part of its model"),
         (lambda s: torch.vmap(s)(X), ValueError, "a stream cannot run in torch.func transforms"),
         (recomputed, ValueError,
          r"called inside backward\(\).* Use stream.unroll\(x, segment=\.\.\."),

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import layer, sequence
+from tests.cases import layer, module, sequence
 from tests.unrolling.models import By, Counts, dyadic, with_dyadic_weights
 from tracetorch import snn
+from tracetorch.fuse.dispatch.backends import backend_named
+from tracetorch.fuse.runtime.cpu import CpuBackend
 from tracetorch.snn.passes import current_pass
 
 T, B, N = 5, 2, 4
@@ -39,15 +41,11 @@ class Escaping(snn.Neuron):
         return mem * (noise > 0.5), mem
 
 
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.mix, self.second = layer("LIF", N), nn.Linear(N, N), layer("SRLIF", N)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.first(x)
-        y: Tensor = h + self.second(self.mix(h))
-        return y
+def residual() -> nn.Module:
+    first, mix, second = layer("LIF", N), nn.Linear(N, N), layer("SRLIF", N)
+    return module(
+        lambda s, x: (h := s.first(x)) + s.second(s.mix(h)), first=first, mix=mix, second=second
+    )
 
 
 def population() -> nn.Module:
@@ -56,7 +54,7 @@ def population() -> nn.Module:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "dense": lambda: nn.Sequential(layer("LIF", N), nn.Linear(N, N), layer("Readout", N)),
-    "residual": Residual,
+    "residual": residual,
     "recurrent": lambda: snn.Recurrent(layer("LIF", N), nn.Linear(N, N)),
     "recurrent with delays": lambda: snn.Recurrent(
         layer("LIF", N), snn.DelayedLinear(N, N, max_delay=2)
@@ -384,8 +382,8 @@ def test_a_call_that_fails_anywhere_leaves_states_as_they_were(name: str, by: By
         tt.detach_states(each)
     before, values = states_of(model), tt.get_states(model)
     failed = 0
-    for module, call in itertools.product(model.modules(), range(1, T + 1)):
-        with failing(module, call) as calls:
+    for part, call in itertools.product(model.modules(), range(1, T + 1)):
+        with failing(part, call) as calls:
             with suppress(ZeroDivisionError):
                 tt.unroll(model, X, by=by, from_rest=True)
             count = len(calls)
@@ -420,17 +418,6 @@ def test_a_failed_run_of_any_kind_leaves_states_as_they_were(run, kind):
     del model[-1]
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(tt.unroll, model, X).exception() is None
-
-
-@pytest.mark.parametrize("part", [0, 2])
-def test_a_failed_step_of_a_population_leaves_all_of_it_as_it_was(part: int) -> None:
-    inside = population()
-    model = snn.Recurrent(inside, nn.Linear(N, N)).double()
-    model(X[0])
-    before = states_of(model)
-    with failing(inside[part], 1), pytest.raises(ZeroDivisionError):  # type: ignore[index]
-        model(X[1])
-    assert all(a is b for a, b in zip(states_of(model), before, strict=True))
 
 
 def interrupt_at(number: int) -> Callable[..., None]:
@@ -492,3 +479,56 @@ def test_a_call_interrupted_anywhere_leaves_no_mixture(name: str, by: By, stride
     assert equal(tt.get_states(model), ends)
     # and what stood in the modules for the length of a pass is taken back by the next one at last
     assert not any({"forward", "__getstate__"} & vars(m).keys() for m in model.modules())
+
+
+# A device without memory: states and gradients are as before
+
+
+class Full(nn.Module):
+    """A device that has no memory left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def full(*given: Any) -> Any:
+    return Full()(torch.ones(1))
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("segment", [None, 4])
+def test_out_of_memory_leaves_the_states(by: Any, segment: int | None) -> None:
+    net = nn.Sequential(snn.LIF(3), nn.ModuleDict({"inner": nn.Identity()})["inner"], snn.LIF(3))
+    tt.unroll(net, torch.ones(2, 2, 3))
+    before = net[0].mem
+    net[1] = nn.Sequential(nn.Identity(), Full())
+    with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 2\.00 GiB"):
+        tt.unroll(net, torch.ones(8, 2, 3), by=by, segment=segment)
+    assert net[0].mem is before
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_a_segment_without_memory_leaves_other_graphs_alone(by: Any) -> None:
+    net = nn.Sequential(snn.LIF(3), Full())
+    with pytest.raises(torch.OutOfMemoryError) as kept:  # as a notebook keeps the last error
+        tt.unroll(net, torch.ones(8, 2, 3), by=by, segment=4)
+    x = torch.full((3,), 0.5, requires_grad=True)
+    x.square().sum().backward()
+    assert torch.equal(torch.ones_like(x), x.grad), kept
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_out_of_memory_in_a_kernel(tried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, and where a kernel is tried; states and gradients are as before."""
+    monkeypatch.setattr(backend_named("cpu"), "tried", tried)
+    net = nn.Sequential(nn.Linear(3, 3), snn.LIF(3, beta=0.8125))
+    y = tt.unroll(net, torch.ones(8, 2, 3))
+    before = net[1].mem
+    for kernel in ("forward", "backward"):
+        monkeypatch.setattr(CpuBackend, kernel, full)
+    with pytest.raises(torch.OutOfMemoryError, match="in the backward pass of LIF, of 8 steps: CU"):
+        y.sum().backward()
+    assert net[1].raw_beta.grad is None
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        tt.unroll(net, torch.ones(8, 2, 3))
+    assert net[1].mem is before

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from typing_extensions import assert_type
 
 import tracetorch as tt
 from tests.cases import LAYERS, examples, layer, module, sequence, stepped, weighted_sum
@@ -222,9 +221,7 @@ def unusual(kind: str) -> Any:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (twice(), r"layer 'cell', LIF\(3\), is called twice in one step.*by=\"step\""),
-        (nn.Sequential(nn.RNN(3, 3)), r"0 \(RNN\) keeps a memory of its own: it cannot run by lay"),
-        (nn.LSTM(3, 3), r"\. By step, .* on the whole sequence, outside .*nn\.LSTMCell or nn\.RNN"),
+        (nn.LSTM(3, 3), r"on sequences outside of unroll, or use an nn\.GRUCell, say"),
         (nn.Sequential(nn.Flatten(0)), r"begins with time and batch, 4 \* 2 = 8; .* shape \[24\]"),
         (
             nn.Sequential(nn.Flatten(0), snn.LIF(3, dim=0)),
@@ -279,14 +276,13 @@ X = torch.ones(5, 2, 3)
     torch.ones(0, 2, 3) -> ValueError: x has no time step: shape \[0, 2, 3\]
     torch.ones(3) -> ValueError: x needs time and a batch, got shape \[3\]\. Of one sample, x\.unsq
     torch.ones(()), steps=2 -> ValueError: x needs a batch, got shape \[\]
-    X.numpy() -> TypeError: got ndarray\. Wrap it: torch\.as_tensor\(x, dtype=
+    X.numpy() -> TypeError: got ndarray\. Sequences of unequal length: x, mask =
     [1.0] -> TypeError: x must be a tensor, a tuple or a dict of tensors, got list
     NESTED -> TypeError: got a nested tensor\. .*tt\.data\.pad\(sequences\)
     NESTED, time_dim=1 -> TypeError: got a nested tensor\. .*tt\.data\.pad\(sequences\)
     JAGGED -> TypeError: got a nested tensor\. .*tt\.data\.pad\(sequences\)
     PACKED -> TypeError: got PackedSequence\. .*mask goes to losses, decod
     RAGGED -> TypeError: got list\. Sequences of unequal length: x, mask =
-    3 -> TypeError: got int\.$
     () -> ValueError: x holds no tensor
     {} -> ValueError: x holds no tensor
     (X, 1) -> TypeError: x\[1\] must be a tensor, got int
@@ -294,9 +290,10 @@ X = torch.ones(5, 2, 3)
     (X, X[:4]) -> ValueError: x: x\[1\] has time and batch \[4, 2\], x\[0\] has \[5, 2\]
     {"a": X[0], "b": X}, steps=4 -> ValueError: x\['b'\] has batch \[5\], x\['a'\] has
     X, record="mme" -> ValueError: nothing is called 'mme'. Did you
-    X, record=[1] -> TypeError: record takes names, got 1
+    X, record=[1] -> TypeError: record takes a name or a list of names, got \[1\]
     X, segment=0 -> ValueError: segment must be at least 1, got 0
     X, segment=2.0 -> TypeError: segment must be an integer, got 2.0
+    X, segment="512MB" -> TypeError: segment must be an integer, got '512MB'
     X, segment=True -> TypeError: segment must be an integer, got True
     X, check=0 -> ValueError: check must be
     X, check=-1 -> ValueError: check must be
@@ -310,22 +307,11 @@ def test_error_names_a_bad_argument(call: str, error: str) -> None:
 
 def test_errors_of_models_and_outputs() -> None:
     with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
-        tt.unroll(lambda x: x, torch.ones(1, 1, 1))  # type: ignore[call-overload]  # no module
+        tt.unroll(lambda x: x, torch.ones(1, 1, 1))  # type: ignore[arg-type]  # no module
     model = nn.Sequential(nn.Flatten(), snn.LIF(8))
-    with pytest.raises(ValueError, match=r"time_dim is 3, but an output .* has shape \[2, 3, 8\]"):
+    with pytest.raises(IndexError, match="Dimension out of range"):
         tt.unroll(model, torch.ones(3, 2, 4, 2), time_dim=3)
     assert model[1].mem is None
-
-
-def test_second_backward_error_names_detach_states() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), layer("SLIF", 3))
-    x = sequence(4, 2, 3, dtype=torch.float32)
-    tt.unroll(model, x).sum().backward()
-    again = tt.unroll(model, x).sum()
-    with pytest.raises(RuntimeError, match="detach_states"):
-        again.backward()
-    tt.detach_states(model)
-    tt.unroll(model, x).sum().backward()
 
 
 def test_models_of_these_tests_spike() -> None:
@@ -348,38 +334,54 @@ def test_backward_hook_before_the_first_neuron_sees_every_step() -> None:
     assert seen == [(10, 3)]  # all steps, not their sum
 
 
-def test_type_of_the_result_follows_from_record() -> None:
-    # mypy checks it: with a recording a pair, without one whatever the model returns
-    net, x = nn.Sequential(snn.LIF(2)), torch.ones(3, 1, 2)
-    recorded = tt.unroll(net, x, record="0.mem")
-    assert_type(recorded, tuple[Any, dict[str, Tensor]])
-    assert_type(tt.unroll(net, x, record=["0.mem"], by="step"), tuple[Any, dict[str, Tensor]])
-    assert_type(tt.unroll(net, x), Any)
-    assert_type(tt.unroll(net, x, record=None), Any)
-    assert list(recorded[1]) == ["0.mem"]
-
-
-class PerStep(snn.TTModule):
-    """Call a GRU on one step, with a time of its own or without."""
-
-    def __init__(self, *, keyword: bool, time: bool) -> None:
-        super().__init__()
-        self.gru, self.keyword, self.time = nn.GRU(3, 3), keyword, time
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x[None] if self.time else x
-        y: Tensor = (self.gru(input=x) if self.keyword else self.gru(x))[0]
-        return y[0] if self.time else y
-
-
-@pytest.mark.parametrize("keyword", [False, True])
-def test_by_step_does_not_take_a_batch_for_a_sequence(keyword: bool) -> None:
+def test_by_step_does_not_take_a_batch_for_a_sequence() -> None:
     x = torch.ones(4, 2, 3)
-    message = r"gru \(GRU\) keeps a memory of its own.* By step, a batch.*nn\.GRUCell"
-    for run in (tt.unroll, tt.metrics.profile):
-        with pytest.raises(ValueError, match=message):
-            run(PerStep(keyword=keyword, time=False), x, by="step")
+    for forward in (lambda s, x: s.gru(x)[0], lambda s, x: s.gru(input=x)[0]):
+        for run in (tt.unroll, tt.metrics.profile):
+            with pytest.raises(ValueError, match=r"gru \(GRU\) keeps a memory.*nn\.GRUCell"):
+                run(module(forward, gru=nn.GRU(3, 3)), x, by="step")
     # with a time of its own inside the step it is right
-    model = PerStep(keyword=keyword, time=True)
+    model = module(lambda s, x: s.gru(x[None])[0][0], gru=nn.GRU(3, 3))
     assert torch.equal(tt.unroll(model, x, by="step"), torch.stack([model(step) for step in x]))
     assert not model.gru._forward_pre_hooks
+
+
+@pytest.mark.parametrize("by", ["layer", "step"])
+@pytest.mark.parametrize("segment", [None, 2])
+def test_from_rest_starts_from_zero_and_leaves_no_states(by: Any, segment: Any) -> None:
+    net, x = layer("SRLIF", 4), 2 * torch.rand(5, 3, 4)
+    expected = tt.unroll(net, x)
+    held = tt.get_states(net, detach=False)
+    assert torch.equal(tt.unroll(net, x, by=by, segment=segment, from_rest=True), expected)
+    assert all(state is held[name] for name, state in tt.get_states(net, detach=False).items())
+    tt.zero_states(net)
+    other = tt.unroll(net, torch.rand(5, 7, 4), by=by, from_rest=True)
+    assert other.shape == (5, 7, 4)
+    assert tt.get_states(net) == {}
+    with pytest.raises(ValueError, match="has 4 neurons"):
+        tt.unroll(net, torch.rand(5, 7, 3), by=by, from_rest=True)
+    assert tt.get_states(net) == {}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_nan_is_logged_once(by: Any, grad: bool, caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), snn.LIF(4), nn.Linear(4, 2), snn.Readout(2))
+    x = torch.rand(5, 3, 4)
+    with torch.set_grad_enabled(grad):
+        tt.unroll(net, torch.rand(5, 3, 4), by=by, from_rest=True)
+        assert caplog.text == ""
+        x[0, 2, 1] = torch.nan
+        for _ in range(2):
+            y = tt.unroll(net, x, by=by, from_rest=True)
+    assert torch.isfinite(y).all()
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("1.mem is NaN, and stays so until zero_states(). A neuron's spike is")
+    assert "tt.diagnose names where it begins" in message
+
+
+def test_nan_is_not_looked_for_inside_a_transform(caplog: pytest.LogCaptureFixture) -> None:
+    neurons = snn.LIF(4)
+    x = torch.full((6, 5, 3, 4), torch.nan)
+    torch.func.vmap(lambda each: tt.unroll(neurons, each, from_rest=True))(x)
+    assert "NaN" not in caplog.text

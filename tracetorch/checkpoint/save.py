@@ -13,9 +13,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from tracetorch.checkpoint.descriptions import describe, plain
 from tracetorch.checkpoint.read import CHECKSUM_KEY, FORMAT, HEADER_KEY, STATE_PREFIX, checksum
+from tracetorch.core import __version__
 from tracetorch.core.checks import check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
-from tracetorch.core.version import __version__
 from tracetorch.core.walk import hidden_modules, join_path
 from tracetorch.snn.states import get_states
 

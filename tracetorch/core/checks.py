@@ -6,7 +6,7 @@ import difflib
 import math
 import numbers
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -35,13 +35,10 @@ def check_integer(name: str, value: object) -> int:
 
 def check_integers(name: str, values: object) -> Tensor:
     """Return a tensor of integers, detached; raise ``TypeError`` for others, and for a mask."""
-    dtype = values.dtype if isinstance(values, Tensor) else None
-    if not isinstance(values, Tensor) or dtype not in INTEGERS:
-        got = dtype or type(values).__name__
-        way = "Convert it by .long()."
-        if dtype is torch.bool:
-            way = "Those of a mask are mask.nonzero().squeeze(1)."
-        raise TypeError(f"{name} must be a tensor of integers, got {got}. {way}")
+    if not isinstance(values, Tensor) or values.dtype not in INTEGERS:
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        ways = "Convert it by .long(), a mask by .nonzero().squeeze(1)."
+        raise TypeError(f"{name} must be a tensor of integers, got {got}. {ways}")
     return values.detach()
 
 
@@ -142,30 +139,27 @@ def is_sharded(module: nn.Module) -> bool:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
-def sharded_parts(model: nn.Module) -> Iterator[str]:
-    """Iterate over what of a model this process may hold only a part of, as messages begin."""
-    # no tensor can be of a class whose module was never imported
+def check_unsharded(model: nn.Module, by: str) -> None:
+    """Raise ``ValueError`` where this process may hold a part of a tensor, and ``by`` needs all."""
     tensors = sys.modules.get("torch.distributed.tensor")
     if tensors is None and "torch.distributed.fsdp" not in sys.modules:
         return
     for path, module in named_modules(model):
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensors is not None and isinstance(tensor, tensors.DTensor):
-                yield f"{join_path(path, name)!r} is"
+        registered = (*module._parameters.items(), *module._buffers.items())
+        paths = [
+            join_path(path, name)
+            for name, tensor in registered
+            if tensors and isinstance(tensor, tensors.DTensor)
+        ]
         # between two passes the parameters of FSDP2 may be whole
-        if is_sharded(module):
-            yield f"the parameters of {path or type(module).__name__!r} are"
-
-
-def check_unsharded(model: nn.Module, by: str) -> None:
-    """Raise ``ValueError`` where this process may hold a part of a tensor, and ``by`` needs all."""
-    for part in sharded_parts(model):
-        raise ValueError(
-            f"{part} sharded (DTensor, FSDP2): this process holds a part of it, and {by} needs all."
-            " Give a model that is not sharded; on every process, get_model_state_dict of "
-            "torch.distributed.checkpoint.state_dict gathers the values for it, and "
-            "set_model_state_dict spreads them: options=StateDictOptions(full_state_dict=True)."
-        )
+        for part in (*paths, *([path or type(module).__name__] if is_sharded(module) else ())):
+            raise ValueError(
+                f"{part!r} is sharded (DTensor, FSDP2): this process holds a part of it, and {by} "
+                "needs all. Give a model that is not sharded; on every process, "
+                "get_model_state_dict of torch.distributed.checkpoint.state_dict gathers the "
+                "values for it, and set_model_state_dict spreads them: "
+                "options=StateDictOptions(full_state_dict=True)."
+            )
 
 
 def suggestion(name: object, allowed: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -17,12 +17,7 @@ _LONGEST_END = 60  # of a name, in characters: with what stands before it no sys
 
 @contextmanager
 def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Replace a file atomically: write to the path this gives, which is moved once it is whole.
-
-    When the block fails, or the process is killed in it, the file is unchanged. Of several writers
-    the last one stays. The file that a symbolic link leads to is replaced. The file has the mode
-    that ``open(path, "w")`` leaves: of the file it replaces, or of a new one.
-    """
+    """Give a path to write to, which becomes the file, with its mode, once the block is done."""
     target = link_target(path)
     _check_folder(target.parent)
     kind = _kind_of(target)
@@ -51,30 +46,8 @@ def atomic_replace(path: str | os.PathLike[str]) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-@contextmanager
-def atomic_replace_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
-    """Replace several files together: where an error comes up, all of them are what they were.
-
-    A process that is killed while they are moved leaves some old and some new, each of them whole.
-    """
-    before: dict[Path, bytes | None] = {}
-    try:
-        with ExitStack() as moves:
-            yield [moves.enter_context(atomic_replace(path)) for path in paths]
-            targets = [link_target(path) for path in paths]
-            before.update({t: t.read_bytes() if t.exists() else None for t in targets})
-    except BaseException:
-        for target, data in before.items():
-            if data is None:
-                target.unlink(missing_ok=True)
-            elif target.read_bytes() != data:
-                with atomic_replace(target) as unfinished:
-                    unfinished.write_bytes(data)
-        raise
-
-
 def write_texts(name: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
-    """Write files of ASCII into a folder, or one in it, which are made as needed: all, or none."""
+    """Write files of ASCII into a folder, or one in it, which are made as needed: all or none."""
     if not os.fspath(name):  # a path of it would be the working folder
         raise ValueError("the folder has no name. Name one, '.' for the one you are in.")
     folder = Path(name)
@@ -84,9 +57,10 @@ def write_texts(name: str | os.PathLike[str], texts: Mapping[str, str]) -> None:
             if not each.exists():
                 each.mkdir()
                 undo.callback(each.rmdir)
-        with atomic_replace_all([folder / file for file in texts]) as unfinished:
-            for file, text in zip(unfinished, texts.values(), strict=True):
-                file.write_text(text, encoding="ascii")
+        with ExitStack() as moves:  # each moved once all of them are whole
+            for file, text in texts.items():
+                unfinished = moves.enter_context(atomic_replace(folder / file))
+                unfinished.write_text(text, encoding="ascii")
         undo.pop_all()
 
 

@@ -29,11 +29,7 @@ def forward_hooks(
     first: Iterable[tuple[nn.Module, Hook]] = (),
     after: Iterable[tuple[nn.Module, Hook]] = (),
 ) -> Iterator[None]:
-    """Call hooks around the forward pass of modules, and remove all of them at the end.
-
-    ``earliest`` and ``first`` come before the module's other hooks, the others behind them.
-    What a hook returns replaces the arguments, or the output, unless it is ``None``.
-    """
+    """Call hooks in a block; ``earliest`` and ``first`` come before others, the rest behind."""
     # it also removes the hooks registered so far when a later registration fails
     with ExitStack() as stack:
         enter, both = stack.enter_context, {"with_kwargs": True, "prepend": True}

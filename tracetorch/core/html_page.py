@@ -32,10 +32,7 @@ def write_page(
 
 
 def html_page(folder: Path, title: str, data: str, parts: Sequence[Path] = ()) -> str:
-    """Fill the page that all pages share with contents, style and script of a folder, and data.
-
-    The scripts of ``parts`` and folder have one scope. Data are elements of HTML.
-    """
+    """Fill the shared page with a folder's contents, style and script, and data, which are HTML."""
     template = folder / folder.name
     page, texts = (_text(part.with_suffix(".html")) for part in (SHARED, template))
     style, script = (

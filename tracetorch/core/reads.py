@@ -54,13 +54,8 @@ _UNUSED = (
     *("__getstate__", "__init__", "__new__", "__post_init__", "__reduce__", "__replace__"),
     *("__repr__", "__setattr__", "__setstate__"),
 )
-_DONE = {
-    "IS_OP": "compares by is",
-    "MATCH_CLASS": "matches a class",
-    "IMPORT_NAME": "imports",
-    "LOAD_BUILD_CLASS": "makes a class",
-    "TRY": "catches",
-}
+_DONE = {"IS_OP": "compares by is", "IMPORT_NAME": "imports", "TRY": "catches"}
+_DONE |= {"MATCH_CLASS": "matches a class", "LOAD_BUILD_CLASS": "makes a class"}
 _NOTHING: Mapping[str, object] = types.MappingProxyType({})
 _WRITES = ("DELETE_ATTR", "DELETE_GLOBAL", "STORE_ATTR", "STORE_DEREF", "STORE_GLOBAL")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import is_
@@ -48,57 +48,52 @@ def set_values(tensor: Tensor, values: Tensor) -> None:
         tensor.data.copy_(values)
 
 
-class _Objects:
-    """The objects that a model's modules, containers and plain objects hold by name or in order."""
+def _setters_of(found: Walk) -> Iterator[Callable[[], object]]:
+    """Yield what gives modules, containers and plain objects the objects that they hold now."""
+    for _, module in found.modules:
+        # engines keep books of their own in every call; torch.jit shows a view of attributes
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith(
+            ("torch.nn.parallel", "torch.distributed")
+        ):
+            if hasattr(module, "training"):  # torch.jit.freeze leaves none
+                yield partial(setattr, module, "training", module.training)
+            continue
+        attributes = vars(module)
+        yield partial(_set_items, attributes, dict(attributes))
+        for name in ("_parameters", "_buffers", "_modules"):
+            yield partial(_set_items, attributes[name], dict(attributes[name]), is_registry=True)
+    for _, owner in found.owners:
+        if isinstance(owner, dict):
+            yield partial(_set_items, owner, dict(owner))
+        elif isinstance(owner, (list, deque, set)):
+            yield partial(_set_elements, owner, tuple(owner))
+        elif not isinstance(owner, (tuple, frozenset, partial, *METHODS)):
+            if isinstance(own := getattr(owner, "__dict__", None), dict):
+                yield partial(_set_items, own, dict(own))
+            yield partial(_set_slots, owner, slot_values(owner))
 
-    def __init__(self, found: Walk) -> None:
-        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any], bool]] = []
-        self._sequences: list[tuple[Any, tuple[Any, ...]]] = []
-        self._slots: list[tuple[object, dict[str, Any]]] = []
-        self._modes: list[tuple[nn.Module, bool]] = []
-        for _, module in found.modules:
-            # engines keep books of their own in every call; torch.jit shows a view of attributes
-            if isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith(
-                ("torch.nn.parallel", "torch.distributed")
-            ):
-                if hasattr(module, "training"):  # torch.jit.freeze leaves none
-                    self._modes.append((module, module.training))
-                continue
-            attributes = vars(module)
-            self._dicts.append((attributes, dict(attributes), False))
-            registries = [attributes[name] for name in ("_parameters", "_buffers", "_modules")]
-            self._dicts += [(each, dict(each), True) for each in registries]
-        for _, owner in found.owners:
-            if isinstance(owner, dict):
-                self._dicts.append((owner, dict(owner), False))
-            elif isinstance(owner, (list, deque, set)):
-                self._sequences.append((owner, tuple(owner)))
-            elif not isinstance(owner, (tuple, frozenset, partial, *METHODS)):
-                if isinstance(own := getattr(owner, "__dict__", None), dict):
-                    self._dicts.append((own, dict(own), False))
-                self._slots.append((owner, slot_values(owner)))
 
-    def restore(self) -> None:
-        """Give every module its attributes, and every container and object what it was made of."""
-        for now, before, is_registry in self._dicts:
-            if now.keys() == before.keys() and all(map(is_, map(now.get, before), before.values())):
-                continue
-            if is_registry:
-                # what was sharded then is left alone: FSDP puts its parameters together by itself
-                before = {k: v if _is_plain(v) else now.get(k, v) for k, v in before.items()}
-            now.clear()
-            now.update(before)
-        for owner, items in self._sequences:
-            if len(items) != len(owner) or not all(map(is_, items, owner)):
-                owner.clear()
-                owner.update(items) if isinstance(owner, set) else owner.extend(items)
-        for slotted, slots in self._slots:
-            for key in slot_values(slotted).keys() - slots.keys():
-                object.__delattr__(slotted, key)
-            for key, value in slots.items():
-                object.__setattr__(slotted, key, value)
-        for module, training in self._modes:
-            module.training = training
+def _set_items(now: dict[Any, Any], before: dict[Any, Any], is_registry: bool = False) -> None:
+    if now.keys() == before.keys() and all(map(is_, map(now.get, before), before.values())):
+        return
+    if is_registry:
+        # what was sharded then is left alone: FSDP puts its parameters together by itself
+        before = {k: v if _is_plain(v) else now.get(k, v) for k, v in before.items()}
+    now.clear()
+    now.update(before)
+
+
+def _set_elements(owner: Any, items: tuple[Any, ...]) -> None:
+    if len(items) != len(owner) or not all(map(is_, items, owner)):
+        owner.clear()
+        owner.update(items) if isinstance(owner, set) else owner.extend(items)
+
+
+def _set_slots(owner: object, slots: dict[str, Any]) -> None:
+    for key in slot_values(owner).keys() - slots.keys():
+        object.__delattr__(owner, key)
+    for key, value in slots.items():
+        object.__setattr__(owner, key, value)
 
 
 def _is_plain(value: object) -> bool:
@@ -116,7 +111,7 @@ def restored(
     code keeps outside of the attributes of modules cannot be known.
     """
     found = walk(model)
-    objects, modules = _Objects(found), [module for _, module in found.modules]
+    setters, modules = [*_setters_of(found)], [module for _, module in found.modules]
     registered = [t for m in modules for t in (*m.parameters(False), *m.buffers(False))]
     values = Values((*registered, *(t for _, t in found.tensors)) if tensors else ())
     cuda = {t.device.index for t, _ in values.values if t.is_cuda}
@@ -126,7 +121,8 @@ def restored(
                 module.training = bool(training)
             yield
         finally:
-            objects.restore()
+            for give_back in setters:
+                give_back()
             values.restore()
 
 

@@ -24,23 +24,15 @@ class Trajectories(Mapping[str, Tensor]):
     """What is known of them by name; names and values tell of the others."""
 
 
-def is_state(name: str, kind: Kind | None) -> bool:
-    """Whether a trajectory ``"path.name"`` holds states, whatever its values are."""
-    return kind == "state" or (kind is None and name.rpartition(".")[2] in STATE_NAMES)
-
-
 def are_events(name: str, values: NDArray[Any], kind: Kind | None) -> bool:
-    """Whether ``[T, B, N]`` are spikes of one size for each neuron."""
-    if is_state(name, kind):
-        return False
-    return is_events(values) if kind is None else has_one_size(values)
+    """Whether ``[T, B, N]``, recorded as ``"path.name"``, are spikes of one size per neuron."""
+    if kind is not None:
+        return kind != "state" and has_one_size(values)
+    return name.rpartition(".")[2] not in STATE_NAMES and is_events(values)
 
 
 def is_events(values: NDArray[Any]) -> bool:
-    """Whether ``[T, B, N]`` are spikes: 0, one positive and one negative value per neuron.
-
-    A neuron that is never 0 makes them states, unless all values are 0, 1 and -1.
-    """
+    """Whether ``[T, B, N]`` are spikes: 0, 1, -1; or 0 and one value of a sign per neuron."""
     if ((values == 0) | (np.abs(values) == 1)).all():
         return True
     return bool((values == 0).any((0, 1)).all()) and has_one_size(values)

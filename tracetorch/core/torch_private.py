@@ -87,10 +87,7 @@ _PLAIN = (Tensor, nn.Parameter)
 
 @contextmanager
 def global_modes_off() -> Iterator[None]:
-    """Run a block as outside of all modes: what it finds is remembered, and holds without them.
-
-    The search for anomalies, one switch for all threads, is touched only where it is on.
-    """
+    """Run a block as outside of all modes: what it finds is remembered, and holds without them."""
     private: Any = torch._C
     with ExitStack() as stack:
         stack.enter_context(private.DisableTorchFunction())
@@ -107,15 +104,11 @@ def global_modes_off() -> Iterator[None]:
             # activation checkpointing counts through such hooks what a module saves, and would
             # count these with it; the innermost ones win, and PyTorch leaves it to them to look
             # whether what was saved has been changed in place
-            hooks = torch.autograd.graph.saved_tensors_hooks(_with_version, _unchanged)
+            hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: (t, t._version), _unchanged)
             stack.enter_context(hooks)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
-
-
-def _with_version(tensor: Tensor) -> tuple[Tensor, int]:
-    return tensor, tensor._version
 
 
 def _unchanged(saved: tuple[Tensor, int]) -> Tensor:
@@ -142,12 +135,7 @@ def is_tracing() -> bool:
 
 
 def observed_by(tensors: Iterable[Tensor] = (), *, modes: bool = True) -> str | None:
-    """Return who must see every operation on tensors here, or ``None``: kernels hide them.
-
-    Tensors without plain memory are observers too: subclasses, wrappers, views that negate lazily.
-    ``torch.compile`` is not among them: ``is_compiling`` says so inside its trace. Without
-    ``modes``, only who needs the step itself: transforms and exports.
-    """
+    """Return who must see each operation, without ``modes`` each step: no kernel may run then."""
     for tensor in tensors:
         if type(tensor) not in _PLAIN:
             return f"{type(tensor).__name__} is a kind of tensor with operations of its own"
@@ -200,11 +188,6 @@ def version_of(tensor: Tensor) -> int | None:
         return None
 
 
-def versions_of(tensors: Iterable[Tensor | None]) -> list[int | None]:
-    """Return how often each tensor was written to; ``None`` for no tensor and where none counts."""
-    return [None if tensor is None else version_of(tensor) for tensor in tensors]
-
-
 def noticed(*tensors: Tensor | None) -> list[Tensor]:
     """Return what a node saves beside its arguments, so that a write to it raises in backward."""
     # of tensors of inference mode nobody counts writes, and no node can save them
@@ -233,10 +216,7 @@ def lowest_wrapped(tensor: Tensor) -> Tensor:
 
 
 def is_leaked_tracer(state: Tensor, x: Tensor | None = None) -> bool:
-    """Whether ``state`` has no values beside ``x``, because its trace or transform is over.
-
-    A transform of another kind, or a ``vmap`` of another size, may run at its level.
-    """
+    """Whether ``state`` has no values beside ``x``, because its trace or transform is over."""
     if torch.compiler.is_compiling():
         return False
     if isinstance(state, FakeTensor):
@@ -261,11 +241,7 @@ _kept: WeakKeyDictionary[Any, list[Tensor]] = WeakKeyDictionary()
 
 
 def kept_for_child(tensor: Tensor) -> Tensor:
-    """Return a tensor that a ``__getstate__`` has made, kept alive as long as a pickle needs it.
-
-    For a process that is being started it is the number of an open file, which is closed when the
-    tensor is freed; the child inherits it only after all is pickled.
-    """
+    """Keep a tensor as long as a pickle needs its file, which a process being started inherits."""
     process = get_spawning_popen()
     if process is not None:
         _kept.setdefault(process, []).append(tensor)

@@ -8,15 +8,13 @@ mock may claim to be a module. Inside ``torch.compile`` registered modules alone
 
 from __future__ import annotations
 
-import argparse
 import logging
-import queue
 import sys
 import sysconfig
-from collections import ChainMap, UserDict, UserList, UserString, deque
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import (
     BuiltinMethodType,
     GetSetDescriptorType,
@@ -24,7 +22,6 @@ from types import (
     MethodType,
     MethodWrapperType,
     ModuleType,
-    SimpleNamespace,
 )
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -44,24 +41,12 @@ class Opaque:
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 # Objects of these and of the standard library are not walked, but for modules and containers: they
 # can hold half of the process (a trainer, a logger), and none is a part of a model.
+_CONTAINERS_IN = ("argparse", "collections", "functools", "queue", "types")
 _FOREIGN_PACKAGES = frozenset({"lightning", "numpy", "pandas", "pytorch_lightning", "torch"})
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 METHODS = (MethodType, BuiltinMethodType, MethodWrapperType)
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_TRANSPARENT = (
-    nn.Module,
-    *CONTAINERS,
-    SimpleNamespace,
-    argparse.Namespace,
-    UserDict,
-    UserList,
-    UserString,
-    ChainMap,
-    queue.Queue,
-    np.ndarray,  # of objects
-    partial,  # by its slots
-    *METHODS,
-)
+_TRANSPARENT = (nn.Module, *CONTAINERS, np.ndarray, *METHODS)
 _OPAQUE = (Opaque, type, ModuleType, logging.Logger, torch.Tensor, Dataset, DataLoader, Sampler)
 Tensors: TypeAlias = list[tuple[str, torch.Tensor]]
 # A longer container is data, a replay buffer say: modules in it are found, nothing deeper.
@@ -79,7 +64,7 @@ def _is_opaque(kind: Any) -> bool:
     package = name.partition(".")[0]
     if package in _FOREIGN_PACKAGES:
         return True
-    if package not in sys.stdlib_module_names:
+    if package not in sys.stdlib_module_names or name in _CONTAINERS_IN:
         return False
     # a user's own trace.py or queue.py shares its name with a module of the standard library
     file = getattr(sys.modules.get(name), "__file__", None)
@@ -171,10 +156,7 @@ def slot_values(owner: object) -> dict[str, object]:
 
 
 def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
-    """Find all modules, containers, objects and tensors that are reachable from ``root``.
-
-    Modules of the type ``closed``, the root apart, are found but not entered.
-    """
+    """Find all that is reachable from ``root``; modules of the type ``closed`` are not entered."""
     found: list[tuple[str, nn.Module]] = []
     owners: list[tuple[str, object]] = []
     tensors: Tensors = []
@@ -199,7 +181,7 @@ def walk(root: object, *, closed: type[nn.Module] | None = None) -> Walk:
 
 
 def join_path(path: str, name: str) -> str:
-    """Return the dotted path of a part; the path of the root, and of the part itself, is empty."""
+    """Return the dotted path of a part; that of the root, and of the part itself, is empty."""
     return f"{path}.{name}" if path and name else path or name
 
 
@@ -222,10 +204,7 @@ def named_parameters(root: object) -> dict[str, nn.Parameter]:
 def modules_of(
     root: nn.Module, *, closed: type[nn.Module] | None = None
 ) -> list[tuple[str, nn.Module]]:
-    """List all modules as :func:`named_modules`, inside ``torch.compile`` the registered ones.
-
-    A root of the type ``closed`` is not entered either.
-    """
+    """List modules as :func:`named_modules`, in ``torch.compile`` those that are registered."""
     if closed is not None and isinstance(root, closed):
         return [("", root)]
     if not torch.compiler.is_dynamo_compiling():
@@ -252,11 +231,7 @@ def hidden_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def path_on_stack(layer: nn.Module) -> str | None:
-    """Find the path of ``layer`` in the outermost module that is being called, for messages.
-
-    The modules whose ``forward`` led to it are on the call stack. Inside of ``torch.compile``,
-    which cannot look at it, there is no path.
-    """
+    """Find the path of ``layer`` in the outermost module on the call stack, for messages."""
     callers: list[nn.Module] = []
     frame = None if torch.compiler.is_dynamo_compiling() else sys._getframe(1)
     while frame is not None:

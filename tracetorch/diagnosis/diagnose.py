@@ -29,13 +29,7 @@ from tracetorch.online_learning.learner import split_batch
 from tracetorch.probe.layers import call_order
 from tracetorch.ragged import check_mask
 from tracetorch.snn.module import zero_states
-from tracetorch.unrolling.inputs import (
-    Inputs,
-    mask_first,
-    parse_inputs,
-    place_time,
-    tensors_by_name,
-)
+from tracetorch.unrolling.inputs import Inputs, mask_first, parse_inputs, tensors_by_name
 
 # In the order of cause and effect, which the sort by severity keeps among equals
 _CAUSES = (data, parameters, activity, gradients)
@@ -114,7 +108,7 @@ def diagnose(
         check_mask(mask, "the input", torch.empty(inputs.steps, inputs.batch, device="meta"))
 
     def value(y: Any) -> Tensor:
-        place = partial(place_time, time_dim=time_dim)
+        place = partial(torch.movedim, source=0, destination=time_dim)
         found: Any = loss(pytree.tree_map(place, y) if time_dim else y, *rest)
         if not isinstance(found, Tensor):
             raise TypeError(f"loss must return a tensor, got {type(found).__name__}.")

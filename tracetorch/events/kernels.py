@@ -1,11 +1,8 @@
 """Kernels of products with events, in LLVM IR: scan for events, sort lists of them, gather rows.
 
-Each function writes one kernel, for float32 or float64, and names its arguments in the order in
-which it is given them. A task is ``per_task`` rows or columns.
-
-Events are the values of a matrix that are not 0. ``starts[row]`` is where the list of a row begins
-in ``indices``, the columns of its events, and in ``values``, which is read where ``weighted``: not
-all are 1. Tables of floats have rows of ``width``, a multiple of 16.
+``starts[row]`` is where the list of a row begins in ``indices``, the columns of its events, and in
+``values``, which is read where ``weighted``: not all are 1. Tables have rows of ``width``, a
+multiple of 16; a task is ``per_task`` rows or columns.
 """
 
 from __future__ import annotations

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tracetorch.core.torch_private import CONV_FORWARD, is_compiled, observed_by
+from tracetorch.events.choice import Product, conv_crossover, crossover, mode, observers, report
 from tracetorch.events.conv import CONV, Window, window
-from tracetorch.events.crossover import conv_crossover, crossover
-from tracetorch.events.lists import EventLists, list_events, sampled_density
-from tracetorch.events.mode import Product, mode, observers, report
-from tracetorch.events.product import LINEAR, product
+from tracetorch.events.product import LINEAR, EventLists, list_events, product, sampled_density
 from tracetorch.fuse import backend
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
 from tracetorch.snn.connectivity import plain_class
@@ -37,9 +35,8 @@ _DOUBT = 1.5
 def event_modules(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
     """Return the modules that may compute with events, each once.
 
-    A subclass may do anything, and a parametrized module is one, but for those that
-    ``tt.snn.connect`` has given a mask or signs. Where ``torch.compile`` has compiled a part of the
-    model there are none: it would compile what is set here.
+    A subclass may do anything. Where ``torch.compile`` has compiled a part of the model there are
+    none: it would compile what is set here.
     """
     found: dict[int, nn.Module] = {}
     compiler_loaded = "torch._dynamo" in sys.modules
@@ -66,9 +63,8 @@ class EventProducts:
     """The products of a model that choose, during a pass by layer, whether to use events.
 
     A copy or a pickle that is made meanwhile does not have the ``forward`` of the instance. Passes
-    of several threads share the replacements, the last of which takes them back; a call outside of
-    a pass by layer is what it was. What an interrupt leaves behind, the next pass takes back: a
-    pass that is gone counts no more.
+    of several threads share the replacements, the last of which takes them back. What an interrupt
+    leaves behind, the next pass takes back: a pass that is gone counts no more.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -131,10 +127,11 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
         return plain()  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
     reason = _plain_reason(input, weight, bias)
-    at: Window | str | None = None
+    at: Window | None = None
     if reason is None and isinstance(module, nn.Conv2d):
         at = window(module, input)
-        reason = at if isinstance(at, str) else None
+        if at is None:
+            reason = "groups, padding, strides or shapes are not those of a plain convolution"
     elif reason is None:
         is_rows = input.ndim >= 2 and weight.ndim == 2 and input.numel() > 0
         if not is_rows or input.shape[-1] != weight.shape[1]:
@@ -146,7 +143,7 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
     if reason is not None:
         report(module, Product(False, None, 0.0, reason))
         return plain()  # type: ignore[no-any-return]
-    if isinstance(at, Window):
+    if at is not None:
         rows, has_gradient = input.shape[:2].numel(), weight.requires_grad
         has_gradient = has_gradient and torch.is_grad_enabled()
         limit = conv_crossover(input.shape, weight.shape, at.size, has_gradient)

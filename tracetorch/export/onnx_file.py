@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tracetorch.core import __version__
 from tracetorch.core.checks import require
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.torch_private import one_trace_at_a_time, pytree
-from tracetorch.core.version import __version__
 from tracetorch.export.program import (
     TensorSpec,
     dtype_name,

@@ -35,14 +35,13 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
     Where the mask is false the weight is exactly zero, and stays so whatever an optimizer does.
     With signs all weights of an input neuron are excitatory (at least 0) or inhibitory (at most 0);
     the derivative by ``raw`` is 1 or -1 everywhere, so that a weight that has become zero can grow
-    again. The layer remains an ``nn.Linear``, say, with a parametrization of its ``weight``
-    (``torch.nn.utils.parametrize``), until :func:`disconnect`; ``remove_parametrizations`` would
-    break its copies, which share a class. The raw values, the same parameter object as before, are
-    ``parametrizations.weight.original`` in its ``state_dict``. A weight of the wrong sign is
-    mirrored here, an integer becomes zero; the values that are masked are lost.
+    again. The layer stays what it is, with a parametrization of its ``weight``, until
+    :func:`disconnect`; ``remove_parametrizations`` would break its copies, which share a class. The
+    raw values, the same parameter object as before, are ``parametrizations.weight.original`` in its
+    ``state_dict``. A weight of the wrong sign is mirrored here, an integer becomes zero.
 
-    A write into ``layer.weight`` in place is lost: assign values (``layer.weight = values``, a
-    tensor, no parameter), which is checked, or set weights by ``tt.init``. ``pickle`` refuses it.
+    A write into ``layer.weight`` in place is lost: assign a tensor (``layer.weight = values``),
+    which is checked, or set weights by ``tt.init``. ``pickle`` refuses it.
 
     Args:
         module: an ``nn.Linear`` or a convolution, a layer of ``tt.integers`` that is like one (for

@@ -1,9 +1,7 @@
 """``Connectivity``: the parametrization of a weight by a mask and signs, and who must know of it.
 
-A mask and signs are a parametrization of ``weight``, PyTorch's own way, not a layer: ``nn.Linear``
-stays what it is, and everything reads the weight that acts. What replaces or recognises a product
-compares :func:`plain_class` in place of ``type``; what writes weights does so by
-:func:`write_weight`, or into :func:`raw_weight`, whose legal values are the weights themselves.
+What replaces or recognises a product compares :func:`plain_class` in place of ``type``; what writes
+weights does so by :func:`write_weight`, or into :func:`raw_weight`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Inputs of a network by events: a list of them, and Poisson groups drawn from counters.
-
-A source says what arrives between two steps, for some steps at a time: in the backward pass again,
-so that nothing is kept.
-"""
+"""Inputs of a network by events, for some steps at a time: a list, and Poisson groups."""
 
 from __future__ import annotations
 
@@ -112,8 +108,7 @@ class PoissonInput:
     """Input by Poisson groups: in every step a value arrives at each neuron with a probability.
 
     Numbers come from a counter, by seed, step, sample and place in ``neurons``: a run has the same
-    events each time, for any number of threads, and the backward pass draws them again. A run that
-    goes on from another one takes another seed.
+    events each time, for any number of threads. One that goes on from another takes another seed.
 
     Args:
         neurons: at which events arrive, integers ``[k]``.

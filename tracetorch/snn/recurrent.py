@@ -60,9 +60,8 @@ class Populations(TTModule):
 
         output[..., of a population] = its neurons(x[..., of a population])
 
-    Neurons are numbered population by population, as by :func:`population_edges`: so one connection
-    is a block matrix of those between all populations. In a :class:`Recurrent` they run step by
-    step; populations of one kind, as one layer with parameters per neuron, are one compiled loop.
+    Neurons are numbered population by population, as by :func:`population_edges`. In a
+    :class:`Recurrent` they run step by step; one layer with parameters per neuron is one loop.
 
     Args:
         **neurons: layers of neurons in the last dimension, by name, in their order. Each is an
@@ -139,16 +138,14 @@ class Recurrent(SequenceLayer):
 
     ``prev_output`` is a state, zero at the first step; it goes through the connection then too, so
     that a bias acts. Over time it runs step by step; with an ``nn.Linear`` or a
-    :class:`DelayedLinear` as connection, in one loop compiled for the CPU that multiplies by events
-    where spikes are few; and with a :class:`SparseLinear`, on the CPU by events in both directions,
-    where outputs are 0 or 1. Its gradients visit the edges of those that fired, and of those within
-    the ``support`` of their surrogate: all edges in every step where it has none.
-    :meth:`run_events` is for networks whose inputs and outputs would not fit into memory as
-    tensors.
+    :class:`DelayedLinear` as connection, in one compiled loop on the CPU; with a
+    :class:`SparseLinear` too, by events in both directions, where outputs are 0 or 1. Its gradients
+    visit the edges of those that fired, and of those within the ``support`` of their surrogate: all
+    edges in every step where it has none. :meth:`run_events` is for networks whose inputs and
+    outputs would not fit into memory as tensors.
 
-    ``neuron`` may be several populations, step by step: :class:`Populations`, whose neurons are
-    side by side, or any module that holds neuron layers, as
-    ``nn.Sequential(nn.Linear(8, 64), LIF(64), nn.Linear(64, 16), AdLIF(16))``.
+    ``neuron`` may be several populations, step by step: :class:`Populations`, or any module that
+    holds neuron layers, as ``nn.Sequential(LIF(64), nn.Linear(64, 16), AdLIF(16))``.
 
     Args:
         neuron: any neuron layer, or any module of neuron layers.
@@ -382,11 +379,9 @@ class Recurrent(SequenceLayer):
     ) -> EventRun:
         """Run from events to events, for networks too large for a tensor of all steps and neurons.
 
-        As ``tt.unroll(layer, x)`` with ``x`` zero but for the events: states go on and are left
-        behind as there, and outputs and counts are part of the graph. Only one layer of neurons
+        As ``tt.unroll(layer, x)`` with ``x`` zero but for the events. Only one layer of neurons
         whose output is 0 or 1, in a loop along a :class:`SparseLinear`, on the CPU. Memory: a bit
-        for every step and neuron, and, where there is a gradient, the states of about as many steps
-        as the root of all.
+        for every step and neuron; for a gradient, states of about the root of all steps.
 
         Args:
             inputs: an :class:`EventInput`, a :class:`PoissonInput`, or several, as they are now;

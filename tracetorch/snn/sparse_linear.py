@@ -30,8 +30,7 @@ from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_segments import Edges, sorted_by_source
 from tracetorch.snn.connectivity import check_signs, connectivity, plain_class
 from tracetorch.snn.delay import PastLayer
-from tracetorch.snn.passes import weight_in_loop
-from tracetorch.snn.restarts import Restarts
+from tracetorch.snn.passes import Restarts, weight_in_loop
 from tracetorch.snn.sparse.product import EdgeWiring, product
 
 _MOST = 2**31  # an index has 32 bits
@@ -53,25 +52,20 @@ class SparseLinear(PastLayer):
         output[t, o] = bias[o] + sum over edges e to o of  w[e] * x[t - delay[e], source[e]]
         w = weight,  weight[group],  signs * |weight|
 
-    Nothing is ever as large as inputs times outputs: a weight takes 4 bytes, an edge 8, and the
-    lists by which products find the edges of a source 4 more, as many again for the order of edges
-    that are not sorted, for delays and for groups, and 1 for signs. On the CPU time goes by events:
-    an input that is 0 costs nothing, and adds nothing, even where its weight is infinite or NaN,
-    and the gradient of a weight is computed where its source is not 0. That of the input visits
-    every edge, where somebody wants it. Sums have one order, by time, source and place of the edge,
-    for any number of threads. On other devices, under ``torch.func``, forward mode and
+    A weight takes 4 bytes, an edge 8, the lists of a source's edges 4 more, as many again the order
+    of edges that are not sorted, delays, and groups; signs 1. On the CPU time goes by events: an
+    input that is 0 costs nothing, and adds nothing, even where its weight is infinite or NaN. The
+    gradient of the input visits every edge. Sums have one order, by time, source and place of the
+    edge, for any number of threads. On other devices, under ``torch.func``, forward mode and
     ``torch.compile`` operations of PyTorch's compute the same but for rounding, in memory
     O(rows * edges) where they record a graph. Derivatives of any order are there.
 
-    Edges between the same two neurons add up. ``weight`` is read at every call; ``edges`` and
-    ``delay`` are sorted when they are met, and again when they are written to, but not where that
-    is by ``.data``, which nothing counts. ``state_dict`` has them too; loading checks them.
-
-    With delays the layer keeps the inputs of the last steps, in its state ``past``. As the
-    connection of a :class:`Recurrent` the delays come on top of the one step that this has itself.
-    Signs (Dale's law): the weights of excitatory sources are at least 0, those of inhibitory at
-    most 0, as those of :func:`connect`: the derivative by ``weight`` is 1 or -1 at zero too.
-    Groups: edges of a kind share a weight, which is then as long as there are groups.
+    Edges between the same two neurons add up. ``edges`` and ``delay`` are sorted again when they
+    are written to, but not by ``.data``, which nothing counts; loading checks them. With delays the
+    inputs of the last steps are the state ``past``; in a :class:`Recurrent` delays come on top of
+    the one step that this has itself. Signs (Dale's law): weights of excitatory sources are at
+    least 0, those of inhibitory at most 0, as those of :func:`connect`. Groups: edges of a kind
+    share a weight, which is then as long as there are groups.
 
     Args:
         in_features: size of the last dimension of the input, the number of sources.

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracetorch.core.hooks import KwargsPreHook, has_spectral_norm
+from tracetorch.core.hooks import forward_hooks, has_spectral_norm
 from tracetorch.core.snapshot import Values, random_restored
 from tracetorch.core.torch_private import BatchNormBase, DropoutBase, pytree
 from tracetorch.core.walk import modules_of
@@ -42,9 +42,8 @@ _WHY = (
     f"{_BY_STEP}, or make what it remembers a state of an snn.Neuron"
 )
 _RNN = (
-    "keeps a memory of its own: it cannot run by layer. By step, a batch [B, F] would be one "
-    "sequence to it. Call it on the whole sequence, outside of unroll, or use nn.GRUCell, "
-    "nn.LSTMCell or nn.RNNCell with a memory: self.memory."
+    "keeps a memory of its own, and would take samples or all steps of them for one sequence. Call "
+    "it on sequences outside of unroll, or use an nn.GRUCell, say, with a memory: self.memory."
 )
 # Base classes of other libraries' neurons, which keep their membranes themselves: silent in the
 # first steps, they show nothing.
@@ -53,8 +52,6 @@ _FOREIGN_NEURONS = {
     "spikingjelly": "MemoryModule",
     "sinabs": "StatefulLayer",
 }
-# Engines that compute gradients per sample, and their classes that do not.
-_PER_SAMPLE = {"opacus": (("AbstractGradSampleModule",), ("GradSampleModuleNoOp",))}
 _RTOL, _ATOL = 1e-4, 1e-5  # of a product of matrices in another order, and relative to the largest
 _EPSILONS = 2  # at least so many of the dtype in which products are rounded, relative to either
 
@@ -69,28 +66,21 @@ def agree(one: Sequence[Any], other: Sequence[Any]) -> bool:
     """Whether there are as many values, and tensors agree to rounding."""
     return len(one) == len(other) and all(
         isinstance(a, Tensor) == isinstance(b, Tensor)
-        and (not isinstance(a, Tensor) or (a.shape == b.shape and is_close(a, b, eps=_epsilon(a))))
+        and (not isinstance(a, Tensor) or (a.shape == b.shape and is_close(a, b)))
         for a, b in zip(one, other, strict=True)
     )
 
 
-def _epsilon(value: Tensor) -> float:
-    """Return that of the dtype in which products are rounded: the value's, or that of autocast."""
-    if not value.is_floating_point():
-        return 0.0
-    eps, kind = torch.finfo(value.dtype).eps, value.device.type
-    if value.dtype is torch.float64 or not torch.is_autocast_enabled(kind):  # which leaves float64
-        return eps
-    return max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps)
-
-
-def is_close(one: Tensor, other: Tensor, share: float = 0.0, eps: float = 0.0) -> bool:
-    """Whether all values but a share agree to rounding, or to ``eps`` of a narrower dtype."""
+def is_close(one: Tensor, other: Tensor, share: float = 0.0) -> bool:
+    """Whether all values but a share agree to rounding, to that of autocast within it."""
     if torch.equal(one, other):
         return True
     if not one.is_floating_point():
         differ = one != other
     else:
+        eps, kind = torch.finfo(one.dtype).eps, one.device.type
+        if torch.is_autocast_enabled(kind) and one.dtype is not torch.float64:  # which it leaves
+            eps = max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps)
         finite = one[torch.isfinite(one)]
         scale = float(finite.abs().max()) if finite.numel() else 0.0
         rtol, atol = (max(least, _EPSILONS * eps) for least in (_RTOL, _ATOL))
@@ -103,12 +93,7 @@ def is_close(one: Tensor, other: Tensor, share: float = 0.0, eps: float = 0.0) -
 
 
 def interleaves(model: nn.Module) -> bool:
-    """Whether steps of a layer must stand between those of others, so that all runs by step.
-
-    In each of them a user's own code runs, which may share anything with what is outside; or a
-    module with states or buffers stands inside of it and elsewhere too. Or an engine would take
-    every step of a sample for one.
-    """
+    """Whether steps of a layer must stand between others': own code in it may share anything."""
     outside = [module for _, module in modules_of(model, closed=Recurrent)]
     layers = [module for module in outside if isinstance(module, Recurrent)]
     inside = [m for layer in layers for _, m in modules_of(layer) if m is not layer]
@@ -117,7 +102,7 @@ def interleaves(model: nn.Module) -> bool:
     readers = {id(m) for m in outside if has_step(m) and not m.cell.is_comparable}
     return (
         (bool(readers) and any(_is_own(m) for m in outside if id(m) not in readers))
-        or any(computes_per_sample(type(m)) for m in outside)
+        or any(map(_computes_per_sample, outside))
         or any(map(_is_own, (*layers, *inside)))
         or any(places[id(m)] > 1 and (isinstance(m, TTModule) or m._buffers) for m in inside)
     )
@@ -161,27 +146,24 @@ def check_supported(modules: Iterable[tuple[str, nn.Module]]) -> None:
             raise ValueError(f"{label} {reason}: it cannot run by layer. {_BY_STEP}.")
 
 
-def computes_per_sample(kind: Any) -> bool:
-    """Whether modules of a class belong to an engine that computes gradients per sample."""
-    for base in kind.__mro__:
-        engines, others = _PER_SAMPLE.get(base.__module__.partition(".")[0], ((), ()))
-        if base.__name__ in (*engines, *others):
-            return base.__name__ in engines
-    return False
+def _computes_per_sample(module: nn.Module) -> bool:
+    """Whether a module belongs to an engine, of Opacus, that computes gradients per sample."""
+    kinds: Any = type(module).__mro__
+    names = {kind.__name__ for kind in kinds if kind.__module__.partition(".")[0] == "opacus"}
+    return "AbstractGradSampleModule" in names and "GradSampleModuleNoOp" not in names
 
 
-def refuse_one_step(path: str) -> KwargsPreHook:
-    """Return a hook that raises where an ``nn.RNNBase`` takes the batch of a step for a sequence.
+def _refuse_one_step(path: str, module: nn.RNNBase, args: Any, kwargs: Any) -> None:
+    x = args[0] if args else kwargs.get("input")
+    if isinstance(x, Tensor) and x.ndim == 2:  # with three dimensions it has a time of its own
+        raise ValueError(f"{path or 'the model'} ({type(module).__name__}) {_RNN}")
 
-    A call with three dimensions has a time of its own, inside the step.
-    """
 
-    def hook(module: nn.RNNBase, args: Any, kwargs: Any) -> None:
-        x = args[0] if args else kwargs.get("input")
-        if isinstance(x, Tensor) and x.ndim == 2:
-            raise ValueError(f"{path or 'the model'} ({type(module).__name__}) {_RNN}")
-
-    return hook
+def refused_one_step(model: nn.Module) -> AbstractContextManager[None]:
+    """Raise within a block where an ``nn.RNNBase`` takes the batch of a step for a sequence."""
+    modules = () if torch.compiler.is_compiling() else model.named_modules()
+    found = [(m, partial(_refuse_one_step, p)) for p, m in modules if isinstance(m, nn.RNNBase)]
+    return forward_hooks(earliest=found) if found else nullcontext()
 
 
 class Trust:
@@ -237,11 +219,11 @@ class RecordingPass(Pass):
         self.records.setdefault(id(module), []).append((x, y))
 
 
-class _Differs(Exception):  # noqa: N818 (no error, a finding)
-    """Difference between both ways, at a module or, ``None``, in what the model gives."""
+class _Differs(BaseException):  # which no code of a user takes for an error
+    """Both ways differ at a module, or in what the model gives."""
 
-    def __init__(self, module: object, finding: str) -> None:
-        self.module, self.finding = module, finding
+    def __init__(self, module: object) -> None:
+        self.module = module
 
 
 class _Replay(Pass):
@@ -265,20 +247,17 @@ class _Replay(Pass):
         """Return what a module gave; raise where it is given another input than then."""
         made, records = self.made[id(module)], self.records.get(id(module), [])
         if made >= len(records):
-            raise _Differs(module, "is called by step, and by layer not, or less often")
+            raise _Differs(module)
         self.made[id(module)] += 1
         self.seen.append((id(module), x.detach().clone()))
         expected, y = records[made]
         if self.compares and not agree([self.taken(expected)], [self.seen[-1][1]]):
-            raise _Differs(module, "is given other inputs by layer than by step")
+            raise _Differs(module)
         return self.taken(y)
 
 
 class _Noted:
-    """Buffers of modules, numbers in attributes of plain ones, and weights that a user's own write.
-
-    A user's own code may have set them, in the pass by layer and in the steps.
-    """
+    """Buffers, weights of a user's modules, numbers in attributes: what a user's code may set."""
 
     def __init__(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
         own = [m for _, m in modules if _is_own(m)]
@@ -304,10 +283,7 @@ class _Noted:
         self._restore_attributes()
 
     def begin_again(self, still: set[int]) -> None:
-        """Give back what the pass has set: what is set once is set from a step then.
-
-        Buffers, as other tensors, for a graph may be waiting for these; not those of ``still``.
-        """
+        """Give back what was, buffers as other tensors: a graph may wait for those of the pass."""
         for module, name, _, value in self.buffers:
             now = module._buffers.get(name)
             if id(module) in still or isinstance(module, torch.jit.ScriptModule):
@@ -389,9 +365,9 @@ class FirstRun:
                 if self._is_random():
                     return False
                 path = next((p for p, m in self.modules if m is differs.module), "")
-                module = self.model if differs.module is None else differs.module
-                label = f"{path or 'the model'} ({type(module).__name__})"
-                raise ValueError(f"{label} {differs.finding}: {_WHY}.") from None
+                label = f"{path or 'the model'} ({type(differs.module).__name__})"
+                what = "gives other outputs" if path == "" else "is given other inputs"
+                raise ValueError(f"{label} {what} by layer than by step: {_WHY}.") from None
         return True
 
     def _check_unchanged(self) -> None:
@@ -417,15 +393,14 @@ class FirstRun:
             run, found = self._call(records, t, compares=True)
             for key, calls in records.items():
                 if run.made[key] < len(calls):
-                    module = next((m for _, m in self.modules if id(m) == key), None)
-                    raise _Differs(module, "is called by layer, and by step not, or less often")
+                    raise _Differs(next((m for _, m in self.modules if id(m) == key), self.model))
             if not agree([y[t] for y in expected], found):
-                raise _Differs(None, "gives other outputs by layer than by step")
+                raise _Differs(self.model)
 
     def _with_spikes(self, records: Records) -> None:
         """Compare both ways once more, with random spikes in place of what layers gave."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return  # processes go on alike, whatever their values are
+        if _has_peers():  # processes go on alike, whatever their values are
+            return
         generator = torch.Generator().manual_seed(0)
         spiked = {
             key: [(x, (torch.rand(y.shape, generator=generator) > 0.5).to(y)) for x, y in calls]
@@ -434,8 +409,6 @@ class FirstRun:
         try:
             run, outputs = self._call(spiked)
             expected = [torch.unflatten(y, 0, (self.steps, -1)) for y in outputs]
-        except _Differs:
-            raise
         except Exception:  # of values that these layers never give
             return
         met: Records = {}
@@ -459,8 +432,6 @@ class FirstRun:
             model = model.module  # without the engine, which exchanges something at each call
         try:
             y = run.call(call, model, x)
-        except _Differs:
-            raise
         except Exception as error:
             raise ValueError(
                 f"the model runs by layer, and fails on one step ({type(error).__name__}: {error})"
@@ -470,7 +441,7 @@ class FirstRun:
 
     def _is_random(self) -> bool:
         """Whether a step gives the same with the same seed, and something else with another."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if _has_peers():
             return False
 
         def once(seed: int) -> list[Tensor]:
@@ -486,6 +457,10 @@ class FirstRun:
             )
         except (_Differs, ValueError):  # its way depends on the batch
             return False
+
+
+def _has_peers() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _definition(layer: SequenceLayer) -> tuple[Any, dict[str, Tensor]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -37,10 +36,7 @@ class Inputs:
         return pytree.tree_map(change, self.tensors)
 
     def repeated(self) -> Tensor | None:
-        """Return the one step that is repeated at every time step, where there is one tensor.
-
-        A tensor that was expanded over time, and wants no gradient of its own at each step, is one.
-        """
+        """Return the step of a single tensor that is static, or expanded and without gradient."""
         x = self.tensors
         if not isinstance(x, Tensor) or self.static:
             return x if isinstance(x, Tensor) else None
@@ -109,13 +105,10 @@ def parse_inputs(x: object, steps: int | None = None, time_dim: int = 0) -> Inpu
     time_dim = check_integer("time_dim", time_dim)
     nested = isinstance(x, Tensor) and x.is_nested
     if nested or isinstance(x, PackedSequence) or not isinstance(x, (Tensor, tuple, dict)):
-        got = "a nested tensor" if nested else type(x).__name__
-        ragged = nested or isinstance(x, (list, PackedSequence))
         raise TypeError(
-            f"x must be a tensor, a tuple or a dict of tensors, got {got}."
-            + " Wrap it: torch.as_tensor(x, dtype=torch.float32)." * isinstance(x, np.ndarray)
-            + " Sequences of unequal length: x, mask = tt.data.pad(sequences), and the mask goes "
-            "to losses, decoders and metrics." * ragged
+            "x must be a tensor, a tuple or a dict of tensors, got "
+            f"{'a nested tensor' if nested else type(x).__name__}. Sequences of unequal length: x, "
+            "mask = tt.data.pad(sequences), and the mask goes to losses, decoders and metrics."
         )
     named = tensors_by_name(x)
     if not named:
@@ -162,38 +155,22 @@ def with_reset(inputs: Inputs, reset: object, time_dim: int) -> Inputs:
         raise TypeError(
             f"reset must be a tensor of booleans, true where a sample starts anew, got {got}."
         )
-    meaning = "true where a sample starts anew before a step"
-    return replace(inputs, reset=_steps_first("reset", reset, meaning, inputs, time_dim))
+    return replace(inputs, reset=mask_first(reset, inputs, time_dim, "reset"))
 
 
-def mask_first(mask: Tensor | None, inputs: Inputs, time_dim: int) -> Tensor | None:
-    """Return a mask that lies as the inputs did, time first; ``check_mask`` does the rest."""
-    if not isinstance(mask, Tensor):
+def mask_first(mask: Any, inputs: Inputs, time_dim: int, name: str = "mask") -> Any:
+    """Return a mask, or ``None``, that lies as the inputs did as ``[T, B]``; check its shape."""
+    if not isinstance(mask, Tensor):  # check_mask does the rest
         return mask
-    return _steps_first("mask", mask, "true where a step is real", inputs, time_dim)
-
-
-def _steps_first(name: str, given: Tensor, meaning: str, inputs: Inputs, time_dim: int) -> Tensor:
-    """Return booleans of each step, which lie as the inputs did, as ``[T, B]``, checked."""
     # one may count from the end as well
     first = time_dim in (0, -pytree.tree_leaves(inputs.tensors)[0].ndim)
     sizes = [inputs.steps, inputs.batch][:: 1 if first else -1]
-    if list(given.shape) != sizes:
+    if list(mask.shape) != sizes:
         raise ValueError(
-            f"{name} must have the shape {'[T, B]' if first else '[B, T]'} = {sizes}, {meaning}, "
-            f"got {list(given.shape)}."
+            f"{name} must have the shape {'[T, B]' if first else '[B, T]'} = {sizes}, got "
+            f"{list(mask.shape)}."
         )
-    return given if first else given.T
-
-
-def place_time(leaf: Tensor, time_dim: int) -> Tensor:
-    """Move time to where the input has it."""
-    if not -leaf.ndim <= time_dim < leaf.ndim:
-        raise ValueError(
-            f"time_dim is {time_dim}, but an output or a trajectory has shape {list(leaf.shape)}, "
-            "time first. Count from the end, time_dim=-1 say, or put time first."
-        )
-    return leaf.movedim(0, time_dim)
+    return mask if first else mask.T
 
 
 # the modules that may run once on what is repeated at every step
@@ -206,10 +183,7 @@ _DETERMINISTIC = (
 
 
 def split_static(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Split a (nested) ``nn.Sequential`` into the modules that may run once, and the rest.
-
-    Both are empty where nothing is to be gained or the model is something else.
-    """
+    """Split an ``nn.Sequential`` into what may run once and the rest; both empty if nothing may."""
     parts = _parts(model)
     once = 0
     while (

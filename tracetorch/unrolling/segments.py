@@ -25,7 +25,6 @@ from tracetorch.core.torch_private import (
     functorch_active,
     pytree,
     version_of,
-    versions_of,
 )
 from tracetorch.core.walk import modules_of
 from tracetorch.events import mode, requested_mode
@@ -46,14 +45,8 @@ _Versioned: TypeAlias = list[tuple[Tensor, int | None]]
 def in_segments(
     run: Run, model: nn.Module, inputs: Inputs, segment: int | str, whole: Pass
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Return outputs and trajectories of all steps, from runs of at most ``segment`` steps.
-
-    Of every segment but the last, which backward needs first, the graph keeps only the inputs and
-    the states at its start.
-    """
-    if isinstance(segment, str):
-        if segment != "auto":
-            raise ValueError(f'segment must be a number of steps or "auto", got {segment!r}.')
+    """Return outputs and trajectories; a graph keeps where segments start, and all of the last."""
+    if segment == "auto":
         # memory is least about the root, and flat there; fewer segments take less time
         segment = 4 * math.isqrt(inputs.steps)
     length = check_count("segment", segment)
@@ -79,18 +72,15 @@ def in_segments(
 
 def _check_repeatable(modules: Sequence[nn.Module]) -> None:
     """Raise where a segment cannot run again inside ``backward``."""
-    reason = None
-    if any(isinstance(module, ExtraStates) for module in modules):
-        reason = "an online learner does not allow: its traces go on from step to step"
-    if any(isinstance(module, DistributedDataParallel) for module in modules):
-        reason = (
-            "DistributedDataParallel does not allow. Wrap a module whose forward unrolls in "
-            "segments, and call that"
-        )
+    once = (ExtraStates, DistributedDataParallel)
+    kind = next((type(m).__name__ for m in modules if isinstance(m, once)), None)
     if torch.is_grad_enabled() and functorch_active():
-        reason = "torch.func transforms do not allow. Leave it out there"
-    if reason is not None:
-        raise ValueError(f"segment= calls the model again inside backward(), which {reason}.")
+        kind = "a transform of torch.func"
+    if kind is not None:
+        raise ValueError(
+            f"segment= calls the model again inside backward(), which {kind} does not allow: leave "
+            "it out, or wrap a module whose forward unrolls in segments."
+        )
 
 
 class _Segment:
@@ -116,13 +106,11 @@ class _Segment:
         """What it gave, and the states behind it."""
         # what torch.jit has compiled cannot be given other tensors
         modules = [m for m in modules if not isinstance(m, torch.jit.ScriptModule)]
-        self.watched: list[Tensor] = [p for m in modules for p in m.parameters(recurse=False)]
+        watched: list[Tensor] = [p for m in modules for p in m.parameters(recurse=False)]
         for module in modules:
             if isinstance(module, SequenceLayer):  # frozen parameters
-                self.watched += module.buffers(recurse=False)
-        self.versions = versions_of(self.watched)
-        self.kinds = [(t.dtype, t.device) for t in self.watched]
-        self.learned = [t.requires_grad for t in self.watched]
+                watched += module.buffers(recurse=False)
+        self.watched = [(t, _kind_of(t), t.requires_grad) for t in watched]
         self.then: list[tuple[Any, ...]] = []
         if torch.is_grad_enabled():  # else nothing will run again
             self.then = [(m, _plain(m), _copied(m._buffers), m.training) for m in modules]
@@ -168,14 +156,13 @@ class _Segment:
 
     def _set_back(self, stack: ExitStack) -> None:
         """Give the model the tensors and modes of then, until the stack is closed."""
-        kinds = [(t.dtype, t.device) for t in self.watched]
-        if kinds != self.kinds or versions_of(self.watched) != self.versions:
+        if any(_kind_of(tensor) != kind for tensor, kind, _ in self.watched):
             raise RuntimeError(
-                "a parameter was changed in place between the forward and the backward pass of "
-                "unroll(..., segment=), or moved: a segment that runs again would give other "
-                "values. Call backward() before optimizer.step() and model.to(...)."
+                "a parameter was changed in place or moved between the forward and the backward "
+                "pass of unroll(..., segment=). Call backward() before optimizer.step() and "
+                "model.to(...)."
             )
-        for tensor, learned in zip(self.watched, self.learned, strict=True):
+        for tensor, _, learned in self.watched:
             if tensor.requires_grad is not learned:  # frozen since, or learned again
                 stack.callback(tensor.requires_grad_, not learned)
                 tensor.requires_grad_(learned)
@@ -194,14 +181,17 @@ class _Segment:
             if version_of(first) == version:  # else whoever holds it has written to it
                 # on a GPU sums may come in another order, and a spike with them
                 share = 0.0 if value.is_cpu else _MOST_MOVED
-                same &= value.shape == first.shape and is_close(value.detach(), first, share)
+                # neither dtype nor autocast may loosen what one operation gives twice
+                one, other = (
+                    t.double() if t.is_floating_point() else t for t in (value.detach(), first)
+                )
+                same &= value.shape == first.shape and is_close(one, other, share)
         if not same:
             raise RuntimeError(
                 f"segment {self.start}:{self.stop} of unroll(..., segment=) computes something "
-                "else when backward runs it again than in the forward pass, so its gradients would "
-                "be wrong: the model depends on what is not restored (an attribute, a global, a "
-                "file, another generator), or a hook was registered or removed since. Hold it in "
-                "a buffer, or leave segment= out."
+                "else when backward runs it again: the model depends on what is not restored (an "
+                "attribute, a global, another generator, a hook). Hold it in a buffer, or leave "
+                "segment= out."
             )
 
 
@@ -215,11 +205,12 @@ def _started(whole: Pass, inner: Pass) -> Pass:
     return starts
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """Return the parameters, also those that ``functional_call`` puts in, which are no Parameters.
+def _kind_of(tensor: Tensor) -> tuple[object, ...]:
+    return version_of(tensor), tensor.dtype, tensor.device
 
-    Without those of other classes of tensors, DTensor: FSDP puts its parameters together by itself.
-    """
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Return the parameters but DTensors, which FSDP puts together by itself."""
     kinds = (nn.Parameter, Tensor, type(None))
     return {n: p for n, p in module._parameters.items() if type(p) in kinds}
 

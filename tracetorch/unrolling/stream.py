@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,8 @@ from tracetorch.core.torch_private import (
 )
 from tracetorch.core.walk import named_modules
 from tracetorch.snn.module import detach_states, zero_states
-from tracetorch.snn.passes import Entry, Pass, Stateful, current_pass
+from tracetorch.snn.passes import LOOK_EVERY, Entry, Pass, Stateful, current_pass, report_nan_behind
 from tracetorch.snn.states import ExtraStates, get_states, set_states
-from tracetorch.snn.stream_watch import LOOK_EVERY, report_nan_behind
 from tracetorch.unrolling.unroll import unroll
 
 R = TypeVar("R")
@@ -43,7 +42,7 @@ class Stream:
         model: any module with neuron layers, whose call is one step.
 
     Raises:
-        TypeError: ``model`` is not a module; or a stream is copied or pickled.
+        TypeError: ``model`` is not a module; or a stream is deep-copied or pickled.
         ValueError: it is an online learner, whose traces are its own.
 
     Example:
@@ -137,12 +136,6 @@ class Stream:
             return result
         finally:
             self._running.release()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a stream is not copied or pickled, its states are: make another one by "
-            "tt.Stream(model), and give it stream.get_states() by set_states."
-        )
 
 
 def check_can_go_on(label: str, instead: str) -> None:

@@ -32,13 +32,12 @@ def _matches(path: str, pattern: str) -> bool:
 
 def select_names(wanted: Sequence[str] | str | None, names: Iterable[str], *, by: str) -> list[str]:
     """Select dotted ``names`` by their last parts, whole names or patterns, in their order."""
-    if not isinstance(wanted, (str, Sequence, type(None))):
+    entries = [wanted] if isinstance(wanted, str) else wanted or ()
+    if not isinstance(entries, Sequence) or not all(isinstance(each, str) for each in entries):
         raise TypeError(f"{by} takes a name or a list of names, got {wanted!r}.")
     last = {name: name.rpartition(".")[2] for name in names}
     found: set[str] = set()
-    for entry in [wanted] if isinstance(wanted, str) else list(wanted or ()):
-        if not isinstance(entry, str):
-            raise TypeError(f"{by} takes names, got {entry!r}.")
+    for entry in entries:
         matches = {n for n, end in last.items() if entry in (n, end) or _matches(n, entry)}
         if not matches:
             hint = suggestion(entry, [*last, *set(last.values())])
@@ -83,21 +82,16 @@ class Recorder:
         """Return a copy of an input that is recorded: what happens to it must not reach that."""
         return x.clone() if (id(layer), "input") in self._path else x
 
-    def after_sequence(
-        self, layer: nn.Module, x: Tensor, y: Tensor, states: Mapping[str, Tensor]
+    def after(
+        self, layer: nn.Module, x: Tensor, y: Tensor, states: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Record a whole sequence of a layer, ``[T, ...]``; return the output for the model."""
-        for name, value in (*states.items(), ("input", x), ("output", y)):
+        """Record a step of a layer, with ``states`` a sequence; return the output for the model."""
+        for name, value in (*(states or {}).items(), ("input", x), ("output", y)):
             if (id(layer), name) in self._path:
-                self._whole[self._path[id(layer), name]] = value
-        # what the model does in place with the output must not reach what was recorded
-        return y.clone() if (id(layer), "output") in self._path else y
-
-    def after_call(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Record input and output of one step of a layer; return the output for the model."""
-        for name, value in (("input", x), ("output", y)):
-            if (id(layer), name) in self._path:
-                self._add(layer, name, value.clone() if name == "input" else value)
+                if states is None:
+                    self._add(layer, name, value.clone() if name == "input" else value)
+                else:
+                    self._whole[self._path[id(layer), name]] = value
         # what the model does in place with the output must not reach what was recorded
         return y.clone() if (id(layer), "output") in self._path else y
 

@@ -5,25 +5,21 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tracetorch.core.checks import check_choice, check_count, check_module
-from tracetorch.core.hooks import forward_hooks
 from tracetorch.core.torch_private import observed_by, pytree
 from tracetorch.core.walk import modules_of
 from tracetorch.events.passes import EventProducts
 from tracetorch.snn.module import TTModule, zero_states
-from tracetorch.snn.passes import Pass, ambient
+from tracetorch.snn.passes import Pass, Restarts, ambient, report_nan_behind
 from tracetorch.snn.recurrent import Recurrent
-from tracetorch.snn.restarts import Restarts
 from tracetorch.snn.sequence_layer import SequenceLayer
-from tracetorch.snn.stream_watch import report_nan_behind
 from tracetorch.unrolling.first_run import (
     STEPS,
     FirstRun,
@@ -31,14 +27,13 @@ from tracetorch.unrolling.first_run import (
     Trust,
     check_supported,
     interleaves,
-    refuse_one_step,
+    refused_one_step,
     trusted,
 )
 from tracetorch.unrolling.inputs import (
     Inputs,
     call,
     parse_inputs,
-    place_time,
     split_static,
     with_reset,
 )
@@ -46,38 +41,6 @@ from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.trajectories import Recorder
 
 _log = logging.getLogger("tracetorch")
-
-
-@overload
-def unroll(
-    model: nn.Module,
-    x: Any,
-    *,
-    steps: int | None = None,
-    time_dim: int = 0,
-    by: Literal["layer", "step"] = "layer",
-    record: None = None,
-    check: bool | int = False,
-    segment: int | str | None = None,
-    from_rest: bool = False,
-    reset: Tensor | None = None,
-) -> Any: ...
-
-
-@overload
-def unroll(
-    model: nn.Module,
-    x: Any,
-    *,
-    steps: int | None = None,
-    time_dim: int = 0,
-    by: Literal["layer", "step"] = "layer",
-    record: Sequence[str] | str,
-    check: bool | int = False,
-    segment: int | str | None = None,
-    from_rest: bool = False,
-    reset: Tensor | None = None,
-) -> tuple[Any, dict[str, Tensor]]: ...
 
 
 def unroll(
@@ -100,16 +63,15 @@ def unroll(
     gradients.
 
     By layer, the default, time is folded into the batch, the model is called **once**, and every
-    neuron layer runs its whole sequence as one fused loop. That is right when everything without
-    memory treats the samples of a batch independently and keeps the batch first, as convolutions,
-    linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
-    statistics over time and batch together: not the same as by step. Whether it is right is run:
-    the first time a model is met in a mode, its first three steps are run by step as well, with
-    what the layers gave, and a model that computes something else, because it keeps something
-    outside of its neuron layers or mixes samples, is refused. So is a ``forward`` that reads or
-    writes states of layers. What acts only after the third step is not found; ``check`` runs more.
-    By step, the model is called once per step: always right. So runs, whatever ``by`` is, a model
-    in which a ``Recurrent`` holds code of a user's own.
+    neuron layer runs its whole sequence as one fused loop. That is right where everything without
+    memory treats the samples of a batch independently and keeps the batch first. A batch norm in
+    training takes its statistics over time and batch together, unlike by step. The first time a
+    model is met in a mode, its first three steps are run by step as well, and one that computes
+    something else, because it keeps something outside of its neuron layers or mixes samples, is
+    refused; so is a ``forward`` that reads or writes states of layers. What acts only after the
+    third step is not found; ``check`` runs more. By step, the model is called once per step:
+    always right. So runs, whatever ``by`` is, a model in which a ``Recurrent`` holds code of a
+    user's own.
 
     Args:
         model: any ``nn.Module``.
@@ -124,7 +86,7 @@ def unroll(
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
         check: compare both ways over more steps, each time: ``True``: over all; a number: over so
-            many. What was compared is logged at the level INFO.
+            many. That a model is random is logged at the level INFO.
         segment: run so many steps at a time and, until ``backward`` runs each segment once more,
             keep only the inputs and the states between them, for one more forward pass. A batch
             norm takes its statistics over a segment. One that computes something else when it runs
@@ -147,6 +109,7 @@ def unroll(
         TypeError: an argument is of the wrong type.
         ValueError: an argument is out of range; the model cannot run by layer, or computes
             something else by step; or as a layer does. The states are then as before.
+        IndexError: an output or a trajectory has no dimension ``time_dim``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3), nn.Linear(3, 2), Readout(2))
@@ -177,7 +140,7 @@ def unroll(
         part = partial(_run, model, by=by, record=record, checked=checked, from_rest=False)
         y, trajectories = in_segments(part, model, inputs, segment, run)
     if time_dim != 0:
-        place = partial(place_time, time_dim=time_dim)
+        place = partial(torch.movedim, source=0, destination=time_dim)
         y, trajectories = pytree.tree_map(place, (y, trajectories))
     if not from_rest:
         if not compiling:
@@ -227,9 +190,8 @@ def _run(
                 if interleaves(model):
                     trust.modes.clear()
                     raise ValueError(
-                        "the model has other layers now, whose steps stand between those of the "
-                        "others: it is run by step from now on, but was by layer. Call it again, "
-                        'or unroll(..., by="step").'
+                        "the model has other layers now, and runs by step from now on. Call it "
+                        'again, or unroll(..., by="step").'
                     )
                 _compared(model, beside, 0, from_rest, reset, None, trust)
     else:
@@ -274,13 +236,8 @@ def _compared(
     except BaseException:
         first.before.restore()
         raise
-    if checked or not exact:
-        _log.info(
-            "tt.unroll: %d steps of %d compared, by layer and by step%s.",
-            first.steps,
-            inputs.steps,
-            "" if exact else "; the model is random, and its values were not compared",
-        )
+    if not exact:
+        _log.info("tt.unroll: the model is random, and its values were not compared.")
     trust.met.add(_mode(model, run))
     trust.modes.add(model.training)
     return y, run
@@ -343,14 +300,7 @@ def _by_step(model: nn.Module, inputs: Inputs, run: Pass, reset: Restarts | None
     """Call the model once per step."""
     outputs: list[list[Any]] = []
     spec = pytree.tree_structure(None)
-    refused = []
-    if not torch.compiler.is_compiling():
-        refused = [
-            (module, refuse_one_step(path))
-            for path, module in model.named_modules()
-            if isinstance(module, nn.RNNBase)
-        ]
-    with forward_hooks(earliest=refused) if refused else nullcontext():
+    with refused_one_step(model):
         for t, step in enumerate(inputs.each_step()):
             if reset is not None and reset.steps[t]:
                 zero_states(model, where=reset.mask[t])

@@ -229,7 +229,7 @@ def random_step(seed: int) -> nn.Module:
 # Tools
 
 
-def simulated(step: Step, reads: dict[str, Any], folder: Path, text: str | None = None) -> Any:
+def simulated(step: Step, reads: dict[str, Any], folder: Path) -> Any:
     """Return what iverilog makes of values of the ports, by the names of the stage."""
     circuit = step.circuit
     count = len(next(iter(reads.values())))
@@ -241,7 +241,7 @@ def simulated(step: Step, reads: dict[str, Any], folder: Path, text: str | None 
             value = value << word.bits | int(reads[name][row]) % (1 << word.bits)
         lines.append(f"{value:x}")
     (folder / "in.hex").write_text("\n".join(lines) + "\n")
-    (folder / "step.v").write_text(step_module("step", circuit) if text is None else text)
+    (folder / "step.v").write_text(step_module("step", circuit))
     ports = circuit.port_names
     ends = {name: word.bits for name, word in circuit.writes.items()}
     declared = "".join(f"  wire [{bits - 1}:0] {ports[n]};\n" for n, bits in ends.items())

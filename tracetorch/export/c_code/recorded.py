@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tracetorch.core import __version__
 from tracetorch.core.hooks import call_is_forward
 from tracetorch.core.torch_private import pytree
-from tracetorch.core.version import __version__
 from tracetorch.core.walk import named_modules
 from tracetorch.export.c_code.arrangement import living
 from tracetorch.export.c_code.operations import RULES

@@ -17,8 +17,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tracetorch.core import __version__
 from tracetorch.core.torch_private import dispatch_modes, global_modes_off, has_values
-from tracetorch.core.version import __version__
 from tracetorch.fuse.dispatch.backends import report_fallback, select_backend
 from tracetorch.fuse.ir.graph import COMPARISONS, LOGIC
 from tracetorch.fuse.ir.plan import Plan
