@@ -63,12 +63,7 @@ def ends(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return results by name, and gradients by name of a loss on all of them.
 
-    Args:
-        layer: the layer.
-        x: input sequence.
-        run: runs the layer over the sequence; returns outputs, or those and trajectories.
-        live: start from states that require gradients.
-        further: the inputs after ``x``.
+    ``run`` returns outputs, or those and trajectories; ``live`` states require gradients.
     """
     generator = torch.Generator().manual_seed(3)
 

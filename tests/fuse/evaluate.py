@@ -90,14 +90,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 def evaluate(
     kernel: ir.Schedule, sizes: Mapping[str, int], buffers: Mapping[str, Array], *, neurons: Array
 ) -> None:
-    """Run a kernel on arrays, all lanes as one task.
+    """Run a kernel on arrays by label, all lanes as one task.
 
-    Args:
-        kernel: the kernel.
-        sizes: its sizes, by name.
-        buffers: an array for each of its buffers that is not scratch, by label, shaped as the
-            buffer says.
-        neurons: of each lane, the place of its neuron in the parameters.
+    ``neurons`` are, of each lane, the place of its neuron in the parameters.
     """
     evaluator = _Evaluator(kernel, dict(sizes), dict(buffers), neurons)
     with np.errstate(all="ignore"):

@@ -82,15 +82,8 @@ def run_compiled(
 ) -> None:
     """Run a kernel on arrays by label, compiled for a machine; its scratch is full of NaN.
 
-    Args:
-        kernel: the kernel.
-        sizes: its sizes by name.
-        buffers: its arrays by label.
-        lanes: how many.
-        machine: default this one.
-        neurons: lanes of a row in a linear recurrence; default one row of all lanes.
-        serial: print the function of one task.
-        bypass: write past the caches; the arrays must be aligned.
+    ``neurons`` are the lanes of a row in a linear recurrence. Where it writes past the caches,
+    ``bypass``, the arrays must be aligned.
     """
     machine = machine or this_machine()
     printed = print_kernel(kernel, machine.processor, serial=serial, bypass=bypass)
@@ -137,15 +130,7 @@ def aligned(array: Any) -> Any:
 def buffers_of(
     kernel: Schedule, sizes: Mapping[str, int], lanes: int, neurons: int, draw: Callable[..., Any]
 ) -> dict[str, Any]:
-    """Return arrays for a kernel: drawn where it reads them, full of NaN where it writes.
-
-    Args:
-        kernel: the kernel.
-        sizes: its sizes.
-        lanes: how many.
-        neurons: values of a parameter.
-        draw: returns an array of a shape.
-    """
+    """Return arrays for a kernel: drawn where it reads them, full of NaN where it writes."""
     extents = {Extent.LANES: lanes, Extent.NEURONS: neurons}
     stored = written(kernel)
     found: dict[str, Any] = {}

@@ -264,10 +264,7 @@ Place = Callable[[KernelBuilder, Var, Var, Var], tuple[Any, Any, Any]]
 def multiplied(place: Place, reverse: bool = False, columns: Extent = Extent.NEURONS) -> Schedule:
     """Return a kernel whose loop over time multiplies a step.
 
-    Args:
-        place: returns the target's place, the first matrix and the count, of time, steps, taps.
-        reverse: whether targets go down.
-        columns: of the matrices.
+    ``place`` returns the target's place, the first matrix and the count, of time, steps, taps.
     """
     k = KernelBuilder("multiplied", "a product", Dtype.FLOAT32)
     steps, taps = k.size("steps"), k.size("taps")

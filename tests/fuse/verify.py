@@ -36,11 +36,7 @@ class InvalidKernel(Exception):  # noqa: N818 (a finding about a kernel)
 
 
 def verify(kernel: ir.Schedule) -> ir.Schedule:
-    """Return a kernel after all rules were checked.
-
-    Raises:
-        InvalidKernel: it breaks a rule.
-    """
+    """Return a kernel after all rules were checked; raise ``InvalidKernel``."""
     _Verifier(kernel).run()
     return kernel
 

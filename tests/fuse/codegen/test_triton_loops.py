@@ -19,10 +19,9 @@ from tests.fuse.cases import CONFIGURATIONS, ends, make, name_of
 from tests.fuse.ir import test_lower
 from tests.snn import test_inputs
 from tracetorch import functional, fuse, snn
-from tracetorch.fuse.codegen.triton_loops import triton_source, unknown
+from tracetorch.fuse.codegen.triton_loops import triton_source
 from tracetorch.fuse.dispatch import backends, plans
 from tracetorch.fuse.ir import plan as ir_plan
-from tracetorch.fuse.ir.graph import Graph, Line
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime import gpu
@@ -225,14 +224,6 @@ class TestParity:
         x, modulator, current = test_inputs.inputs_of(shape, dtype)
         agree(test_inputs.made(dim), x, ("trace",), (modulator.expand(x.shape), current))
 
-    def test_no_grad(self) -> None:
-        layer, x = cases.layer("BSRLIF", 7).to(DEVICE), cases.sequence(9, 3, 7).float().to(DEVICE)
-        with torch.no_grad(), fuse.backend("triton"):
-            y, _ = layer.forward_sequence(x)
-        layer.zero_states()
-        with torch.no_grad(), fuse.backend("eager"):
-            assert torch.equal(layer.forward_sequence(x)[0], y)
-
     def test_nan_and_infinity(self) -> None:
         layer = everything().to(DEVICE)
         x = torch.tensor([[1.0, torch.nan, torch.inf], [-torch.inf, 0.0, 0.5]], device=DEVICE)
@@ -254,15 +245,6 @@ class TestParity:
         for dtype in (torch.float32, torch.float64):
             layer = make(case, dtype)
             agree(layer, cases.sequence(9, *case[2], dtype=dtype), layer.active_states)
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("synapse", [False, True])
-    @pytest.mark.parametrize("recurrence", [False, True])
-    def test_leaky_integrators(self, synapse: bool, recurrence: bool) -> None:
-        for setups in list(cases.configurations(synapse, recurrence))[::9]:
-            layer = snn.LeakyIntegrator(3, **setups)
-            cases.vary(layer)
-            agree(layer, cases.sequence(5, 2, 3, dtype=torch.float32))
 
     @pytest.mark.slow
     def test_sums_over_many_steps(self) -> None:
@@ -343,15 +325,6 @@ def test_slopes_share_one_source() -> None:
         return printed(layer, torch.float32)
 
     assert sources(3.0) == sources(5.0)
-
-
-def test_unknown_operation_is_named() -> None:
-    assert unknown(everything_graph()) is None
-    assert unknown(Graph((Line("v0", "bessel", ("x",)),), {"output": "v0"})) == "bessel"
-
-
-def everything_graph() -> Graph:
-    return cases.trace_layer(everything(), 2, torch.float32).graph
 
 
 # Under Triton's interpreter, which is on or off for a whole process

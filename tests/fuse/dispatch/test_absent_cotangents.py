@@ -240,8 +240,8 @@ def test_presences_in_a_ring_go_round() -> None:
     plan = Plan(program, "cpu", -1, (), True, program.inputs, ())
     part = plan.without(frozenset(plan.results) - {"next_a", "next_c"})
     assert part.presences.period == 6
-    assert part.presence["g_b"] == (False, True) * 3
-    assert part.presence["g_d"] == (False, True, False) * 2
+    assert part.presences.of["g_b"] == (False, True) * 3
+    assert part.presences.of["g_d"] == (False, True, False) * 2
     assert plan.without(frozenset(plan.results) - {"output"}).presences.period == 1
 
 

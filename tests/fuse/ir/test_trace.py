@@ -43,22 +43,16 @@ class Function(TorchFunctionMode):
 
 
 @contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+def setting(change: Callable[[Any], None], value: Any, before: Any) -> Iterator[None]:
+    change(value)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        change(before)
 
 
-@contextmanager
-def deterministic() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
+def default_dtype(dtype: torch.dtype) -> AbstractContextManager[None]:
+    return setting(torch.set_default_dtype, dtype, torch.get_default_dtype())
 
 
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -74,7 +68,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "float64 by default": lambda: default_dtype(torch.float64),
     "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
     "a default device": lambda: torch.device("meta"),
-    "deterministic": deterministic,
+    "deterministic": lambda: setting(torch.use_deterministic_algorithms, True, False),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "counted operations": lambda: FlopCounterMode(display=False),
     "hooks on saved tensors": lambda: graph.saved_tensors_hooks(lambda t: t * 2, lambda t: t),
@@ -113,8 +107,7 @@ class Fresh(snn.Neuron):
 
 def fresh() -> Fresh:
     """Make a layer of a class of its own."""
-    kind = type("Fresh", (Fresh,), {})
-    return kind(3)
+    return type("Fresh", (Fresh,), {})(3)
 
 
 @pytest.fixture(autouse=True)
@@ -123,29 +116,11 @@ def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "_programs", {})
 
 
-def sequence_with_graph(layer: nn.Module, x: Tensor) -> Tensor:
-    return tt.unroll(layer, x)
-
-
 def single_steps(layer: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.stack([layer(step) for step in x.unbind(0)])
 
 
-def through_recurrence(layer: snn.Neuron, x: Tensor) -> Tensor:
-    return tt.unroll(snn.Recurrent(layer, nn.Linear(3, 3).to(x)), x)
-
-
-def backward(layer: nn.Module, x: Tensor) -> Tensor:
-    y = tt.unroll(layer, x)
-    if y.requires_grad:
-        torch.autograd.grad(y.sum(), list(layer.parameters()))
-    return y
-
-
-# kernels of their own, which take seconds to compile
-slow = [pytest.param(use, marks=pytest.mark.slow) for use in (through_recurrence, backward)]
-USES = (sequence_with_graph, single_steps, *slow)
 X = sequence(4, 2, 3, dtype=torch.float32)
 
 
@@ -167,7 +142,7 @@ def check_compiled(layer: Fresh) -> None:
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # of torch 2.12
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", [tt.unroll, single_steps])
 @pytest.mark.parametrize("mode", MODES)
 def test_first_use_under_a_global_mode(mode: str, use: Callable[..., Tensor]) -> None:
     layer = fresh()

@@ -18,7 +18,7 @@ from dataclasses import replace
 from tracetorch.fuse.codegen.emitter import BraceEmitter
 from tracetorch.fuse.codegen.targets import javascript_target
 from tracetorch.fuse.ir.graph import Graph
-from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Role, Schedule, Var, without_memory
+from tracetorch.fuse.ir.kernel import Axis, Buffer, Index, Role, Schedule, Var
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 
@@ -57,9 +57,7 @@ def unknown(graph: Graph) -> str | None:
 
 def forward_source(plan: Plan) -> str:
     """Print the pass that fills ``output`` and ``record``; the plan records all states."""
-    # the last of the trajectories are the final states
-    kernel = without_memory(forward_kernel(plan), (Role.CHECKPOINTS, Role.END))
-    printer = _JavaScript(kernel, plan)
+    printer = _JavaScript(forward_kernel(plan), plan)
     return printer.print("literals, steps, x, params, start, output, record")
 
 
@@ -68,8 +66,7 @@ def backward_source(plan: Plan, slope: str | None = None) -> str:
 
     The operation ``slope`` is a call of the function of this name, the last argument.
     """
-    kernel = without_memory(backward_kernel(plan), (Role.CHECKPOINTS,))
-    printer = _JavaScript(kernel, plan)
+    printer = _JavaScript(backward_kernel(plan), plan)
     arguments = "literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
     if slope is not None:
         expressions = {**printer.target.expressions, slope: "slope({})"}
@@ -116,4 +113,9 @@ class _JavaScript(BraceEmitter):
 
     def load(self, buffer: Buffer, index: Sequence[Index]) -> str:
         # nothing comes back to the final states but by way of their trajectories
-        return "0" if buffer.role is Role.GRAD_END else self.place(buffer, index)
+        return self.place(buffer, index) if buffer.role in (*_PLACES, Role.SUMS) else "0"
+
+    def store(self, buffer: Buffer, index: Sequence[Index], value: str) -> None:
+        # the last of the trajectories are the final states
+        if buffer.role in (*_PLACES, Role.SUMS):
+            super().store(buffer, index, value)

@@ -1,8 +1,7 @@
 """Print a kernel as LLVM IR for the CPU, on explicit vectors of lanes.
 
-A kernel becomes a function over tasks (:mod:`~tracetorch.fuse.codegen.llvm_tasks`), and each of its
-``lanes`` one that computes a block of neighbouring lanes: in ``wide`` vectors, several registers of
-the processor at a time so that it never waits for a result; and, where fewer lanes are left, in
+Each of its ``lanes`` becomes a function of a block of neighbouring lanes: in ``wide`` vectors,
+several registers at a time so that it never waits for a result; and, where fewer lanes are left, in
 ``narrow`` ones of one register under a mask. The lanes of a step are ``rows`` of ``columns``; a
 task is a ``tile`` of columns in a group of ``per_group`` rows. What its functions know::
 
@@ -17,10 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tracetorch.fuse.codegen.llvm_functions import spread_source, vector_function
-from tracetorch.fuse.codegen.llvm_product import product_source
-from tracetorch.fuse.codegen.llvm_tasks import HEADER, called_entry, serial_entry, task_entry
-from tracetorch.fuse.codegen.llvm_writer import WORD, Array, Value, Writer
+from tracetorch.fuse.codegen.llvm_functions import product_source, spread_source, vector_function
+from tracetorch.fuse.codegen.llvm_tasks import HEADER, plain_entry, task_entry
+from tracetorch.fuse.codegen.llvm_writer import INSTRUCTIONS, WORD, Array, Operand, Value, Writer
 from tracetorch.fuse.ir import kernel as ir
 from tracetorch.fuse.ir.kernel import PRIVATE, Dtype, Role, operands, statements
 
@@ -30,34 +28,22 @@ _TYPES = {
 }  # fmt: skip
 _BYTES = {Dtype.FLOAT32: 4, Dtype.FLOAT64: 8}
 
-# Values of a step for each register at which twice as many lanes are no longer faster, measured:
-# some of them wait in the cache.
+# Values of a step for each register at which twice as many lanes are no longer faster, measured.
 _CROWD = 2.25
 
 # Bytes of a cache line, and of the widest vector register.
 ALIGNMENT = 64
 
-# Sequences that may be written past the caches: those of a forward pass, which is in chunks and so
-# writes long runs.
+# Sequences that may be written past the caches: a forward pass in chunks writes long runs.
 UNREAD = frozenset({Role.OUTPUT, Role.RECORD})
 
 # Integers that describe the lanes of a call, before the sizes of the kernel.
 GEOMETRY = ("columns", "lanes", "rows", "per_group", "tile", "neurons", "inner")
 
-# Instructions on integers and booleans, and on real numbers.
-_BINARY = {
-    "add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "div": ("", "fdiv"),
-    "rem": ("urem", ""), **{op: (op, "") for op in ("and", "or", "xor")},
-}  # fmt: skip
-_COMPARE = {
-    "gt": ("sgt", "ogt"), "ge": ("sge", "oge"), "lt": ("slt", "olt"), "le": ("sle", "ole"),
-    "eq": ("eq", "oeq"), "ne": ("ne", "une"),
-}  # fmt: skip
 _INTRINSICS = {
     "abs": "fabs",
     "round": "rint",
-    **{op: op for op in ("copysign", "fma")},
-    **{op: op for op in ("ceil", "floor", "sqrt", "trunc")},
+    **{op: op for op in ("copysign", "fma", "ceil", "floor", "sqrt", "trunc")},
 }
 
 
@@ -77,34 +63,17 @@ class Processor:
 
 
 def most_alive(body: Sequence[ir.Statement]) -> int:
-    """Return how many values of lanes are alive at once, in the innermost loop that has most.
-
-    They stay in registers if there are as many. A value is alive from its assignment to the last
-    statement that reads it; what comes from outside of a loop is alive in all of it.
-    """
-    most = 0
-    flat: list[ir.Statement] = []
-    for each in body:
+    """Return how many values of lanes are alive at once, in the innermost loop that has most."""
+    most, alive = 0, set[ir.Var]()
+    for each in reversed(body):
         if isinstance(each, (ir.For, ir.If, ir.Lanes)):
             most = max(most, most_alive(each.body))
-        else:
-            flat.append(each)
-    last: dict[ir.Var, int] = {}
-    for place, each in enumerate(flat):
-        last |= {v: place for v in operands(each) if isinstance(v, ir.Var) and v.lanes}
-    alive = {v for v in last if not any(_result(each) == v for each in flat)}
-    most = max(most, len(alive))
-    for place, each in enumerate(flat):
-        result = _result(each)
-        if result is not None and result.lanes:
-            alive.add(result)
-        most = max(most, len(alive))
-        alive -= {v for v in alive if last.get(v, place) <= place}
+            continue
+        made = {each.result} if isinstance(each, (ir.Operation, ir.Load)) else set()
+        read = {v for v in operands(each) if isinstance(v, ir.Var) and v.lanes}
+        most = max(most, len(alive | read | {v for v in made if v.lanes}))
+        alive = alive - made | read
     return most
-
-
-def _result(each: ir.Statement) -> ir.Var | None:
-    return each.result if isinstance(each, (ir.Operation, ir.Load)) else None
 
 
 @dataclass(frozen=True)
@@ -136,9 +105,8 @@ def print_kernel(
 
     Its function is one that threads share; ``serial``: one that runs all lanes as one task;
     ``called``: one of a block, scratch and a task's number, for another kernel. ``bypass``: it
-    writes the sequences of :data:`UNREAD` past the caches, which so neither read the memory first
-    nor lose what they hold; memory and rows must be multiples of :data:`ALIGNMENT` then. The next
-    atomic operation of a thread orders these stores.
+    writes the sequences of :data:`UNREAD` past the caches; memory and rows must be multiples of
+    :data:`ALIGNMENT` then. The next atomic operation of a thread orders these stores.
     """
     return _Module(kernel, processor, serial, called, bypass).run()
 
@@ -171,12 +139,11 @@ class _Module:
         task = _Task(self, self.wide)
         task.write()
         has_scratch = any(buffer.role in PRIVATE for buffer in kernel.buffers)
-        if self.called:
-            entry = called_entry(kernel.name)
-        elif self.serial:
-            entry = serial_entry(kernel.name, has_scratch)
-        else:
-            entry = task_entry(kernel.name, len(names), has_scratch)
+        if self.serial and has_scratch:
+            raise ValueError(f"{kernel.name} needs scratch, which it lacks where it runs alone.")
+        entry = task_entry(kernel.name, len(names), has_scratch)
+        if self.called or self.serial:
+            entry = plain_entry(kernel.name, self.called)
         lines = [f"; {kernel.title}", *entry]
         lines += ["define internal void @task(ptr %a, ptr %scratch, i64 %task) {", "begin:"]
         lines += [*task.lines, "  ret void", "}"]
@@ -319,17 +286,13 @@ class _Function(Writer):
     def computed(self, op: str, args: Sequence[Value], dtype: Dtype) -> Value:
         """Write one operation on operands of a dtype, and booleans."""
         x, kind, real = args[0], f"<{self.width} x {_TYPES[dtype]}>", _TYPES[dtype]
-        if op in _BINARY:
-            return x.binary(*_BINARY[op], args[1])
-        if op in _COMPARE:
-            return x.compare(*_COMPARE[op], args[1])
+        if op in INSTRUCTIONS:
+            return x.apply(op, args[1])
         if op in ("max", "min"):
             if dtype.is_integer:
                 return self.intrinsic("llvm.smin.i64", WORD, *args)
             # a NaN of the first one passes; of zeros of both signs, the second one is returned
-            first = x.compare("", "ogt" if op == "max" else "olt", args[1]) | x.compare(
-                "", "uno", x
-            )
+            first = x.apply("gt" if op == "max" else "lt", args[1]) | x.apply("unordered", x)
             return self.select(first, x, args[1], kind)
         if op == "not":
             return x ^ True
@@ -355,8 +318,8 @@ class _Function(Writer):
 class _Task(_Function):
     """Write the function of a task: the loops around its blocks of lanes, and products."""
 
-    def least_of(self, first: Value, second: Value) -> Value:
-        return self.intrinsic("llvm.smin.i64", WORD, first, second)
+    def least(self, first: Value, second: Operand) -> Value:
+        return self.intrinsic("llvm.smin.i64", WORD, first, self.literal(second, WORD))
 
     def write(self) -> None:
         self.begin()
@@ -365,9 +328,9 @@ class _Task(_Function):
         tiles = (columns + tile - 1) // tile
         known["group"] = task // tiles
         self.low = task % tiles * tile
-        self.end = self.least_of(self.low + tile, columns)
+        self.end = self.least(self.low + tile, columns)
         self.row = known["group"] * per_group
-        self.last_row = self.least_of(self.row + per_group, known["rows"])
+        self.last_row = self.least(self.row + per_group, known["rows"])
         known["block.lanes"] = per_group * tile
         products = [s for s in statements(self.kernel.body) if isinstance(s, ir.Multiply)]
         if products:
@@ -404,17 +367,16 @@ class _Task(_Function):
 
         with self.loop(self.row, self.last_row) as outer:
             row = outer.index
-            end = self.least_of(self.end, known["lanes"] - row * known["columns"])
+            end = self.least(self.end, known["lanes"] - row * known["columns"])
             origin = (row - self.row) * known["tile"] - self.low
-            whole = (end - self.low).binary("sdiv", "", printer.wide) * printer.wide
+            whole = (end - self.low).apply("sdiv", printer.wide) * printer.wide
             # where the last row ends before the tile begins there is nothing to do
-            middle = self.least_of(self.low + whole, end)
+            middle = self.least(self.low + whole, end)
             with self.loop(self.low, middle, step=printer.wide) as block:
                 wide = self.literal(printer.wide, WORD)
                 call(f"{name}.wide", block.index, wide, row, origin)
             with self.loop(middle, end, step=printer.narrow) as block:
-                narrow = self.literal(printer.narrow, WORD)
-                count = self.least_of(end - block.index, narrow)
+                count = self.least(end - block.index, printer.narrow)
                 call(f"{name}.narrow", block.index, count, row, origin)
 
     def product(self, each: ir.Multiply) -> None:
@@ -451,7 +413,7 @@ class _Block(_Function):
         known["base"] = known["row"] * known["columns"] + known["low"]
         if self.is_masked:
             counts = self.spread(known["count"], self.width)
-            self.mask = self.numbered(self.width, WORD).compare("ult", "", counts)
+            self.mask = self.numbered(self.width, WORD).apply("ult", counts)
         accesses = (ir.Load, ir.Store)
         self.addresses([s.buffer for s in statements(each.body) if isinstance(s, accesses)])
         self.body(each.body)

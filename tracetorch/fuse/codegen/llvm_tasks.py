@@ -51,19 +51,12 @@ def task_entry(name: str, arguments: int, scratch: bool) -> list[str]:
     return [f"define void @{name}(ptr %a) {{", "begin:", *w.lines, "  ret void", "}"]
 
 
-def serial_entry(name: str, scratch: bool) -> list[str]:
-    """Return a function of a block, which does all lanes as one task."""
-    if scratch:
-        raise ValueError(f"{name} needs scratch, which it does not get where it runs alone.")
-    lines = [f"define void @{name}(ptr %a) {{", "  call void @task(ptr %a, ptr null, i64 0)"]
-    return [*lines, "  ret void", "}"]
-
-
-def called_entry(name: str) -> list[str]:
-    """Return a function of a block, scratch and a task's number, which other kernels call."""
-    lines = [f"define void @{name}(ptr %a, ptr %scratch, i64 %task) {{"]
-    lines += ["  call void @task(ptr %a, ptr %scratch, i64 %task)"]
-    return [*lines, "  ret void", "}"]
+def plain_entry(name: str, is_called: bool) -> list[str]:
+    """Return a function of one task: other kernels give its scratch and number, or it is alone."""
+    given, passed = "ptr %a, ptr %scratch, i64 %task", "ptr %a, ptr null, i64 0"
+    head = f"define void @{name}({given if is_called else 'ptr %a'}) {{"
+    call = f"  call void @task({given if is_called else passed})"
+    return [head, call, "  ret void", "}"]
 
 
 class TaskWriter(Writer):
@@ -99,8 +92,7 @@ class TaskWriter(Writer):
         return Array(start.pointer, element)
 
     def function(self, head: str, inner: Writer) -> None:
-        lines = [f"define internal {head} noinline {{", "begin:", *inner.lines, "}"]
-        self.functions += lines
+        self.functions += [f"define internal {head} noinline {{", "begin:", *inner.lines, "}"]
         self.declared |= inner.declared
 
     def text(self) -> str:

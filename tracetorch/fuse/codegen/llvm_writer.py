@@ -17,17 +17,21 @@ WORD = "i64"
 _BYTES = {"float": 4, "double": 8, "i64": 8, "i32": 4, "i16": 2}
 
 
-def number(value: float) -> str:
-    """Return a float or double constant: the bits of the double, as LLVM spells both."""
-    return f"0x{struct.unpack('<Q', struct.pack('<d', value))[0]:016X}"
+# Instructions on integers and booleans, and on real numbers.
+INSTRUCTIONS = {
+    "add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "div": ("udiv", "fdiv"),
+    "rem": ("urem", ""), "shl": ("shl", ""), "lshr": ("lshr", ""), "ashr": ("ashr", ""),
+    "sdiv": ("sdiv", ""), **{op: (op, "") for op in ("and", "or", "xor")},
+}  # fmt: skip
+_PREDICATES = {
+    "gt": ("sgt", "ogt"), "ge": ("sge", "oge"), "lt": ("slt", "olt"), "le": ("sle", "ole"),
+    "eq": ("eq", "oeq"), "ne": ("ne", "une"), "ult": ("ult", "ult"), "unordered": ("", "uno"),
+}  # fmt: skip
+INSTRUCTIONS |= {op: (f"icmp {i}", f"fcmp {r}") for op, (i, r) in _PREDICATES.items()}
 
 
-def _arithmetic(op: str, real: str) -> Callable[[Value, Operand], Value]:
-    return lambda value, other: value.binary(op, real, other)
-
-
-def _comparison(op: str, real: str) -> Callable[[Value, Operand], Value]:
-    return lambda value, other: value.compare(op, real, other)
+def _operator(op: str) -> Callable[[Value, Operand], Value]:
+    return lambda value, other: value.apply(op, other)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,39 +57,19 @@ class Value:
     def is_real(self) -> bool:
         return self.scalar in ("float", "double")
 
-    def binary(self, op: str, real: str, other: Operand) -> Value:
-        """Return the result of an instruction for integers, or of another one for real numbers."""
-        name = real if self.is_real else op
-        second = self.writer.literal(other, self.type)
-        return self.writer.value(f"{name} {self}, {second.text}", self.type)
+    def apply(self, op: str, other: Operand) -> Value:
+        """Return the result of an instruction, in every lane; NaN is equal to nothing."""
+        name, second = INSTRUCTIONS[op][self.is_real], self.writer.literal(other, self.type)
+        kind = self.type.replace(self.scalar, "i1") if op in _PREDICATES else self.type
+        return self.writer.value(f"{name} {self}, {second.text}", kind)
 
-    def compare(self, op: str, real: str, other: Operand) -> Value:
-        """Return how it compares, in every lane: by one predicate, or another for real numbers."""
-        name = f"fcmp {real}" if self.is_real else f"icmp {op}"
-        second = self.writer.literal(other, self.type)
-        mask = self.type.replace(self.scalar, "i1")
-        return self.writer.value(f"{name} {self}, {second.text}", mask)
-
-    __add__ = _arithmetic("add", "fadd")
-    __sub__ = _arithmetic("sub", "fsub")
-    __mul__ = _arithmetic("mul", "fmul")
-    __truediv__ = _arithmetic("", "fdiv")
-    __floordiv__ = _arithmetic("udiv", "")
-    __mod__ = _arithmetic("urem", "")
-    __and__ = _arithmetic("and", "")
-    __or__ = _arithmetic("or", "")
-    __xor__ = _arithmetic("xor", "")
-    __lshift__ = _arithmetic("shl", "")
-    __rshift__ = _arithmetic("lshr", "")
-    __lt__ = _comparison("slt", "olt")
-    __ge__ = _comparison("sge", "oge")
-
-    def equals(self, other: Operand) -> Value:
-        return self.compare("eq", "oeq", other)
-
-    def differs(self, other: Operand) -> Value:
-        """Return whether it is not equal, in every lane; NaN is equal to nothing."""
-        return self.compare("ne", "une", other)
+    __add__, __sub__, __mul__ = _operator("add"), _operator("sub"), _operator("mul")
+    __truediv__ = __floordiv__ = _operator("div")
+    __mod__ = _operator("rem")
+    __and__, __or__, __xor__ = _operator("and"), _operator("or"), _operator("xor")
+    __lshift__, __rshift__ = _operator("shl"), _operator("lshr")
+    __lt__, __ge__ = _operator("lt"), _operator("ge")
+    equals, differs = _operator("eq"), _operator("ne")
 
 
 Operand: TypeAlias = "Value | int | float"
@@ -144,7 +128,8 @@ class Array:
 
     def store_masked(self, index: Operand, mask: Value, value: Value) -> None:
         target, (name, size) = self.at(index).pointer, self._masked(mask)
-        target.writer.call(f"llvm.masked.store.{name}", value, target, size, mask)
+        given = (value, target, size, mask)
+        target.writer.intrinsic(f"llvm.masked.store.{name}", "void", *given)
 
     def _masked(self, mask: Value) -> tuple[str, Value]:
         """Return the suffix of LLVM's function, and the alignment."""
@@ -209,7 +194,8 @@ class Writer:
         empty = Value(self, "", kind)
         text = str(operand).lower() if isinstance(operand, bool) else str(operand)
         if empty.is_real:
-            text = number(operand)
+            # the bits of the double, for both types
+            text = f"0x{struct.unpack('<Q', struct.pack('<d', operand))[0]:016X}"
         is_vector = kind.startswith("<")
         return Value(self, f"splat ({empty.scalar} {text})" if is_vector else text, kind)
 
@@ -232,15 +218,14 @@ class Writer:
         return Value(self, f"<{numbers}>", f"<{lanes} x {kind}>")
 
     def intrinsic(self, name: str, kind: str, *arguments: Value) -> Value:
+        """Call a function of LLVM's own."""
         kinds = ", ".join(argument.type for argument in arguments)
         self.declared.add(f"declare {kind} @{name}({kinds})")
-        return self.value(f"call {kind} @{name}({', '.join(map(str, arguments))})", kind)
-
-    def call(self, name: str, *arguments: Value) -> None:
-        """Call a function of LLVM's own that returns nothing."""
-        kinds = ", ".join(argument.type for argument in arguments)
-        self.declared.add(f"declare void @{name}({kinds})")
-        self.line(f"call void @{name}({', '.join(map(str, arguments))})")
+        call = f"call {kind} @{name}({', '.join(map(str, arguments))})"
+        if kind == "void":
+            self.line(call)
+            return arguments[0]
+        return self.value(call, kind)
 
     def select(self, condition: Value, first: Operand, second: Operand, kind: str = WORD) -> Value:
         one, other = self.literal(first, kind), self.literal(second, kind)

@@ -35,17 +35,16 @@ from triton.language.extra import libdevice
 
 LEAST = (3, 6)  # release of Triton: the first with an option to keep the smallest numbers
 BLOCK = 128  # lanes of a program: one for each of its threads
-_WARPS = 4
 
 
 def compile_options(backend: str) -> dict[str, Any]:
     """Return the options of a launch on "cuda", "hip" or "cpu", rounding as the step does.
 
-    Contraction is off, for the spikes that backward computes again are to be those of the forward
-    pass; and divisions and functions keep numbers too small to be normal, as PyTorch does.
+    No contraction, so that backward recomputes the spikes of forward; numbers too small to be
+    normal are kept, as by PyTorch.
     """
     normal = {"enable_reflect_ftz": False} if backend == "cuda" else {}
-    return {"BLOCK": BLOCK, "num_warps": _WARPS, "enable_fp_fusion": False, **normal}
+    return {"BLOCK": BLOCK, "num_warps": BLOCK // 32, "enable_fp_fusion": False, **normal}
 
 
 def unknown(graph: Graph) -> str | None:
@@ -53,16 +52,13 @@ def unknown(graph: Graph) -> str | None:
 
 
 def triton_source(kernel: ir.Schedule) -> str:
-    """Return the module of a kernel, whose arguments are those of :func:`arguments`."""
     return TritonPrinter(kernel).print()
 
 
 def arguments(kernel: ir.Schedule) -> list[str]:
-    """Return the names of a kernel's arguments, in order.
+    """Return the names of a kernel's arguments: lanes, sizes, buffers and their strides.
 
-    They are the lanes of a step and of a row and of a neuron in it; the sizes; and ``at_<buffer>``
-    for each buffer, with ``step_<buffer>`` and ``row_<buffer>`` for a sequence of any strides, and
-    with ``stride_<buffer>`` for a parameter, which is 0 for one value of all neurons.
+    That of a parameter is 0 for one value of all neurons.
     """
     names = ["lanes", "width", "inner", *(size.name for size in kernel.sizes)]
     for buffer in kernel.buffers:
@@ -77,13 +73,10 @@ def arguments(kernel: ir.Schedule) -> list[str]:
 def loads_ahead(loop: ir.For) -> bool:
     """Whether what a loop loads may be loaded turns before: nothing in it writes there."""
     inner = list(ir.statements(loop.body))
-    if any(isinstance(each, (ir.For, ir.Barrier)) for each in inner):
-        return False
     stored = {each.buffer for each in inner if isinstance(each, ir.Store)}
-    loaded = {
-        each.buffer for each in inner if isinstance(each, ir.Load) and Axis.LANE in each.index
-    }
-    return bool(loaded) and not loaded & stored
+    loads = [each for each in inner if isinstance(each, ir.Load) and Axis.LANE in each.index]
+    is_flat = not any(isinstance(each, (ir.For, ir.Barrier)) for each in inner)
+    return is_flat and bool(loads) and stored.isdisjoint(each.buffer for each in loads)
 
 
 class TritonPrinter(Emitter):

@@ -49,14 +49,6 @@ class Graph:
 
     Names that no line defines are inputs, which are floats; a line is one unless its operation is
     among :data:`BOOLEAN`.
-
-    Example:
-        >>> builder = Builder()
-        >>> double = builder.emit("add", "x", "x")
-        >>> unused = builder.emit("neg", "x")
-        >>> print(Graph(tuple(builder.lines), {"y": double}).select(["y"]))
-        v0 = add(x, x)
-        y: v0
     """
 
     lines: tuple[Line, ...]

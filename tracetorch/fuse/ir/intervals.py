@@ -1,11 +1,8 @@
 """Intervals of a step's graph: how large every line can become, in which unit, and if exactly.
 
-Each line of a graph gets an interval: the least and the largest value, the power of two that every
-value is a multiple of, and whether a rounding may have happened, each for every neuron. ``bounds``
-is the table of one step, ``invariant`` that of any number of steps: states grow from what they
-start from until nothing grows any more, their ends widened to powers of two, so that a proof takes
-a few rounds. What is found holds for every sequence of inputs within their interval. Exactness, C
-and circuits read the same table.
+``bounds`` is the table of one step, ``invariant`` that of any number of steps: states grow from
+what they start from until nothing grows any more, their ends widened to powers of two, so that a
+proof takes a few rounds. What is found holds for every sequence of inputs within their interval.
 """
 
 from __future__ import annotations
@@ -135,11 +132,11 @@ def weighted_sums(rows: Tensor, bias: Tensor | None, source: Interval) -> tuple[
 
 def check_reach(place: str, reached: Interval, dtype: torch.dtype) -> None:
     """Raise ``ValueError``, with the name of a place, where integers of a range may be rounded."""
-    magnitude, most = reached.magnitude, MOST_EXACT[dtype]
-    if not np.isneginf(reached.step) and not magnitude <= most:
+    most = MOST_EXACT[dtype]
+    if not np.isneginf(reached.step) and not reached.magnitude <= most:
         raise ValueError(
-            f"{place} can reach {magnitude:.0f}, and {dtype} holds every integer up to {most:.0f} "
-            "only. Give x.double(), and model.double()."
+            f"{place} can reach {reached.magnitude:.0f}, and {dtype} holds every integer up to "
+            f"{most:.0f} only. Give x.double(), and model.double()."
         )
 
 
@@ -237,9 +234,7 @@ def _absolute(x: Interval) -> Interval:
 
 
 def _truth(always: Any, never: Any, *parts: Interval) -> Interval:
-    exact: Any = True
-    for part in parts:
-        exact = np.logical_and(exact, part.exact)
+    exact: Any = np.logical_and.reduce(np.broadcast_arrays(True, *(part.exact for part in parts)))
     return Interval(np.where(always, 1.0, 0.0), np.where(never, 0.0, 1.0), 0.0, exact)
 
 
@@ -332,14 +327,11 @@ class Bounds:
 
     def __getitem__(self, value: Value) -> Interval:
         """Return the interval of what a line may take: a line or an input by name, or a literal."""
-        if isinstance(value, str):
-            found = self.inputs.get(value)
-            return self._by_name[value] if found is None else found
-        return _literal(value, self.dtype)
+        return self._by_name[value] if isinstance(value, str) else _literal(value, self.dtype)
 
     @cached_property
     def _by_name(self) -> dict[str, Interval]:
-        return {line.name: interval for line, interval in self.lines}
+        return {line.name: interval for line, interval in self.lines} | dict(self.inputs)
 
     @property
     def exact(self) -> bool:
@@ -363,16 +355,7 @@ def _literal(value: float | bool, dtype: torch.dtype) -> Interval:
 
 
 def bounds(graph: Graph, inputs: Mapping[str, Interval], dtype: torch.dtype) -> Bounds:
-    """Return the interval of every line of a graph.
-
-    Args:
-        graph: straight-line arithmetic.
-        inputs: the intervals of what it reads, by name.
-        dtype: of the arithmetic, float32 or float64.
-
-    Raises:
-        ValueError: there is no rule for an operation.
-    """
+    """Return the interval of every line of a graph, of float32 or float64."""
     values, most = dict(inputs), MOST_EXACT[dtype]
 
     def of(value: Value) -> Interval:
@@ -409,10 +392,8 @@ def invariant(
 ) -> tuple[Found, dict[Key, Interval]]:
     """Return what a step computes, and its states, that hold over any number of steps.
 
-    Args:
-        starts: the intervals that the states start from.
-        step: of the states' intervals; what it computes, and the states' next ones. The second
-            argument says that they are the last, for which it may raise.
+    ``step`` returns what it computes of the states' intervals, and their next ones. Its second
+    argument says that they are the last, for which it may raise.
     """
     states = dict(starts)
 

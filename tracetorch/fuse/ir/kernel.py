@@ -307,18 +307,7 @@ class OpenLoop:
 
 
 class KernelBuilder:
-    """Write a kernel statement by statement.
-
-    Example:
-        >>> k = KernelBuilder("double", "twice the input", Dtype.FLOAT32)
-        >>> x = k.buffer(Role.START, "x", (Extent.LANES,))
-        >>> y = k.buffer(Role.END, "y", (Extent.LANES,))
-        >>> with k.lanes():
-        ...     value = k.load(x, (Axis.LANE,), "x")
-        ...     k.store(y, (Axis.LANE,), k.op("add", value, value))
-        >>> [type(each).__name__ for each in k.kernel().body[0].body]
-        ['Load', 'Operation', 'Store']
-    """
+    """Write a kernel statement by statement."""
 
     def __init__(self, name: str, title: str, dtype: Dtype) -> None:
         self.name, self.title, self.dtype = name, title, dtype
@@ -451,46 +440,24 @@ def values_read(body: Sequence[Statement]) -> frozenset[Var]:
 def without_dead_lines(kernel: Schedule) -> Schedule:
     """Return a kernel without operations, loads and carried values that nothing reads."""
     while True:
-        read = values_read(kernel.body)
-
-        def is_read(each: Statement, read: frozenset[Var] = read) -> bool:
-            return not isinstance(each, (Operation, Load)) or each.result in read
-
-        body = _filtered(kernel.body, is_read, read)
+        body = _living(kernel.body, values_read(kernel.body))
         if body == kernel.body:
             return kernel
         kernel = replace(kernel, body=body)
 
 
-def _filtered(
-    body: Sequence[Statement], keeps: Callable[[Statement], bool], read: frozenset[Var]
-) -> tuple[Statement, ...]:
-    """Return the statements that are kept, without empty blocks and what no loop need carry."""
+def _living(body: Sequence[Statement], read: frozenset[Var]) -> tuple[Statement, ...]:
+    """Return the statements without those of dead values, and without empty blocks."""
     found: list[Statement] = []
-    for each in filter(keeps, body):
+    for each in body:
+        if isinstance(each, (Operation, Load)) and each.result not in read:
+            continue
         if isinstance(each, For):
             carried = tuple(c for c in each.carried if c.inside in read or c.result in read)
-            each = replace(each, carried=carried, body=_filtered(each.body, keeps, read))
+            each = replace(each, carried=carried, body=_living(each.body, read))
         elif isinstance(each, (If, Lanes)):
-            each = replace(each, body=_filtered(each.body, keeps, read))
+            each = replace(each, body=_living(each.body, read))
             if not each.body:
                 continue
         found.append(each)
     return tuple(found)
-
-
-def without_memory(kernel: Schedule, roles: Sequence[Role]) -> Schedule:
-    """Return a kernel without buffers of some roles, which may go only to other memory."""
-    buffers = tuple(buffer for buffer in kernel.buffers if buffer.role not in roles)
-    loaded = {
-        each.result
-        for each in statements(kernel.body)
-        if isinstance(each, Load) and each.buffer.role in roles
-    }
-
-    def keeps(each: Statement) -> bool:
-        stored = isinstance(each, Store) and (each.buffer.role in roles or each.value in loaded)
-        return not stored
-
-    body = _filtered(kernel.body, keeps, values_read(kernel.body))
-    return without_dead_lines(replace(kernel, buffers=buffers, body=body))

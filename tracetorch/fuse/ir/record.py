@@ -1,9 +1,9 @@
 """Record the arithmetic of PyTorch code as a :class:`Graph`, by a dispatch mode.
 
 A tensor of the recorded code is a :class:`_Lane`: no data, but the name of its value in the graph,
-and a small sample, on which PyTorch computes shape and dtype of results and refuses what it
-refuses. A sample is contiguous and has as many values as the input, or one: so an operation joins
-values of one lane if its result has no more, and a view that is contiguous too keeps their order.
+and a small sample, on which PyTorch computes shape and dtype of results. A sample is contiguous and
+has as many values as the input, or one: so an operation joins values of one lane if its result has
+no more, and a view that is contiguous too keeps their order.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.torch_private import COMPOSITE, TorchDispatchMode, make_wrapper_tensor, pytree
-from tracetorch.fuse.ir.decompose import decomposition
 from tracetorch.fuse.ir.graph import Builder, Graph, Unfusable, Value
-from tracetorch.fuse.ir.lower import lower
+from tracetorch.fuse.ir.lower import decomposition, lower
 
 READS_SIZES = "its step reads the size of its input"
 _READS_VALUES = (
@@ -34,7 +33,6 @@ _MADE = (
 )
 _JOINS = "joins tensors in a dimension of its own. Use torch.maximum, torch.minimum or a sum"
 _NOT_POINTWISE = "is not pointwise"
-_CASTS = {torch.float16: ".half()", torch.float32: ".float()", torch.float64: ".double()"}
 _FILLED = (
     *("scalar_tensor", "full", "ones", "zeros", "new_full", "new_ones", "new_zeros"),
     *("_efficientzerotensor", "new_empty_strided"),
@@ -125,10 +123,7 @@ class StepRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def input(self, name: str, like: Tensor | None = None) -> Tensor:
         """Return a tensor that represents the input ``name``, one value in each lane.
 
-        Args:
-            name: in the graph.
-            like: a parameter, which is the same along the dimensions that it lacks. Its tensor has
-                them all the same, so that its gradient is one of each lane.
+        One ``like`` a parameter has the dimensions that this lacks: its gradient is of each lane.
         """
         is_small = like is not None and (like.ndim < self.sample.ndim or 1 in like.shape)
         return _Lane(self.sample, _Memory(name, is_small, is_input=True), is_small, self.device)
@@ -202,15 +197,12 @@ class StepRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return why a result is rounded otherwise than in the dtype of the arithmetic."""
         if operation in _EXACT and torch.promote_types(made.dtype, self.dtype) == self.dtype:
             return None
-        dtypes = {lane.dtype for lane in lanes} - {torch.bool}
         if made.dtype in (torch.int32, torch.int64) and operation == "_to_copy":
             return None
         if made.dtype not in (self.dtype, torch.bool):
-            why = f"makes {made.dtype} of {self.dtype}"
-            if operation == "_to_copy" and made.dtype in _CASTS:
-                why += f": write .to(x.dtype) instead of {_CASTS[made.dtype]}"
-            return why
+            return f"makes {made.dtype} of {self.dtype}: a cast is written .to(x.dtype)"
         # a comparison of numbers of another dtype alone
+        dtypes = {lane.dtype for lane in lanes} - {torch.bool}
         if made.dtype is torch.bool and dtypes and self.dtype not in dtypes:
             return f"computes in {dtypes.pop()}"
         return None
@@ -219,18 +211,14 @@ class StepRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return a view of the memory of a lane, which keeps all values in their order."""
         count, is_small = base.sample.numel(), base.is_small
         keeps = made.shape == base.shape and made.stride() == base.stride()
-        if made.dtype != base.dtype:
-            why = "makes other numbers of the same bits"
-        elif count > 1 and is_small and not keeps:
-            why = "gives a parameter another shape, which kernels lack"
-        elif made.numel() not in (count, self.sample.numel()):
-            why = "takes a part of a tensor, or repeats it"
-        elif count > 1 and not keeps and not made.is_contiguous():
-            why = f"moves values, and so {_NOT_POINTWISE}"
-        else:
-            is_small = is_small and (operation != "expand" or made.shape != self.sample.shape)
-            return _Lane(made, base.memory, is_small, self.device)
-        raise Unfusable(f"its step uses {func}, which {why}")
+        changes = made.dtype != base.dtype or made.numel() not in (count, self.sample.numel())
+        if changes or (count > 1 and not keeps and (is_small or not made.is_contiguous())):
+            raise Unfusable(
+                f"its step uses {func}, which moves, takes or repeats values, or gives a parameter "
+                f"another shape, and so {_NOT_POINTWISE}"
+            )
+        is_small = is_small and (operation != "expand" or made.shape != self.sample.shape)
+        return _Lane(made, base.memory, is_small, self.device)
 
     def _lowered(
         self, func: Any, operation: str, made: Tensor, is_small: bool, args: Any, kwargs: Any

@@ -1,16 +1,11 @@
 """Schedule a plan: choose its loops over time and lanes, once for all printers, as kernels.
 
-Time is the innermost loop: a block of lanes walks through all of it, its states in registers. The
-forward pass stores the states at the beginning of every segment but the first (``checkpoints``);
-the backward pass visits segments of ``every`` steps from the last one, recomputes the states before
-each step of one (``past``) from its checkpoint, and walks back through it.
-
-In a linear recurrence, ``x[t] = input[t] + bias + sum_j output[t - 1 - j] @ matrix[j]``, the lanes
-of a row are coupled, so time is the outer loop: one step of all lanes of the task, their states in
-scratch, then its output times every matrix (``taps``, one for each delay), added to what the steps
-to come are given. So a step is multiplied once, and its events are listed once. Forward keeps
-``drive``, the sum that the step is given, in the memory of the products so far; so does the input's
-gradient in backward, which goes from each step to those before it.
+Time is the innermost loop: a block of lanes walks through all of it, its states in registers.
+Forward stores the states at the beginning of every segment but the first (``checkpoints``); from
+there backward recomputes the states before each step of a segment (``past``), the last one first.
+In a linear recurrence, ``x[t] = input[t] + bias + sum_j output[t - 1 - j] @ matrix[j]``, time is
+the outer loop: a step of all lanes of the task, then its output times every matrix (``taps``),
+added to what the steps to come are given, ``drive``.
 """
 
 from __future__ import annotations
@@ -43,13 +38,14 @@ class _Writer:
 
     # Memory
 
-    def each(
-        self, role: Role, names: Iterable[str], *shape: ir.Dimension, dtype: ir.Dtype | None = None
-    ) -> dict[str, Buffer]:
-        return {name: self.k.buffer(role, name, shape, dtype) for name in names}
+    def each(self, role: Role, names: Iterable[str], *shape: ir.Dimension) -> dict[str, Buffer]:
+        return {name: self.k.buffer(role, name, shape) for name in names}
 
     def sequences(self, role: Role, names: Iterable[str]) -> dict[str, Buffer]:
         return self.each(role, names, Size(self.size["steps"]), LANES)
+
+    def sequence(self, role: Role, name: str = "") -> Buffer:
+        return self.k.buffer(role, name, (Size(self.size["steps"]), LANES))
 
     def declare_gradients(self) -> None:
         """Declare the sums of parameters' gradients, and the states of a segment."""
@@ -100,15 +96,11 @@ class _Writer:
         read = graph.reads()
         return {n: self.k.load(b, (index, LANE), n) for n, b in buffers.items() if n in read}
 
-    def bounds(self, index: Var, steps: Var, start: Var | None, stop: Var) -> list[Var]:
-        """Return the first step of a segment or chunk, and the one behind its last."""
-        begin = self.k.op("mul", index, steps)
-        if start is not None:
-            begin = self.k.op("add", start, begin)
-        return [begin, self.k.op("min", self.k.op("add", begin, steps), stop)]
-
     def segment(self, index: Var) -> list[Var]:
-        return self.bounds(index, self.size["every"], None, self.size["steps"])
+        """Return the first step of a segment, and the one behind its last."""
+        every = self.size["every"]
+        begin = self.k.op("mul", index, every)
+        return [begin, self.k.op("min", self.k.op("add", begin, every), self.size["steps"])]
 
     def put(self, scratch: Buffer, values: Iterable[Operand], start: int = 0) -> None:
         for i, value in enumerate(values, start):
@@ -118,19 +110,17 @@ class _Writer:
         """Load the states before the first step."""
         return {f"s_{n}": self.k.load(b, (LANE,), f"{name}{n}") for n, b in starts.items()}
 
-    def begin_in(self, scratch: Buffer, starts: Mapping[str, Buffer], parameters: Buffer) -> None:
-        """Put what a walk begins with into scratch: the states, and the parameters.
+    def begin_in(
+        self, scratch: Buffer, starts: Mapping[str, Buffer], parameters: Buffer, name: str = "start"
+    ) -> None:
+        """Put what a walk begins with into scratch: the parameters too, which take divisions."""
+        self.put(scratch, [self.k.load(b, (LANE,), name) for b in starts.values()])
+        self.put(parameters, self.parameters().values())
 
-        These too, for finding the neuron of a lane takes divisions.
-        """
-        with self.k.lanes():
-            self.put(scratch, [self.k.load(b, (LANE,), "start") for b in starts.values()])
-            self.put(parameters, self.parameters().values())
-
-    def end_from(self, scratch: Buffer, ends: Mapping[str, Buffer]) -> None:
-        names = [f"s_{name}" for name in ends]
-        for buffer, value in zip(ends.values(), self.get(scratch, names).values(), strict=True):
-            self.k.store(buffer, (LANE,), value)
+    def end(self, ends: Mapping[str, Buffer], values: Mapping[str, Operand], prefix: str) -> None:
+        """Store what a walk ends with."""
+        for name, buffer in ends.items():
+            self.k.store(buffer, (LANE,), values[f"{prefix}{name}"])
 
     def get(self, scratch: Buffer, names: Iterable[str], start: int = 0) -> dict[str, Operand]:
         return {n: self.k.load(scratch, (i, LANE), n) for i, n in enumerate(names, start)}
@@ -165,9 +155,7 @@ class _Writer:
                 value = k.load(self.checkpoints, (before, i, LANE), f"checkpoint_{name}")
                 k.store(past, (0, i, LANE), value)
         k.append(ir.Barrier())
-        states: dict[str, Operand] = {
-            f"s_{name}": k.load(past, (0, i, LANE), f"first_{name}") for i, name in self.kept
-        }
+        states = {f"s_{n}": k.load(past, (0, i, LANE), f"first_{n}") for i, n in self.kept}
         # nothing reads the states behind the last step
         with k.loop("t", begin, k.op("sub", end, 1), states) as walk:
             now = self.load(inputs, self.plan.advance, walk.index)
@@ -219,11 +207,8 @@ _TIME = ("steps", "every", "segments")
 def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Schedule:
     """Return the forward pass: outputs, final states, trajectories, checkpoints.
 
-    Args:
-        plan: the plan.
-        in_chunks: compute ``chunk`` steps of one block of lanes, then those of the next, and hold
-            the states and parameters in memory meanwhile. Where a processor has few lanes at a
-            time, memory is so walked in longer runs.
+    ``in_chunks``: ``chunk`` steps of one block of lanes, then those of the next, so that memory is
+    walked in longer runs; the states and parameters wait in memory.
     """
     program, names = plan.program, [f"s_{name}" for name in plan.program.states]
     sizes = (*_TIME, *(("chunk", "chunks") if in_chunks else ()))
@@ -232,7 +217,7 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Schedule:
     inputs = w.sequences(Role.INPUT, program.inputs)
     w.declare_constants()
     starts = w.each(Role.START, program.states, LANES)
-    output = w.sequences(Role.OUTPUT, [""])[""]
+    output = w.sequence(Role.OUTPUT)
     ends = w.each(Role.END, program.states, LANES)
     records = w.sequences(Role.RECORD, plan.record)
     w.declare_checkpoints()
@@ -258,23 +243,24 @@ def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Schedule:
                 if plan.recomputed:
                     w.store_checkpoint(outer.index, outer.carried)
                 outer.next |= walk(env, outer.carried, begin, end)
-            for name, buffer in ends.items():
-                k.store(buffer, (LANE,), outer.results[f"s_{name}"])
+            w.end(ends, outer.results, "s_")
         return k.kernel()
     scratch, parameters = w.scratch(names), w.scratch(w.read, "parameters")
-    w.begin_in(scratch, starts, parameters)
+    with k.lanes():
+        w.begin_in(scratch, starts, parameters)
     with k.loop("segment", 0, size["segments"]) as outer:
         begin, end = w.segment(outer.index)
         if plan.recomputed:
             with k.lanes():
                 w.store_checkpoint(outer.index, w.get(scratch, names))
         with k.loop("chunk", 0, size["chunks"]) as chunk:
-            first, last = w.bounds(chunk.index, size["chunk"], begin, end)
+            first = k.op("add", begin, k.op("mul", chunk.index, size["chunk"]))
+            last = k.op("min", k.op("add", first, size["chunk"]), end)
             with k.lanes():
                 env = w.numbers() | w.get(parameters, w.read)
                 w.put(scratch, walk(env, w.get(scratch, names), first, last).values())
     with k.lanes():
-        w.end_from(scratch, ends)
+        w.end(ends, w.get(scratch, names), "s_")
     return k.kernel()
 
 
@@ -287,7 +273,7 @@ def backward_kernel(plan: Plan) -> Schedule:
     w.declare_constants()
     w.declare_checkpoints()
     starts = w.each(Role.START, plan.recomputed, LANES)
-    g_output = w.sequences(Role.GRAD_OUTPUT, [""])[""]
+    g_output = w.sequence(Role.GRAD_OUTPUT)
     g_ends = w.each(Role.GRAD_END, states, LANES)
     g_records = w.sequences(Role.GRAD_RECORD, plan.record)
     d_inputs = w.sequences(Role.GRAD_INPUT, plan.differentiated)
@@ -320,18 +306,12 @@ def backward_kernel(plan: Plan) -> Schedule:
                 walk.next |= {f"g_{name}": results[f"d_s_{name}"] for name in states}
             w.add_sums(walk.results)
             outer.next |= {f"g_{name}": walk.results[f"g_{name}"] for name in states}
-        for name, buffer in d_starts.items():
-            k.store(buffer, (LANE,), outer.results[f"g_{name}"])
+        w.end(d_starts, outer.results, "g_")
     return k.kernel()
 
 
 def reach_kernel(plan: Plan) -> Schedule:
-    """Return where a cotangent of the output reaches anything: 0 where it is multiplied by 0.
-
-    That is where a surrogate of compact support ends: what would come back to such an output along
-    edges need not be summed. A vector-Jacobian product is linear in its cotangents, so that of the
-    output is 1 here, and those of the states are 0.
-    """
+    """Return where a cotangent of the output reaches anything: not where a surrogate is 0."""
     program = plan.program
     names = [f"d_{n}" for n in (*program.inputs, *(f"s_{s}" for s in program.states))]
     names += [f"d_p_{n}" for n in plan.trained]
@@ -341,9 +321,9 @@ def reach_kernel(plan: Plan) -> Schedule:
     inputs = w.sequences(Role.INPUT, program.inputs)
     w.declare_constants()
     starts = w.each(Role.START, program.states, LANES)
-    output = w.sequences(Role.OUTPUT, [""])[""]
-    cotangents: dict[str, Operand] = {f"g_{name}": 0.0 for name in ("output", *program.states)}
-    cotangents["g_output"] = 1.0
+    output = w.sequence(Role.OUTPUT)
+    # a vector-Jacobian product is linear
+    cotangents: dict[str, Operand] = {**{f"g_{n}": 0.0 for n in program.states}, "g_output": 1.0}
     with k.lanes():
         env = w.numbers() | w.parameters() | cotangents
         with k.loop("t", 0, w.size["steps"], w.begin(starts)) as walk:
@@ -375,8 +355,7 @@ def step_kernel(plan: Plan) -> Schedule:
         env |= w.begin(starts, "s_")
         results = w.compute(program.forward, env)
         k.store(output, (LANE,), results["output"])
-        for name, buffer in ends.items():
-            k.store(buffer, (LANE,), results[f"next_{name}"])
+        w.end(ends, results, "next_")
     return k.kernel()
 
 
@@ -389,19 +368,20 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Schedule:
     title = "forward pass in a linear recurrence"
     w = _Writer("forward", title, plan, [program.forward], *_TIME, "taps")
     k, steps, taps = w.k, w.size["steps"], w.size["taps"]
-    given = w.sequences(Role.INPUT, ["given"])["given"]
+    given = w.sequence(Role.INPUT, "given")
     w.declare_constants()
     matrix = k.buffer(Role.MATRIX, "", (Size(taps), NEURONS, NEURONS))
     bias = k.buffer(Role.BIAS, "", (NEURONS,))
-    drive = w.sequences(Role.DRIVE, [""])[""]
+    drive = w.sequence(Role.DRIVE)
     first = k.buffer(Role.FIRST_OUTPUT, "", (Size(taps), LANES))
-    output = w.sequences(Role.OUTPUT, [""])[""]
+    output = w.sequence(Role.OUTPUT)
     last = k.buffer(Role.LAST_OUTPUT, "", (LANES,))
     starts = w.each(Role.START, program.states, LANES)
     ends = w.each(Role.END, program.states, LANES)
     w.declare_checkpoints()
     scratch, parameters = w.scratch(names), w.scratch(w.read, "parameters")
-    w.begin_in(scratch, starts, parameters)
+    with k.lanes():
+        w.begin_in(scratch, starts, parameters)
     with k.loop("past", 0, taps) as walk:
         # the oldest output reaches the first step, and no other, with the last matrix
         skipped = k.op("sub", k.op("sub", taps, 1), walk.index)
@@ -429,14 +409,14 @@ def recurrent_forward_kernel(plan: RecurrentPlan) -> Schedule:
             source = (output, (t, LANE), matrix)
             k.append(ir.Multiply(drive, (following, LANE), *source, 0, count))
     with k.lanes():
-        w.end_from(scratch, ends)
+        w.end(ends, w.get(scratch, names), "s_")
         final = k.op("sub", steps, 1)
         k.store(last, (LANE,), k.load(output, (final, LANE), "last"))
     return k.kernel()
 
 
 def recurrent_backward_kernel(plan: RecurrentPlan) -> Schedule:
-    """Return the backward pass in a linear recurrence; its outputs are recomputed on the way."""
+    """Return the backward pass in a linear recurrence, which recomputes its outputs."""
     program, states = plan.program, plan.program.states
     title, graphs = "backward pass in a linear recurrence", [plan.backward, plan.advance]
     w = _Writer("backward", title, plan, graphs, *_TIME, "taps")
@@ -446,10 +426,10 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Schedule:
     matrix = k.buffer(Role.MATRIX, "", (Size(taps), NEURONS, NEURONS))
     w.declare_checkpoints()
     starts = w.each(Role.START, plan.recomputed, LANES)
-    g_output = w.sequences(Role.GRAD_OUTPUT, [""])[""]
+    g_output = w.sequence(Role.GRAD_OUTPUT)
     g_last = k.buffer(Role.GRAD_LAST_OUTPUT, "", (LANES,))
     g_ends = w.each(Role.GRAD_END, states, LANES)
-    d_x = w.sequences(Role.GRAD_INPUT, ["x"])["x"]
+    d_x = w.sequence(Role.GRAD_INPUT, "x")
     output = w.sequences(Role.OUTPUT, [""] * plan.needs_weight_gradient)
     d_first = k.buffer(Role.GRAD_FIRST_OUTPUT, "", (Size(taps), LANES))
     d_starts = w.each(Role.GRAD_START, states, LANES)
@@ -460,8 +440,7 @@ def recurrent_backward_kernel(plan: RecurrentPlan) -> Schedule:
     scratch, parameters = w.scratch(carried), w.scratch(w.read, "parameters")
 
     with k.lanes():
-        w.put(scratch, [k.load(buffer, (LANE,), "g_end") for buffer in g_ends.values()])
-        w.put(parameters, w.parameters().values())
+        w.begin_in(scratch, g_ends, parameters, "g_end")
         # of these no product overwrites
         open_ends = k.op("sub", steps, k.op("min", taps, steps))
         with k.loop("i", open_ends, steps) as walk:

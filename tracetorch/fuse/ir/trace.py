@@ -20,19 +20,16 @@ from tracetorch.fuse.step_results import check_step_results
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Graph of a step and its vector-Jacobian product, ready to be printed.
+    """Graph of a step and its vector-Jacobian product.
 
-    Inputs and outputs of the graph are named for what they are::
+    Its inputs and outputs are named for what they are::
 
-        s_<state>    state before the step          next_<state>  state after the step
-        g_<state>    cotangent of next_<state>      d_s_<state>   gradient of s_<state>
-        p_<param>    parameter                      d_p_<param>   its gradient
-        x            first input                    d_x           its gradient
-        i_<input>    further input                  d_i_<input>   its gradient
-        g_output     cotangent of output            output        output
-
-    ``layer`` is the name of the class, ``states`` are the active ones, ``params`` the tensors
-    among the step kwargs.
+    s_<state>    state before the step          next_<state>  state after the step
+    g_<state>    cotangent of next_<state>      d_s_<state>   gradient of s_<state>
+    p_<param>    parameter                      d_p_<param>   its gradient
+    x            first input                    d_x           its gradient
+    i_<input>    further input                  d_i_<input>   its gradient
+    g_output     cotangent of output            output        output
     """
 
     layer: str
@@ -107,8 +104,7 @@ class Program:
 class _CotangentSeed(torch.autograd.Function):
     """Scalar whose backward pass sends the cotangents into the step's results.
 
-    Passed to ``autograd.grad`` as ``grad_outputs``, they would make it import PyTorch's symbolic
-    shapes, which takes longer than all of the tracing.
+    As ``grad_outputs`` they would import PyTorch's symbolic shapes, which takes longer than traces.
     """
 
     @staticmethod
@@ -130,16 +126,8 @@ def trace(
 ) -> Program:
     """Trace ``step`` by running it, and ``autograd.grad`` of it, on tensors that record operations.
 
-    Args:
-        cell: whose ``step`` is traced.
-        ndim: number of dimensions of the tensor of one step.
-        dtype: dtype of the arithmetic.
-        arguments: the step kwargs; tensors become inputs, all else is compiled in.
-        device: device of the input.
-
-    Raises:
-        Unfusable: ``step`` does something that is not pointwise, reads the values or sizes of
-            tensors, or draws random numbers.
+    ``ndim`` is that of one step; tensors among the step kwargs, ``arguments``, become inputs, and
+    all else is compiled in. Where the step is more than pointwise arithmetic, raise ``Unfusable``.
     """
     program = _trace(cell, arguments, ndim, dtype, device, 2)
     # the step sees no sizes; an operation of PyTorch might compute with those of samples
