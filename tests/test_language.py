@@ -121,7 +121,8 @@ def faults(source: str) -> list[tuple[int, str]]:
     """Line and word of every use of the dialect in a source, and of riddles as first lines."""
     tree = ast.parse(source)
     found = [(n, name) for n, name in identifiers(tree) if DIALECT & words(name)]
-    prose = [*docstrings(tree), *comments(source)]
+    # tokens are slow, and looked at where a word stands at all
+    prose = [*docstrings(tree), *(comments(source) if dialect_of(source) else ())]
     found += [(n, word) for n, text in prose for word in dialect_of(text)]
     for line, text in docstrings(tree):
         if text.split()[0].lower() in RIDDLES:

@@ -1,6 +1,7 @@
 """The order of rooms: every import goes one way, and private names of PyTorch are in one file."""
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -53,15 +54,15 @@ CEILINGS = {
     "checkpoint": 738,
     "chips": 1126,
     "convert": 1183,
-    "core": 1726,
+    "core": 1719,
     "data": 861,
     "decode": 171,
     "diagnosis": 1562,
     "encode": 534,
-    "events": 1202,
+    "events": 1197,
     "export": 7048,
     "functional": 488,
-    "fuse": 9582,
+    "fuse": 9545,
     "hub": 125,
     "init": 2045,
     "integers": 1500,
@@ -75,8 +76,8 @@ CEILINGS = {
     "probe": 454,
     "quantize": 1588,
     "ragged": 96,
-    "snn": 8249,
-    "unrolling": 1584,
+    "snn": 8042,
+    "unrolling": 1578,
     "zoo": 250,
 }
 MOST_OUTSIDE = 13_000  # in examples, benchmarks and .ci, where what moves out of the package goes
@@ -274,3 +275,12 @@ def test_private_names_of_pytorch_are_in_one_file() -> None:
 )
 def test_a_planted_private_name_is_found(planted: str) -> None:
     assert private_names(planted)
+
+
+def test_one_class_has_a_name() -> None:
+    """No two things of the inner rooms are one word in two files."""
+    inner = ("core", "cell.py", "fuse", "snn", "events", "unrolling")
+    files = [path for path in SOURCES if path.relative_to(PACKAGE).parts[0] in inner]
+    nodes = [node for path in files for node in nodes_of(path.read_text())]
+    counts = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert [name for name, count in counts.items() if count > 1] == []

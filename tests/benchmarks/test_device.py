@@ -122,6 +122,7 @@ def test_all_of_a_case_is_on_its_device(kind):
 # The whole of it, with the CPU for a GPU
 
 
+@pytest.mark.slow
 def test_a_run_with_a_device_compares_ours_with_the_cpu(tmp_path, capsys):
     run = ["--device", "cpu", "--quick", "--peers", "--out", str(tmp_path)]
     assert (

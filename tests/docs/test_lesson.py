@@ -37,20 +37,25 @@ OF_NETWORKS = [
 STEPS, ONSET = 200, 10  # as the page has them
 
 
+def write(name: str, path: Path) -> None:
+    if name == "network":
+        playground.write_network(path)
+    else:  # of the page's neurons that of the sheets alone, which is written faster
+        tt.plot.save_playground({"LIF": snn.LIF(1)}, path)
+
+
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pages")
-    found = {name: folder / f"{name}.html" for name in ("neuron", "network")}
-    # of the page's neurons that of the sheets alone, which is written faster
-    tt.plot.save_playground({"LIF": snn.LIF(1)}, found["neuron"])
-    playground.write_network(found["network"])
-    return found
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pages")
 
 
 @pytest.fixture
-def opened(visits: Visits, places: dict[str, Path]) -> Callable[[str, str], Page]:
+def opened(visits: Visits, folder: Path) -> Callable[[str, str], Page]:
     def open_(name: str, fragment: str) -> Page:
-        page = visits.open(places[name], fragment=f"#{fragment}")
+        path = folder / f"{name}.html"
+        if not path.exists():
+            write(name, path)
+        page = visits.open(path, fragment=f"#{fragment}")
         page.wait_for_selector("body[data-ready='true']")
         assert "ignored" not in page.locator("#note").inner_text()
         return page

@@ -130,19 +130,18 @@ def test_window_is_that_of_the_attributes_at_the_call() -> None:
     assert window(layer, x) == Window((1, 1), (0, 0), (1, 1), (3, 4))
     layer.padding, layer.stride = (1, 0), (2, 1)
     assert window(layer, x) == Window((2, 1), (1, 0), (1, 1), (3, 4))
-    assert window(layer, torch.ones(2, 4, 0, 6)) == window(layer, torch.ones(2, 3, 5, 6))
-    assert "the shapes are not" in str(window(layer, torch.ones(2, 3, 5, 6)))
-    assert "does not fit" in str(window(layer, torch.ones(2, 4, 5, 1)))
+    for shape in ((2, 4, 0, 6), (2, 3, 5, 6), (2, 4, 5, 1)):
+        assert window(layer, torch.ones(shape)) is None
     layer.stride = [2, 1]  # type: ignore[assignment]
-    assert "not pairs" in str(window(layer, x))
+    assert window(layer, x) is None
     layer.stride, layer.padding = (1, 1), (1, 1, 1)
-    assert "not pairs" in str(window(layer, x))
+    assert window(layer, x) is None
     layer.padding = "same"
     assert window(layer, x) == Window((1, 1), (1, 1), (1, 1), (5, 6))
     even = nn.Conv2d(4, 4, 2, padding="same")
-    assert "not the same on both sides" in str(window(even, x))
+    assert window(even, x) is None
     layer.groups = 2
-    assert "groups" in str(window(layer, x))
+    assert window(layer, x) is None
 
 
 def test_own_conv_forward_stays_dense() -> None:

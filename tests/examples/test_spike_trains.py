@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from examples import common, spike_trains
+from tests.cases import few
 
 OPTIONS = argparse.Namespace(quick=True)
 
@@ -68,9 +69,10 @@ def test_bits_per_spike_are_the_gain_over_the_mean_rate() -> None:
     assert spike_trains.bits_per_spike(constant, spikes) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "arguments", ["--network LIF --delays 3", "--network gru --lr 1e-2", "--network lnp"]
-)
+LIF = "--network LIF --delays 3"
+
+
+@pytest.mark.parametrize("arguments", few([LIF, "--network gru --lr 1e-2", "--network lnp"], LIF))
 def test_a_quick_run_saves_a_model_and_a_figure(arguments, folder, tmp_path, capsys) -> None:
     given = [*arguments.split(), "--quick", "--seeds", "3", "--out", str(tmp_path / "out")]
     assert spike_trains.main(given) == 0

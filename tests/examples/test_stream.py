@@ -12,6 +12,7 @@ import tracetorch as tt
 from examples import stream
 
 
+@pytest.mark.slow
 def test_controller_learns_past_lost_packets() -> None:
     torch.manual_seed(0)
     net = stream.network()

@@ -17,6 +17,7 @@ import tracetorch as tt
 from examples.demo import ConvSNN
 from tests import cases
 from tests.browser import Page, Visits, wait_for_frame
+from tests.cases import few
 from tests.export.test_c import (
     POOLS,
     PRODUCTS,
@@ -128,47 +129,15 @@ def flat_network() -> Any:
     )
 
 
-def stages_network() -> Any:
-    """Return every kind of stage: convolutions, pools, norm, copies, sums."""
-    norm = nn.BatchNorm2d(4)
-    norm.running_mean.copy_(torch.tensor([0.25, -0.5, 0.0, 1.0]))
-    norm.running_var.copy_(torch.tensor([0.9, 1.1, 0.5, 2.0]))
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 4, 3, stride=2, padding=1), snn.LIF(4, dim=-3, pos_threshold=0.5)),
-        *(nn.Conv2d(4, 4, 3, groups=2, dilation=2, padding=2), nn.MaxPool2d(2, 1, padding=1)),
-        *(nn.AvgPool2d(2, 2, padding=1, count_include_pad=False), nn.AvgPool2d(2, 1)),
-        *(snn.BLIF(4, dim=-3, pos_threshold=0.4, neg_threshold=0.4), norm, Mixed()),
-        *(nn.Linear(8, 5), snn.LIF(5, pos_threshold=0.25)),
-    )
-    return exact(model)
-
-
-class Mixed(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        turned = torch.cat([x.flip(1).round(), (x > 0).float()], 1).transpose(1, 2)
-        return turned.mean(1).sum(-1).round()
-
-
-@pytest.mark.parametrize(
-    ("make", "shape", "options"),
-    [
-        (flat_network, (48,), {"size": (6, 8), "decode": "last"}),
-        (stages_network, (1, 10, 10), {"decode": "max"}),
-    ],
-)
-def test_the_page_computes_what_pytorch_does(
-    opened: Open, make: Any, shape: tuple[int, ...], options: dict[str, Any]
-) -> None:
-    model = make()
-    samples = images(4, 10)
-    if len(shape) == 1:
-        samples = samples[:, 0, 1:7, 1:9].flatten(1)
-    page = opened(model, samples, **options)
+@pytest.mark.parametrize("decode", few(["last", "max"], "max"))
+def test_the_page_computes_what_pytorch_does(opened: Open, decode: str) -> None:
+    model, samples = flat_network(), images(4, 10)[:, 0, 1:7, 1:9].flatten(1)
+    page = opened(model, samples, size=(6, 8), decode=decode)
     for i in range(4):
         compare(page, model, samples[i], str(i + 1))
     seen = read(page)
     y = floats(seen["y"])
-    readout = {"last": y[-1], "max": y.max(0).values}[options["decode"]]
+    readout = {"last": y[-1], "max": y.max(0).values}[decode]
     assert torch.equal(floats(seen["readout"]), readout)
     assert all(any(map(any, values)) for values in seen["layers"].values())
 
@@ -193,16 +162,10 @@ def parts(kind: str) -> tuple[Any, Tensor]:
     return model, x * torch.randint(-8, 9, x.shape, generator=generator()) / 8
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("events", "dense", "pools"),
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("residual", "delays", "quantised")
-        ),
-    ],
-)
+KINDS = ("events", "dense", "pools", "residual", "delays", "quantised")
+
+
+@pytest.mark.parametrize("kind", few(KINDS, "events", "pools", "residual"))
 def test_every_stage_computes_what_pytorch_does(opened: Open, kind: str) -> None:
     model, x = parts(kind)
     steps = 1 if kind in ("events", "dense", "pools") else 5
@@ -307,29 +270,6 @@ def strokes() -> Tensor:
     return made
 
 
-NAMES = ["a class of a long name, longer than a bar", "x" * 60, "c"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the page of a small network once."""
-    path = tmp_path_factory.mktemp("small") / "page.html"
-    tt.export.page(small(), path, strokes(), steps=12, classes=NAMES)
-    return path
-
-
-@pytest.fixture
-def drawn(visits: Visits, place: Path) -> Open:
-    """Open that page."""
-
-    def open_(**options: Any) -> Page:
-        page = visits.open(place, **{"reduced_motion": "reduce", **options})
-        page.wait_for_selector("body[data-ready='true']")
-        return page
-
-    return open_
-
-
 def drag(page: Page, *points: tuple[float, float]) -> None:
     """Draw by mouse, in shares of the pad."""
     frame = page.locator("#pad").bounding_box()
@@ -354,8 +294,9 @@ def assert_vertical(seen: dict[str, Any]) -> None:
     assert int(marked.any(1).sum()) > 3 * int(marked.any(0).sum())
 
 
-def test_what_is_drawn_is_scaled_and_centred_as_the_data(drawn: Open) -> None:
-    model, page = small(), drawn()
+def test_what_is_drawn_is_scaled_and_centred_as_the_data(opened: Open) -> None:
+    model = small()
+    page = opened(model, strokes(), classes=["a", "b", "c"])
     for top, bottom, x in ((0.1, 0.9, 0.3), (0.6, 0.95, 0.9)):
         page.get_by_role("button", name="clear").click()
         assert read(page)["answer"] is None

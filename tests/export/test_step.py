@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import layer, sequence
+from tests.cases import few, layer, sequence
 from tests.export.models import (
     NAMES,
     Adaptive,
@@ -47,7 +47,7 @@ def test_every_layer_equals_pytorch() -> None:
     assert all(each.any() for each in y.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, "skip", "recurrent"))
 def test_models_equal_pytorch(name: str) -> None:
     for batch in (1, 4):
         assert_exact(made(name), sample_of(name, 1), sample_of(name, T, batch), batch)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 import tracetorch as tt
+from tests.cases import few
 from tests.export.verilog_code.networks import (
     NETWORKS,
     integer_linear,
@@ -42,8 +43,8 @@ def exported(name: str, folder: Path, lanes: int = 1) -> tuple[tt.export.Verilog
 
 @needs_iverilog
 @needs_verilator
-@pytest.mark.parametrize("lanes", [1, 4, pytest.param(32, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("lanes", few([1, 4, 32], 4))
+@pytest.mark.parametrize("name", few(NETWORKS, "dense", "delayed", "pair", "own"))
 def test_simulation_equals_pytorch_without_a_warning(name: str, lanes: int, tmp_path: Path) -> None:
     exported(name, tmp_path, lanes)
     printed = make(tmp_path, "sim")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,43 +307,6 @@ def test_things_to_try_set_the_page_and_train(opened: Open) -> None:
     page.evaluate("""() => { const button = document.getElementById("train");
         if (button.textContent === "pause") button.click(); }""")
     assert not read(page)["training"]
-
-
-@pytest.mark.slow
-def test_things_to_try_show_what_they_say(opened: Open) -> None:
-    page = opened()
-    seen = {name: go(page, **settings) for name, _, settings in TRIES}
-    texts = {name: text for name, text, _ in TRIES}
-
-    def right(found: dict[str, Any]) -> str:
-        return f"{math.floor(100 * found['right'] + 0.5)} %"  # as the page rounds
-
-    for name in ("no spikes, no bend", "two neurons", "a short memory"):
-        assert f"{right(seen[name])} right" in texts[name]
-    assert right(seen["it bends"]) == right(seen["deeper"]) == "100 %"
-    assert min(seen["no spikes, no bend"]["losses"][50:]) > 0.6
-    assert f"has {right(go(page, updates=40))}." in texts["deeper"]
-    held = [loss for _, loss, _ in seen["by heart"]["held"]]
-    assert seen["by heart"]["loss"] < 0.05
-    assert held[-1] > 1.5 * min(held)
-    few = go(page, data="few and noisy", width=4, updates=300)
-    assert few["heldNow"][0] < 0.7 * held[-1]
-    assert seen["too large a rate"]["loss"] == pytest.approx(math.log(2), abs=1e-3)
-    assert go(page, rate=0.1, updates=50)["loss"] < 0.1
-    assert seen["close in time"]["right"] > 0.95
-    longer = go(page, data="delays", updates=200, **{"h.beta": 6})
-    assert f"{right(longer)} with 6 steps" in texts["a short memory"]
-    raw = torch.tensor(seen["a short memory"]["tensors"]["1.raw_beta"])
-    assert raw.sigmoid().max() > 0.5 ** (1 / (3 * 0.2))
-    spikes, fewer = (
-        sum(map(sum, each["layers"][1]["output"]))
-        for each in (seen["no reset"], go(page, updates=100))
-    )
-    assert spikes > 1.3 * fewer
-    assert seen["no reset"]["right"] > 0.97
-    back = seen["what flows back"]["layers"][1]
-    flow, far = torch.tensor(back["flow"]).abs(), torch.tensor(back["distances"])
-    assert flow[far.abs() < 0.3].mean() > 2 * flow[far.abs() > 1].mean()
 
 
 # A phone

@@ -77,3 +77,37 @@ def test_dark_and_light_themes_and_the_policy_forbids_requests(
     )
     assert blocked == "connect-src"
     visits.problems.clear()  # the console reports the violation
+
+
+MALFORMED = {
+    "playground": """
+neuron=nobody neuron=LIF&neuron=SLIF p.beta=-1 p.beta= p.beta=1e400 p.gamma=1 o.reset=sideways
+o.nothing=1 amplitude=1e99 period=1 width=2.5 step=200 step=%20 of=gradient of=syn kind=drawn
+w12=1 lag=2 shown=2 2.p.beta=3 neuron2=nobody neuron2=LIF&w12=x neuron2=LIF&lag=1.5
+neuron2=LIF&lag=99 neuron2=LIF&shown=3 neuron2=LIF&2.of=mem neuron2=LIF&2.p.beta=0 neuron2=LIF&w13=1
+gradient=all gradient=
+drawn=1*3 drawn=nonsense drawn=1*1000 unknown=1 p.__proto__=1 %E0%A4%A <script>alert(1)</script>
+""",
+    "network": """
+net=nobody net=LIF&net=LIF data=nothing width=0 width=65 width=2.5 depth=5 rate=-1 rate= h.gamma=3
+h.beta=-1 h.beta=1e9 updates=-1 updates=1e9 sample=120 sample=%20 in.7=1 in.0=1e9
+input=voice rows=all seed=x
+unknown=1 h.__proto__=1 __proto__=1 toString=1 %E0%A4%A <script>alert(1)</script>
+""",
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_links_are_ignored_with_a_note(request: Any, visits: Visits, kind: str) -> None:
+    read, name = {
+        "playground": ("readPlayground()", "neuron_page"),
+        "network": ("readNetwork()", "network_page"),
+    }[kind]
+    page = visits.open(request.getfixturevalue(name))
+    page.wait_for_selector("body[data-ready='true']")
+    start = page.evaluate(read)
+    for fragment in MALFORMED[kind].split():
+        page.evaluate("document.getElementById('note').textContent = ''")
+        page.evaluate("(text) => { location.hash = text; }", fragment)
+        wait_until(page, "document.getElementById('note').textContent.includes('ignored')")
+        assert page.evaluate(read) == start, fragment

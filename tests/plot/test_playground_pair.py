@@ -147,38 +147,6 @@ def test_a_half_centre_oscillator_bursts_in_turns(opened: Open) -> None:
     assert gaps.max() < 2.5 * gaps[len(gaps) // 2]
 
 
-def test_a_coincidence_detector_fires_only_where_both_inputs_meet(opened: Open) -> None:
-    page = opened()
-    both = [spikes(each) for each in sides(take(page, "coincidence detector"))]
-    pulses = range(16, 200, 19)  # of the second neuron
-    meet = [t for t in pulses if any(abs(t - (spike + 1)) <= 1 for spike in both[0])]
-    assert len(both[0]) == 10
-    assert 2 <= len(meet) < len(pulses) / 2
-    assert [any(abs(spike - t) <= 2 for spike in both[1]) for t in pulses] == [
-        t in meet for t in pulses
-    ]
-    assert len(both[1]) == len(meet)
-    settings = dict(SETTINGS["coincidence detector"])
-    for lag in range(-4, 7):  # a spike of neuron 1 is there one step later
-        seen = go(page, neuron="LIF", **{**settings, "2.period": 20, "lag": lag})
-        assert bool(spikes(seen)) == (abs(lag - 1) <= 1), lag
-    for missing in ({"amplitude": 0}, {"2.amplitude": 0}):
-        assert not spikes(go(page, neuron="LIF", **{**settings, **missing}))
-
-
-def test_the_winner_takes_all(opened: Open) -> None:
-    page = opened()
-    first, second = (spikes(each) for each in sides(take(page, "winner takes all")))
-    assert len(first) > 50
-    assert max(second, default=0) < 30
-    settings = SETTINGS["winner takes all"]
-    loser = go(page, neuron="LIF", **{**settings, "2.amplitude": 0.55})
-    assert max(spikes(loser), default=0) < 30
-    assert len(spikes(loser["other"])) > 50
-    # not silent by themselves
-    assert len(spikes(go(page, neuron="LIF", **{**settings, "w12": 0, "w21": 0})["other"])) > 50
-
-
 def test_the_python_of_a_pair_makes_it(opened: Open) -> None:
     page = opened()
     for name in SETTINGS:

@@ -133,7 +133,7 @@ def test_record_errors() -> None:
         tt.probe.record(model, x, "men")
     with pytest.raises(ValueError, match=r"watch: nothing is called 'men'\. Did you mean 'mem'"):
         tt.probe.record(model, x, "men", by="step")
-    with pytest.raises(TypeError, match="record takes names, got 3"):
+    with pytest.raises(TypeError, match="takes a name or a list of names, got"):
         tt.probe.record(model, x, [3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="Linear has no neuron layer: nothing in it has states"):
         tt.probe.record(nn.Linear(3, 3), x, "mem")

@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "branch": (Calls(lambda m, y: y if y.sum() > 0 else -y), r"bool\(\) in .* reads num"),
     "number": (Calls(lambda m, y: y * y.max().item()), r"item\(\) in the model's forward reads"),
     "view": (Calls(lambda m, y: alias(y, m.drop(y), m.lif(y))),
-     r"add\(\) in .* is given the value of linear \(Linear\) under a name from before it was wr"),
+     r"add\(\) in .* is given the value of linear \(Linear\) from before it was wr"),
     "keeps": (Calls(lambda m, y: (setattr(m, "last", y), y)[1]), "forward of Calls sets 'last', "),  # type: ignore[func-returns-value]
     "keeps deeper": (Calls(lambda m, y: (m.log["seen"].append(1), y)[1]), "Calls sets 'log', "),
     "resets": (Calls(lambda m, y: (m.lif(y), m.lif.zero_states(), y)[2]),

@@ -1,7 +1,6 @@
 """``Recurrent`` around several populations: on every road the loop that a user would write."""
 
 import copy
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,17 @@ def nested() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 5), inner, snn.DelayedLinear(5, 4, max_delay=2), inner_of(4))
 
 
+def side_by_side() -> nn.Module:
+    kinds = {"e": layer("LIF", 3), "i": layer("ALIF", 2), "r": layer("RefractoryLIF", 4)}
+    return snn.Populations(**kinds)
+
+
+def edges() -> nn.Module:
+    places = torch.randint(9, (2, 60), generator=torch.Generator().manual_seed(1))
+    signs = torch.where(torch.arange(9) < 6, 1, -1)
+    return snn.SparseLinear(9, 9, places, delay=torch.arange(60) % 3, signs=signs)
+
+
 def inner_of(size: int) -> nn.Module:
     return snn.Recurrent(layer("LIF", size), snn.DelayedLinear(size, size, max_delay=2))
 
@@ -57,6 +67,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Any, A
     "delays": (ExcitatoryInhibitory, lambda: snn.DelayedLinear(6, 6, max_delay=3), 6, (6,)),
     "images": (images, lambda: nn.ConvTranspose2d(3, 2, 2, stride=2), (3, 3, 3), (2, 6, 6)),
     "nested": (nested, lambda: nn.Linear(4, 6), None, (6,)),
+    "side by side": (side_by_side, edges, 9, (9,)),
 }
 ROADS: dict[str, dict[str, Any]] = {
     "by layer": {},
@@ -175,21 +186,6 @@ class Smooth(snn.Neuron):
 def test_gradients_match_finite_differences(reset: Tensor | None) -> None:
     neuron = nn.Sequential(nn.Linear(3, 2), Smooth(2), nn.Linear(2, 3), Smooth(3))
     gradcheck(snn.Recurrent(neuron, nn.Linear(3, 3)).double(), sequence(4, 2, 3), reset=reset)
-
-
-def test_copied_saved_and_listed(tmp_path: Path) -> None:
-    model, x = made("two types")
-    tt.unroll(model, x)
-    names = ["prev_output", "neuron.drive", "neuron.e.mem"]
-    assert list(tt.get_states(model))[:3] == names
-    assert repr(model).startswith("Recurrent(ExcitatoryInhibitory, connection=Linear, shape=6)(\n")
-    tt.save(model, tmp_path / "a.safetensors", states=True)
-    other, _ = made("two types")
-    tt.load(tmp_path / "a.safetensors", other, states=True)
-    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), other]
-    y = model(x[0])
-    for each in copies:
-        assert torch.equal(each(x[0]), y)
 
 
 def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:

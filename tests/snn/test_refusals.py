@@ -54,8 +54,8 @@ def called(layer: Any) -> Any:
     norm(bias=1) -> TypeError: bias must be True or False
     norm()(torch.ones(2, 4)) -> ValueError: has 3 neurons, the input has 4
     norm()(torch.ones(3)) -> ValueError: takes the batch in dimension 0
-    norm()(torch.ones(1, 3)) -> ValueError: has 1 values per channel.*drop_last=True
-    norm()(torch.ones(0, 3)) -> ValueError: has 0 values per channel.*drop_last=True
+    norm()(torch.ones(1, 3)) -> ValueError: fewer than two values per channel.*drop_last=True
+    norm()(torch.ones(0, 3)) -> ValueError: fewer than two values per channel.*drop_last=True
     norm().forward_sequence(torch.ones(5, 2, 3), ["mem"]) -> ValueError: 'mem'.* It has position
     snn.LockedDropout(3, 1.5) -> ValueError: p must lie in \[0, 1\].* got 1.5
     snn.LockedDropout(3, nan) -> ValueError: p must lie in \[0, 1\]
@@ -125,11 +125,11 @@ def called(layer: Any) -> Any:
     snn.BLIF(2, neg_threshold=-1.0) -> ValueError: neg_threshold must be positive and finite, got -1
     snn.RLIF(2, bias=torch.tensor([0.0, inf])) -> ValueError: bias must be finite, got inf
     snn.LIF(threshold=1.0, init_hidden=1) -> TypeError: no argument 'threshold'.* pos_threshold
-    snn.LIF(2)._replicate_for_data_parallel() -> RuntimeError: states away .*DistributedDataParallel
+    snn.LIF(2)._replicate_for_data_parallel() -> RuntimeError: states away.*DistributedDataParallel
     snn.LIF(4)(torch.ones(2, 4, 5, 6)) -> ValueError: 6 at dim -1, .* another dim, -3 for
-    snn.Delay(4, max_delay=2)(torch.ones(4, 6)) -> ValueError: Build the layer with num_neurons=6
-    snn.LIF(4, dim=-3)(LINE) -> ValueError: at dim -3, the input has only 2 dimensions
-    snn.LIF(4, dim=2)(LINE) -> ValueError: at dim 2, the input has only 2 dimensions
+    snn.Delay(4, max_delay=2)(torch.ones(4, 6)) -> ValueError: Build the layer with another
+    snn.LIF(4, dim=-3)(LINE) -> ValueError: the input has no dim -3
+    snn.LIF(4, dim=2)(LINE) -> ValueError: the input has no dim 2
     assigned(snn.LIF(3), mem=0.0)(SEQ[0]) -> TypeError: LIF\(3\) needs a tensor as mem, got float
     called(snn.LIF(3))(SEQ[0].double()) -> ValueError: \[2, 3\], torch.float32.*needs torch.float64
     called(snn.LIF(3))(SEQ[0].to("meta")) -> ValueError: on cpu; .* on meta

@@ -1,7 +1,5 @@
 import copy
 import gc
-import io
-import pickle
 import weakref
 from typing import Any, cast
 
@@ -142,6 +140,11 @@ def test_equal_to_the_dense_layer(delay: str, signs: bool, group: bool) -> None:
 def compare_with_dense_recurrence(model: Any, x: Tensor, *ways: dict[str, Any]) -> None:
     """Outputs, states and all gradients, with restarts within the sequence and without."""
     neuron, parameters = model.neuron, [x, *model.parameters()]
+
+    def of_all(y: Tensor) -> list[Tensor]:
+        weights = torch.linspace(-1, 1, y.shape[-1], dtype=y.dtype)
+        return gradients(torch.cat([y, (neuron.mem * weights)[None]]), *parameters)
+
     for share in (0.0, 0.1):
         reset = torch.rand(x.shape[:2], generator=seeded()) < share
         tt.zero_states(model)
@@ -153,13 +156,15 @@ def compare_with_dense_recurrence(model: Any, x: Tensor, *ways: dict[str, Any]) 
             expected.append(output)
         mem = neuron.mem
         assert 0.02 < float(torch.stack(expected).detach().mean()) < 0.5
-        wanted = gradients(torch.stack(expected), *parameters)
+        wanted = of_all(torch.stack(expected))
         for options in ways:
             tt.zero_states(model)
             y = tt.unroll(model, x, reset=reset if share else None, **options)
             close(y, torch.stack(expected))
             close(neuron.mem, mem)
-            close(gradients(y, *parameters), wanted)
+            for found, each in zip(of_all(y), wanted, strict=True):
+                scale = max([1.0, *each.abs().flatten().tolist()])
+                close(found / scale, each / scale)
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["own", "group"])
@@ -455,9 +460,7 @@ def test_the_plan_is_made_once_and_not_copied() -> None:
     assert plan.starts.tolist() == [0, *layer.edges[0].bincount(minlength=IN).cumsum(0).tolist()]
     assert {plan.order.dtype, plan.targets.dtype, plan.delays.dtype} == {torch.int32}
     assert layer.plan is plan
-    for copied in (copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer))):
-        assert "_known_plan" not in vars(copied)
-        assert torch.equal(copied.plan.targets, plan.targets)
+    assert "_known_plan" not in vars(copy.deepcopy(layer))
     assert sparse(ordered=True).plan.order is None
     assert sparse().plan.delays is None
 
@@ -527,9 +530,6 @@ def test_nothing_is_dense() -> None:
     x[0, 0, edges[0, :1500]] = 1
     tt.unroll(model, x, from_rest=True).sum().backward()
     assert "SparseLinear(1000000" in repr(model)
-    copied = copy.deepcopy(model)
-    copied.load_state_dict(model.state_dict())
-    assert torch.equal(tt.unroll(copied, x, from_rest=True), tt.unroll(model, x, from_rest=True))
 
 
 def test_memory_goes_by_edges() -> None:
@@ -556,46 +556,34 @@ def test_a_file_is_complete(delay: str) -> None:
     x = spikes(5, 2, IN)
     expected = tt.unroll(layer, x, from_rest=True)
     assert not torch.equal(tt.unroll(other, x, from_rest=True), expected)
-    buffer = io.BytesIO()
-    torch.save(layer.state_dict(), buffer)
-    buffer.seek(0)
-    other.load_state_dict(torch.load(buffer))
+    other.load_state_dict(layer.state_dict())
     assert torch.equal(tt.unroll(other, x, from_rest=True), expected)
-    empty = copy.deepcopy(layer).to("meta")
-    empty.load_state_dict(layer.state_dict(), assign=True)
-    assert torch.equal(tt.unroll(empty, x, from_rest=True), expected)
+
+
+ALL = {"delay": "each", "signs": True, "group": True}
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("name", "value", "own", "message"),
     [
-        ("edges", 50, r"edge 0 has the source 50, and there are 40, 0 to 39"),
-        ("edges", -1, r"edge 0 has the source -1"),
-        ("edges", 0.5, r"edges must be integers, got torch.float32"),
-        ("delay", 9, r"delay must be whole numbers, 0 to 4, got 9"),
-        ("signs", 0, r"signs must be 1 \(excitatory\) or -1 \(inhibitory\)"),
-        ("group", 7, r"group must be whole numbers, 0 to 6, got 7"),
+        ("edges", 50, ALL, r"edge 0 has the source 50, and there are 40, 0 to 39"),
+        ("edges", 0.5, ALL, r"edges must be integers, got torch.float32"),
+        ("delay", 9, ALL, r"delay must be whole numbers, 0 to 4, got 9"),
+        ("signs", 0, ALL, r"signs must be 1 \(excitatory\) or -1 \(inhibitory\)"),
+        ("group", 7, ALL, r"group must be whole numbers, 0 to 6, got 7"),
+        ("delay", 2, {"delay": "one"}, "it was built with delay=3, and has 2 now"),
+        ("delay", 2, {}, "the file has delay, and the layer was built without"),
     ],
 )
-def test_loading_checks(name: str, value: float, message: str) -> None:
-    layer = sparse(delay="each", signs=True, group=True)
+def test_loading_checks(name: str, value: float, own: Any, message: str) -> None:
+    layer = sparse(**own)
     before = {key: each.clone() for key, each in layer.state_dict().items()}
     file = {key: each.clone() for key, each in before.items()}
-    file[name] = torch.full(file[name].shape, value)
+    file[name] = torch.full(file[name].shape if name in file else (), value)
     file["weight"] = file["weight"] + 1
     with pytest.raises(RuntimeError, match=message):
         layer.load_state_dict(file)
     torch.testing.assert_close(dict(layer.state_dict()), before, rtol=0, atol=0)
-
-
-def test_loading_what_the_layer_lacks() -> None:
-    with pytest.raises(RuntimeError, match="the file has delay, and the layer was built without"):
-        sparse().load_state_dict(sparse(delay="one").state_dict())
-    other = sparse(delay="one").state_dict() | {"delay": torch.tensor(2)}
-    with pytest.raises(RuntimeError, match="it was built with delay=3, and has 2 now"):
-        sparse(delay="one").load_state_dict(other)
-    with pytest.raises(RuntimeError, match="size mismatch for edges"):
-        sparse().load_state_dict(sparse(count=10).state_dict())
 
 
 def test_states_move_and_a_parametrization_acts() -> None:
@@ -619,8 +607,6 @@ def test_states_move_and_a_parametrization_acts() -> None:
 def test_memory_without_values_is_not_read() -> None:
     with torch.device("meta"):
         layer = snn.SparseLinear(IN, OUT, drawn_edges(IN, OUT, E), delay=1)
-    assert {each.device.type for each in layer.state_dict().values()} == {"meta"}
-    assert layer(torch.zeros(2, IN, device="meta")).shape == (2, OUT)
     layer.to_empty(device="cpu")
     layer.edges.fill_(2**30)  # as memory may hold
     layer.delay.fill_(1)
@@ -735,38 +721,24 @@ NAMES = {
 
 @refusals("""
     L(2, 3, e.float()) -> TypeError: edges must be a tensor of integers, got torch.float32
-    L(2, 3, [[0], [1]]) -> TypeError: edges must be a tensor of integers, got list
-    L(2, 3, e > 0) -> TypeError: edges must be a tensor of integers, got torch.bool
     L(2, 3, e.t()) -> ValueError: edges must be .2, E.*got shape .3, 2.. Transpose them: edges.t()
-    L(2, 3, e[0]) -> ValueError: edges must be .2, E., sources in row 0.*got shape .3.
     L(1, 3, e) -> ValueError: edges lead out of the layer: edge 1 has the source 1, and there are 1
-    L(2, 2, e) -> ValueError: edges lead out of the layer: edge 2 has the target 2, and there are 2
     L(2, 3, -e) -> ValueError: edge 1 has the source -1, and there are 2, 0 to 1
     L(2, 3, e[:, :1].expand(2, 2**31)) -> ValueError: fewer than 2..31 edges, got 2147483648
     L(2**31, 3, e) -> ValueError: fewer than 2..31 features, got 2147483648
-    L(0, 3, e) -> ValueError: in_features must be at least 1
     L(2, 3, e, torch.ones(2)) -> ValueError: weight must be one number, or .3., .*got shape .2.
     L(2, 3, e, torch.ones(3).long()) -> TypeError: weight must be floats, got torch.int64
-    L(2, 3, e, "x") -> TypeError: weight must be a number
-    L(2, 3, e, bias=1) -> TypeError: bias must be True or False
     L(2, 3, e, delay=-1) -> ValueError: delay must be whole numbers, 0 to 0, got -1
-    L(2, 3, e, delay=1.5) -> TypeError: delay must be an integer, got 1.5
-    L(2, 3, e, delay=torch.ones(3)) -> TypeError: delay must be a tensor of integers
     L(2, 3, e, delay=torch.ones(2).long()) -> ValueError: delay must be one number, or .3.
     L(2, 3, e, group=torch.ones(2).long()) -> ValueError: group must be .3., the number of each
-    L(2, 3, e, group=-torch.ones(3).long()) -> ValueError: group must be .*got -1
     L(2, 3, e, torch.ones(2), group=e[1]) -> ValueError: group must be whole numbers, 0 to 1, got 2
     L(2, 3, e, signs=torch.zeros(2)) -> ValueError: signs must be 1 .excitatory. or -1
     L(2, 3, e, signs=torch.ones(4)) -> ValueError: signs must have one value for each source, .2.
-    L(2, 3, e, signs=[1, 1]) -> TypeError: signs must be a tensor of 1 and -1, got list
     L(2, 3, e[:, 1:], signs=torch.tensor([1, -1])) -> ValueError: as many edges as sources, 2
     L(2, 3, e, delay=e[0].to("meta")) -> ValueError: delay has no values on the meta device
     L(2, 3, e, signs=e[0].to("meta")) -> ValueError: signs has no values on the meta device
     L(2, 3, e.to("meta"), signs=torch.ones(2)) -> ValueError: edges have no values on the meta dev
-    L(2, 3, e.to(torch.complex64)) -> TypeError: edges must be a tensor of integers, got torch.com
-    L(2, 3, e, dim=1) -> TypeError: dim
     L(2, 3, e)(torch.ones(4, 5)) -> ValueError: takes 2 features in the last dimension, .* has 5
-    L(2, 3, e)(torch.ones(4, 2).long()) -> TypeError: takes float16, bfloat16, float32 or float64
     L(2, 3, e, delay=1).dense_weight() -> ValueError: an nn.Linear has no delays
     L.from_matrix(torch.eye(3)) -> TypeError: matrix must be sparse, coo, csr or csc, got torch.str
     L.from_matrix([[1]]) -> TypeError: must be a sparse tensor of PyTorch, or .* SciPy, got list

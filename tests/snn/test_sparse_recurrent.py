@@ -7,9 +7,15 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import thinned
 from tests.refusals import check, refusals, unchanged
-from tests.snn.test_sparse_linear import DELAYS, Dense, close, drawn_edges, gradients, seeded
+from tests.snn.test_sparse_linear import (
+    DELAYS,
+    close,
+    compare_with_dense_recurrence,
+    drawn_edges,
+    gradients,
+    seeded,
+)
 from tracetorch import functional, snn
 from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
@@ -94,26 +100,7 @@ def test_equal_to_the_dense_network(loops: list[str], surrogate: str, reset: str
     model = recurrent(
         N, 10 * N, delay=delay, reset=reset, surrogate_derivative=SURROGATES[surrogate]
     )
-    x = given(9, 2, N).requires_grad_()
-    dense, output, expected = Dense(model.connection), torch.zeros_like(x[0]), []
-    for each in x:
-        output = model.neuron(each + dense.step(output))
-        expected.append(output)
-    mem = model.neuron.mem
-    parameters = [x, *model.parameters()]
-    weights = torch.linspace(-1, 1, N, dtype=torch.float64)
-    wanted = gradients(torch.stack([*expected, mem * weights]), *parameters)
-    tt.zero_states(model)
-    y = tt.unroll(model, x)
-    assert 0.02 < float(y.detach().mean()) < 0.5
-    close(y, torch.stack(expected))
-    close(model.neuron.mem, mem)
-    found = gradients(torch.cat([y, (model.neuron.mem * weights)[None]]), *parameters)
-    scales = [max(1.0, float(each.abs().max())) for each in wanted]
-    close(
-        [g / s for g, s in zip(found, scales, strict=True)],
-        [g / s for g, s in zip(wanted, scales, strict=True)],
-    )
+    compare_with_dense_recurrence(model, given(9, 2, N).requires_grad_(), {})
     end = "" if delay != "each" else "_delayed"
     assert {f"loop_forward{end}", f"loop_backward{end}", f"loop_by_weight{end}"} <= {*loops}
 
@@ -369,95 +356,6 @@ def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) ->
 # Several populations
 
 
-class Apart(nn.Module):
-    """What a user writes for ``Populations``, and nothing knows of."""
-
-    def __init__(self, **layers: Any) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        sizes = [layer.num_neurons for layer in self.layers.values()]
-        parts = zip(self.layers.values(), x.split(sizes, -1), strict=True)
-        return torch.cat([layer(part) for layer, part in parts], -1)
-
-
-def populations(kind: Any, delay: str, **options: Any) -> Any:
-    """Three kinds of neurons, whose numbers are no multiples of anything, and their edges."""
-    torch.manual_seed(1)
-    sizes = 130, 70, 601
-    neurons = {
-        "e": snn.LIF(sizes[0], beta=torch.rand(sizes[0]) * 0.8 + 0.1, reset="zero"),
-        "i": tt.neurons.ALIF(sizes[1], surrogate_derivative=SURROGATES["triangle"]),
-        "r": tt.neurons.RefractoryLIF(sizes[2]),
-    }
-    table = [[0.02, 0.05, 0.01], [0.01, 0.0, 0.02], [0.03, 0.01, 0.02]]
-    edges = snn.population_edges(sizes, sizes, table, generator=seeded())
-    edges = edges[:, torch.randperm(edges.shape[1], generator=seeded())]
-    count, total = edges.shape[1], sum(sizes)
-    if "signs" in options:
-        options["signs"] = torch.where(torch.arange(total) < 700, 1, -1)
-    if "group" in options:
-        options["group"] = torch.randint(9, (count,), generator=seeded(7))
-    connection = snn.SparseLinear(total, total, edges, delay=delays(delay, count), **options)
-    with torch.no_grad():
-        connection.weight.mul_(4)
-    shape = None if kind is snn.Populations else total
-    return snn.Recurrent(kind(**neurons), connection, shape).double()
-
-
-ROADS: dict[str, Any] = {
-    "whole": {},
-    "segments": {"segment": 5},
-    "reset": {"reset": torch.rand(11, 6, generator=seeded()) < 0.2},
-}
-
-
-@thinned(3, delay=(*DELAYS, "far"), road=ROADS, options=({}, {"signs": None}, {"group": None}))
-def test_populations_run_step_by_step_as_a_plain_loop_does(
-    loops: list[str], delay: str, road: str, options: Any
-) -> None:
-    found = []
-    for kind in (snn.Populations, Apart):
-        model = populations(kind, delay, **options)
-        x = 2 * given(11, 6, model.num_neurons).requires_grad_()
-        way: dict[str, Any] = {"by": "layer" if kind is snn.Populations else "step"}
-        y = tt.unroll(model, x, **way, **ROADS[road])
-        assert not loops
-        assert 0.05 < float(y.detach().mean()) < 0.5
-        ends = [end for _, end in sorted(tt.get_states(model).items())]
-        loss = sum(
-            (each * torch.linspace(-1, 1, each.numel()).double().view(each.shape)).sum()
-            for each in (y, *(end for end in ends if end.requires_grad))
-        )
-        grads = torch.autograd.grad(loss, [x, *model.parameters()])
-        found.append((y.detach(), [end.detach() for end in ends], grads))
-    (y, ends, grads), (wanted, wanted_ends, wanted_grads) = found
-    assert torch.equal(y, wanted)
-    torch.testing.assert_close(ends, wanted_ends, rtol=0, atol=0)
-    for one, two in zip(grads, wanted_grads, strict=True):
-        close(one / two.abs().max(), two / two.abs().max())
-
-
-def test_values_of_events_are_learned_between_runs() -> None:
-    model = recurrent(800, 9_000)
-    values = torch.full((9_000,), 0.3, requires_grad=True)  # float32, of a network of float64
-    events = drawn_events(9_000, (15, 1, model.num_neurons))
-    source = snn.EventInput(events, values)
-    optimizer = torch.optim.SGD([values], lr=2.0)
-    losses = []
-    for _ in range(4):
-        model.zero_states()
-        optimizer.zero_grad()
-        counts = model.run_events(source, 15, count_every=15).counts
-        loss = (counts.mean() - 4).square()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < losses[0]
-
-
 def test_a_population_that_is_there_twice_goes_on_from_one_part_to_the_next() -> None:
     one = snn.LIF(130)
     neurons = snn.Populations(e=one, i=tt.neurons.ALIF(70), r=one)
@@ -466,15 +364,6 @@ def test_a_population_that_is_there_twice_goes_on_from_one_part_to_the_next() ->
     steps = tt.unroll(model, x, by="step")
     tt.zero_states(model)
     assert torch.equal(tt.unroll(model, x), steps)
-
-
-def test_a_shape_that_does_not_fit_is_refused_as_in_a_step() -> None:
-    neurons = snn.Populations(a=snn.LIF(4), b=snn.LIF(2))
-    edges = snn.random_edges(6, 6, 0.5, generator=seeded())
-    model = snn.Recurrent(neurons, snn.SparseLinear(6, 6, edges), shape=6)
-    for by in ("step", "layer"):
-        with pytest.raises(ValueError, match=r"gives the input's shape \[2, 3, 6\], got \[2, 6\]"):
-            tt.unroll(model, torch.rand(5, 2, 3, 6), by=by)
 
 
 def written(name: str, model: Any, source: Any) -> None:
@@ -585,6 +474,25 @@ def test_events_give_what_a_tensor_does(
     assert again.counts is None
 
 
+def test_values_of_events_are_learned_between_runs() -> None:
+    model = recurrent(800, 9_000)
+    values = torch.full((9_000,), 0.3, requires_grad=True)  # float32, of a network of float64
+    events = drawn_events(9_000, (15, 1, model.num_neurons))
+    source = snn.EventInput(events, values)
+    optimizer = torch.optim.SGD([values], lr=2.0)
+    losses = []
+    for _ in range(4):
+        model.zero_states()
+        optimizer.zero_grad()
+        counts = model.run_events(source, 15, count_every=15).counts
+        loss = (counts.mean() - 4).square()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+
+
 def test_sources_add_up_and_lists_of_steps_are_events() -> None:
     model = recurrent(50, 300)
     lists = [torch.tensor([[0, 3], [0, 4]]), torch.zeros(0, 2).long(), torch.tensor([[0, 3]])]
@@ -692,9 +600,6 @@ NAMES = {
     "signed": snn.Recurrent(
         snn.BLIF(3), snn.SparseLinear(3, 3, torch.zeros(2, 0).long())
     ).run_events,
-    "graded": snn.Recurrent(
-        snn.Readout(3), snn.SparseLinear(3, 3, torch.zeros(2, 0).long())
-    ).run_events,
     "several": snn.Recurrent(
         snn.Populations(a=snn.LIF(3), b=snn.LIF(2)),
         snn.SparseLinear(5, 5, torch.zeros(2, 0).long()),
@@ -704,46 +609,28 @@ NAMES = {
 
 @refusals("""
     E(e.float()) -> TypeError: events must be a tensor of integers, got torch.float32. Convert it by
-    E([e[:, :2].char(), e[:, :2] > 0]) -> TypeError: events of step 1 must be a tensor of integers
     E(e[0]) -> ValueError: events must be .n, 3.*got shape .3.
     E(-e) -> ValueError: begin with 0, got -4
     E([e]) -> ValueError: events of step 0 must be .n, 2., sample and neuron in a row, got .2, 3.
-    E([1]) -> ValueError: events of step 0 must be .n, 2.*got int
     E(e, torch.ones(3)) -> ValueError: values must be one number, or .2., one for each event
     E(e, torch.ones(2).long()) -> TypeError: values must be floats, got torch.int64
-    E(e, "x") -> TypeError: values must be a number
-    P([1], 0.1) -> TypeError: neurons must be a tensor of integers, got list
-    P(n > 0, 0.1) -> TypeError: got torch.bool. Those of a mask are mask.nonzero
-    P(n.float(), 0.1) -> TypeError: neurons must be a tensor of integers, got torch.float32
     P(n - 1, 0.1) -> ValueError: neurons must be .k., from 0 on, got shape .3., the least -1
     P(n, 1.5) -> ValueError: probability must be in .0, 1.: a rate times the length of a step
     P(n, torch.ones(2)) -> ValueError: probability must be one number, or .3., one for each n
     P(n, 0.5, seed=-1) -> ValueError: seed must be 0 to 2..31 - 1, got -1
-    P(n, 0.5, seed=0.5) -> TypeError: seed must be an integer
     run(e, 5) -> TypeError: inputs must be an EventInput, a PoissonInput or a list .* got Tensor
     run(E(e), 4) -> ValueError: an event has the step 4, and the run has 4, 0 to 3
-    run(E(e + torch.tensor([0, 1, 0])), 5) -> ValueError: has the sample 1, and the run has 1
-    run(E(e * 15), 99) -> ValueError: an event has the neuron 30, and the run has 30, 0 to 29
     run(P(n + 30, 0.1), 9) -> ValueError: an event has the neuron 32, and the run has 30
-    run(E(e), 0) -> ValueError: steps must be at least 1
-    run(E(e), 5, batch=0) -> ValueError: batch must be at least 1
-    run(E(e), 5, count_every=0) -> ValueError: count_every must be at least 1
     run(E(e), 5, neurons=n + 28) -> ValueError: neurons must be 0 to 29, got 30
-    run(E(e), 5, neurons=n - 1) -> ValueError: neurons must be 0 to 29, got -1
-    run(E(e), 5, neurons=[1]) -> TypeError: neurons must be a tensor of integers, got list
-    run(E(e), 5, neurons=n > 0) -> TypeError: neurons must be a tensor of integers, got torch.bool
     run(E(e), 5, neurons=e) -> ValueError: neurons must be .k., got shape .2, 3.
-    run(E(e), 5, events=1) -> TypeError: events must be True or False
     linear(E(e), 5) -> ValueError: no compiled loop that runs by events.*a SparseLinear of fin
     signed(E(e), 5) -> ValueError: no compiled loop that runs by events.*here is BLIF .an output w
-    graded(E(e), 5) -> ValueError: gives 0 or 1, and here is Readout .*or a graded one, is no
     several(E(e), 5) -> ValueError: takes one neuron layer that gives 0 or 1, and here is Popu
     Pop() -> ValueError: Populations needs neuron layers
     Pop(a=torch.nn.Linear(2, 2)) -> TypeError: a must be a neuron layer, got Linear
     Pop(a=snn.SparseLinear(3, 3, e.t()[:2] * 0)) -> TypeError: a must be a neuron layer, got SparseL
     Pop(a=snn.LIF(3, dim=-3)) -> ValueError: side by side in the last dimension, and a has its .*-3
     Pop(forward=snn.LIF(3)) -> ValueError: a module has an attribute 'forward': take another name
-    Pop(sizes=snn.LIF(3)) -> ValueError: a module has an attribute 'sizes': take another name
     Pop(a=snn.LIF(3), b=snn.LIF(4))(torch.ones(2, 6)) -> ValueError: of 3 . 4 neurons take 7 in the
     Pop(a=snn.LIF(3))(3) -> TypeError: Populations takes a tensor, got int
     Pop(a=Two(3)) -> ValueError: Populations has one input, and Two takes .x, y.

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from tests.cases import weighted_sum
-from tests.unrolling.models import MODELS, By, Whole, dyadic, made
+from tests.unrolling.models import MODELS, By, dyadic, made
 from tracetorch import snn
 
 # by step, every step is compiled: the same code path, slower
@@ -236,16 +236,6 @@ def test_unroll_of_a_compiled_model(by: By) -> None:
     torch.testing.assert_close(tt.unroll(wrapped, x, segment=2), expected)
 
 
-@pytest.mark.parametrize("off", [torch.no_grad, torch.enable_grad])
-def test_single_steps(off: Any) -> None:
-    model, x = made("dense"), dyadic(5, 2, 3)
-    expected = tt.unroll(model, x, by="step")
-    tt.zero_states(model)
-    step = compiled(model)
-    with off():
-        torch.testing.assert_close(torch.stack([step(each) for each in x]), expected)
-
-
 @pytest.mark.slow
 def test_changing_lengths_and_batches() -> None:
     model = made("dense")
@@ -258,20 +248,6 @@ def test_changing_lengths_and_batches() -> None:
     for T, B in ((5, 4), (7, 3), (9, 2)):
         x = dyadic(T, B, 3)
         torch.testing.assert_close(any_size(x), run(x))
-
-
-@pytest.mark.slow
-def test_functional_gradients_in_the_graph() -> None:
-    from torch.func import functional_call, grad
-
-    whole, x = Whole(made("dense")), dyadic(4, 2, 3)
-
-    def step(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        grads = grad(lambda p: functional_call(whole, p, (x,)).square().mean())(parameters)
-        return {n: p - 0.1 * grads[n] for n, p in parameters.items()}
-
-    parameters = {n: p.detach() for n, p in whole.named_parameters()}
-    torch.testing.assert_close(compiled(step)(parameters), step(parameters))
 
 
 def test_segments_break_the_graph() -> None:

@@ -31,23 +31,6 @@ def test_functional_call_and_grad(name: str, by: str) -> None:
         torch.testing.assert_close(found[n], p.grad, msg=n)
 
 
-@pytest.mark.parametrize("by", ["layer", "step"])
-@pytest.mark.parametrize("name", MODELS)
-def test_per_sample_gradients(name: str, by: str) -> None:
-    whole = Whole(made(name), by=by)
-    x = dyadic(5, 3, *MODELS[name][1][1:])
-
-    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(whole, parameters, (sample[:, None],)).square().sum()
-
-    found = vmap(grad(loss), in_dims=(None, 1))(detached(whole), x)
-    for i in range(3):
-        whole.zero_grad()
-        whole(x[:, i : i + 1]).square().sum().backward()
-        for n, p in whole.named_parameters():
-            torch.testing.assert_close(found[n][i], p.grad, msg=n)
-
-
 def test_ensemble_in_one_call() -> None:
     members = [Whole(made("dense")) for _ in range(3)]
     for i, member in enumerate(members):
@@ -82,15 +65,6 @@ def test_ensemble_with_buffers_of_their_own_restarts(make: Any) -> None:
     call = lambda p, b: functional_call(members[0], (p, b), (x,))  # noqa: E731
     together = vmap(call)(parameters, buffers)
     torch.testing.assert_close(together, torch.stack([member(x) for member in members]))
-
-
-def test_jacobian() -> None:
-    whole, x = Whole(made("dense")), dyadic(4, 2, 3)
-    found = jacrev(lambda x: whole(x).sum((0, 1)))(x)
-    for i in range(2):
-        inputs = x.clone().requires_grad_()
-        whole(inputs)[..., i].sum().backward()
-        torch.testing.assert_close(found[i], inputs.grad)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # jvp imports it

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tracetorch as tt
-from tests.export.models import stepped_program
 from tests.unrolling.models import Whole
 from tracetorch import metrics, snn
 from tracetorch.export.program import step_signature
@@ -95,29 +94,8 @@ def test_weights_that_hooks_compute_anew_run_by_layer(kind: str, segment: int | 
         assert "1.mem" in step_signature(model, x[0]).states
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_weights_that_hooks_compute_anew_are_exported(kind: str) -> None:
-    model, x = net(), torch.rand(5, 2, 4) * 3
-    WEIGHTS[kind](model)
-    tt.unroll(model.eval(), x)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.1)  # what the hook has set is stale
-    program = tt.export.step(model, x[0])
-    y, _ = stepped_program(program, x, tt.export.initial_states(program, batch=2))
-    with torch.no_grad():
-        expected = tt.unroll(model, x, by="step", from_rest=True)
-    torch.testing.assert_close(y, expected)
-
-
 def keep_mask(module: nn.Module, args: Any) -> None:
     module.weight_mask = torch.roll(module.weight_mask, 1)  # type: ignore[arg-type]
-
-
-def count(module: Any, args: Any, output: Tensor) -> Tensor:
-    module.calls = getattr(module, "calls", 0) + 1
-    return output * module.calls
 
 
 def keep_trace(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -128,12 +106,7 @@ def keep_trace(module: Any, args: Any, output: Tensor) -> Tensor:
 MEMORIES: dict[str, Callable[[Any], Any]] = {
     "fading": lambda m: Fading.apply(m[0], "weight"),
     "mask": lambda m: (WEIGHTS["pruned"](m), m[0].register_forward_pre_hook(keep_mask)),
-    "counter": lambda m: m[0].register_forward_hook(count),
     "trace": lambda m: m[0].register_forward_hook(keep_trace),
-    "trace of a pruned layer": lambda m: (
-        WEIGHTS["pruned"](m),
-        m[0].register_forward_hook(keep_trace),
-    ),
 }
 
 

@@ -131,28 +131,20 @@ class OwnSequence(Started):
         return super().forward_sequence(x, record, further=further)
 
 
-class StartName(Started):
+class Names(Started):
+    """Parameters with the names that restarts have elsewhere."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.weight("initial_x", 0.3)
-        self.weight("initial_w_", 0.3)
+        for name in ("initial_x", "initial_w_", "restarts"):
+            self.weight(name, 0.3)
 
     @staticmethod
-    def step(x, v, w, *, beta, initial_x, initial_w_):  # type: ignore[override]
-        return Started.step(x + initial_x * initial_w_, v, w, beta=beta)
+    def step(x, v, w, *, beta, initial_x, initial_w_, restarts):  # type: ignore[override]
+        return Started.step(x + initial_x * initial_w_ + restarts, v, w, beta=beta)
 
 
-class OtherName(Started):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight("restarts", 0.3)
-
-    @staticmethod
-    def step(x, v, w, *, beta, restarts):  # type: ignore[override]
-        return Started.step(x + restarts, v, w, beta=beta)
-
-
-@pytest.mark.parametrize("kind", [Started, OwnStart, OwnZero, OwnSequence, StartName, OtherName])
+@pytest.mark.parametrize("kind", [Started, OwnStart, OwnZero, OwnSequence, Names])
 def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) -> None:
     model = kind()
     x, reset = sequence(T, B, 3), resets()

@@ -420,17 +420,6 @@ def test_a_failed_run_of_any_kind_leaves_states_as_they_were(run, kind):
         assert pool.submit(tt.unroll, model, X).exception() is None
 
 
-@pytest.mark.parametrize("part", [0, 2])
-def test_a_failed_step_of_a_population_leaves_all_of_it_as_it_was(part: int) -> None:
-    inside = population()
-    model = snn.Recurrent(inside, nn.Linear(N, N)).double()
-    model(X[0])
-    before = states_of(model)
-    with failing(inside[part], 1), pytest.raises(ZeroDivisionError):  # type: ignore[index]
-        model(X[1])
-    assert all(a is b for a, b in zip(states_of(model), before, strict=True))
-
-
 def interrupt_at(number: int) -> Callable[..., None]:
     """Return a profiler that interrupts at an event of a number: where Python looks for signals."""
     events = itertools.count(1)

@@ -35,13 +35,10 @@ def check_integer(name: str, value: object) -> int:
 
 def check_integers(name: str, values: object) -> Tensor:
     """Return a tensor of integers, detached; raise ``TypeError`` for others, and for a mask."""
-    dtype = values.dtype if isinstance(values, Tensor) else None
-    if not isinstance(values, Tensor) or dtype not in INTEGERS:
-        got = dtype or type(values).__name__
-        way = "Convert it by .long()."
-        if dtype is torch.bool:
-            way = "Those of a mask are mask.nonzero().squeeze(1)."
-        raise TypeError(f"{name} must be a tensor of integers, got {got}. {way}")
+    if not isinstance(values, Tensor) or values.dtype not in INTEGERS:
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        ways = "Convert it by .long(), a mask by .nonzero().squeeze(1)."
+        raise TypeError(f"{name} must be a tensor of integers, got {got}. {ways}")
     return values.detach()
 
 

@@ -104,15 +104,11 @@ def global_modes_off() -> Iterator[None]:
             # activation checkpointing counts through such hooks what a module saves, and would
             # count these with it; the innermost ones win, and PyTorch leaves it to them to look
             # whether what was saved has been changed in place
-            hooks = torch.autograd.graph.saved_tensors_hooks(_with_version, _unchanged)
+            hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: (t, t._version), _unchanged)
             stack.enter_context(hooks)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         yield
-
-
-def _with_version(tensor: Tensor) -> tuple[Tensor, int]:
-    return tensor, tensor._version
 
 
 def _unchanged(saved: tuple[Tensor, int]) -> Tensor:

@@ -20,8 +20,6 @@ from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.written_kernels import run_written
 
 _SIDE = 16  # of what is transposed at once
-_NO_PAIRS = "stride, padding and dilation are not pairs"
-_NO_PLACE = "the kernel does not fit into the images"
 
 
 class Window(NamedTuple):
@@ -34,44 +32,40 @@ class Window(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def window_of(
+def _window_of(
     image: tuple[int, ...],
     weight: tuple[int, ...],
     stride: tuple[int, ...],
     padding: tuple[int, ...] | str,
     dilation: tuple[int, ...],
-) -> Window | str:
-    """Return the window of a convolution, or why it must be dense, for its shapes and options."""
+) -> Window | None:
     if len(image) != 4 or 0 in image or len(weight) != 4 or image[1] != weight[1]:
-        return "the shapes are not those of images and a weight"
+        return None
     pairs = [stride, dilation] if isinstance(padding, str) else [stride, dilation, padding]
-    if any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
-        return _NO_PAIRS
-    reach = [d * (k - 1) for d, k in zip(dilation, weight[2:], strict=True)]
+    if any(len(pair) != 2 or min(pair) < 0 for pair in pairs) or min(*stride, *dilation) < 1:
+        return None
     before = front_padding(padding, weight[2:], dilation)
-    if min(*stride, *dilation) < 1:
-        return _NO_PLACE
     rows, columns = map(output_size, image[2:], weight[2:], stride, before, dilation)
-    if min(rows, columns) < 1:
-        return _NO_PLACE
-    if padding == "same" and any(each % 2 for each in reach):
-        return "the padding is not the same on both sides"
+    reach = [d * (k - 1) for d, k in zip(dilation, weight[2:], strict=True)]
+    # the padding "same" may be another one behind than in front
+    if min(rows, columns) < 1 or (padding == "same" and any(each % 2 for each in reach)):
+        return None
     (down, right), (top, left), (apart, beside) = stride, before, dilation
     return Window((down, right), (top, left), (apart, beside), (rows, columns))
 
 
-def window(module: nn.Conv2d, x: Tensor) -> Window | str:
-    """Return the window of a layer for an input, or why it must be dense."""
-    if module.groups != 1 or module.padding_mode != "zeros":
-        return "the convolution has groups, or pads with other values than 0"
+def window(module: nn.Conv2d, x: Tensor) -> Window | None:
+    """Return the window of a layer for an input; ``None``: it must be dense."""
     stride, padding, dilation = module.stride, module.padding, module.dilation
-    if type(stride) is not tuple or type(dilation) is not tuple:
-        return _NO_PAIRS
-    if type(padding) is not tuple and not isinstance(padding, str):
-        return _NO_PAIRS
-    if not module.weight.is_contiguous():
-        return "the weight is not contiguous"
-    return window_of(x.shape, module.weight.shape, stride, padding, dilation)
+    if (
+        module.groups != 1
+        or module.padding_mode != "zeros"
+        or not type(stride) is type(dilation) is tuple
+        or type(padding) not in (tuple, str)
+        or not module.weight.is_contiguous()
+    ):
+        return None
+    return _window_of(x.shape, module.weight.shape, stride, padding, dilation)
 
 
 def _sizes(shape: tuple[int, ...], weight: tuple[int, ...], at: Window) -> tuple[int, ...]:

@@ -127,10 +127,11 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
         return plain()  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
     reason = _plain_reason(input, weight, bias)
-    at: Window | str | None = None
+    at: Window | None = None
     if reason is None and isinstance(module, nn.Conv2d):
         at = window(module, input)
-        reason = at if isinstance(at, str) else None
+        if at is None:
+            reason = "groups, padding, strides or shapes are not those of a plain convolution"
     elif reason is None:
         is_rows = input.ndim >= 2 and weight.ndim == 2 and input.numel() > 0
         if not is_rows or input.shape[-1] != weight.shape[1]:
@@ -142,7 +143,7 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
     if reason is not None:
         report(module, Product(False, None, 0.0, reason))
         return plain()  # type: ignore[no-any-return]
-    if isinstance(at, Window):
+    if at is not None:
         rows, has_gradient = input.shape[:2].numel(), weight.requires_grad
         has_gradient = has_gradient and torch.is_grad_enabled()
         limit = conv_crossover(input.shape, weight.shape, at.size, has_gradient)

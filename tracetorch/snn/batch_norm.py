@@ -1,8 +1,7 @@
 """``BatchNormThroughTime``: batch norm whose statistics and scale differ from step to step.
 
-It is a sequence layer without a ``step``. The step at which a norm stands is a state with one value
-per sample and not a Python number, so that exports and ``torch.compile`` follow it. In training the
-norm normalises one step after the other, by layer too, so that cutting a sequence changes no bit.
+The step at which a norm stands is a state with one value per sample, so that exports and
+``torch.compile`` follow it. It normalises one step after the other, by layer too.
 """
 
 from __future__ import annotations
@@ -55,12 +54,9 @@ class BatchNormThroughTime(SequenceLayer):
     share the values of the last**: any sequence length will do.
 
     A plain ``nn.BatchNorm1d``, which under ``tt.unroll`` sees all steps as one batch, suits most
-    networks; ``tt.init.tdbn_`` makes it the threshold-dependent one. In training all samples must
-    stand at one step: ``zero_states(where=...)`` is for evaluation. Padded steps enter the
-    statistics as any others do. Values are kept in ``norm``, as ``[steps, num_neurons]``;
-    ``layer.norm.eval()`` freezes the statistics in a model that goes on training. Under
-    ``DistributedDataParallel`` they are those of each process, also after a conversion to
-    ``SyncBatchNorm``.
+    networks. In training all samples must stand at one step, and padded steps enter the statistics.
+    Values are kept in ``norm``, as ``[steps, num_neurons]``; ``layer.norm.eval()`` freezes the
+    statistics. Under ``DistributedDataParallel`` they are those of each process.
 
     Args:
         num_neurons: size of the input at ``dim``, the channels.
@@ -135,8 +131,7 @@ class BatchNormThroughTime(SequenceLayer):
         if self.uses_batch_statistics and shape.numel() < 2 * self.num_neurons:
             raise ValueError(
                 f"{self._label()} takes statistics over the batch in training, and {list(shape)} "
-                f"has {shape.numel() // self.num_neurons} values per channel. Leave out a last "
-                "batch of one sample (drop_last=True), or call model.eval()."
+                "has fewer than two values per channel. Use drop_last=True, or model.eval()."
             )
         return dtype
 

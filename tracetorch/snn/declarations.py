@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tracetorch.cell import Cell, Constraint, ConstructorCall
 from tracetorch.core.checks import check_count, check_integer
+from tracetorch.core.docstrings import SharedDescriptions
 from tracetorch.core.torch_private import exclude_from_compile, has_values
 from tracetorch.core.walk import MODULE_ATTRIBUTES, Opaque
 from tracetorch.functional.surrogates import Surrogate
@@ -65,22 +66,34 @@ _UNDECLARED = frozenset({"training", "_zeroed_in_trace", "_zeroed_in_backward", 
 _BOUND = re.compile(r"sigmoid(?: from (0\.\d+|[\d.]+e-\d+))?")  # the name of a decay's constraint
 
 
-class Declarations(Opaque):
-    """The declarations of a layer: the constraint of every parameter, the names of its options.
+_describe_parameter = SharedDescriptions(
+    {
+        "name": "the argument of ``step`` that receives it.",
+        "value": "a number, a tensor of rank 0 or 1, or a whole setup, a dict or a dataclass.",
+        "rank": "0 for one value in the layer, 1 for one per neuron.",
+        "learnable": "an ``nn.Parameter`` if true, a buffer if not.",
+        "surrogate": "the spike function, ``u -> spikes``; ``atan_surrogate(2.0)`` if left out.",
+        "spike": "the argument of ``step`` that receives the spike function.",
+        "negative": "below zero, ``-softplus(raw_<name>)``; ``value`` is the magnitude.",
+        "low": "the least value; ``None`` for no bound.",
+        "high": "the largest value; likewise.",
+        "above": "another parameter, declared before, that every value lies above.",
+    }
+)
 
-    An option may be assigned what its entry in ``checks`` returns. ``arguments`` says which
-    arguments of the constructor's ``call`` are values of parameters and options. ``cell`` describes
-    the layer, until something declared is written; ``cells`` what it was, the last one first.
-    """
+
+class Declarations(Opaque):
+    """The declarations of a layer: the constraint of every parameter, the names of its options."""
 
     def __init__(self, call: ConstructorCall, given: Mapping[str, object]) -> None:
         self.call = call
+        # which arguments of the constructor's call are values of parameters and options
         self.arguments: dict[str, tuple[str, ...]] = {}
         self.constraints: dict[str, Constraint] = {}
         self.options: tuple[str, ...] = ()
-        self.checks: dict[str, Check] = {}
-        self.cell: Cell | None = None
-        self.cells: list[Cell] = []
+        self.checks: dict[str, Check] = {}  # what each returns may be assigned to the option
+        self.cell: Cell | None = None  # until something declared is written
+        self.cells: list[Cell] = []  # of what it was, the last one first
         # the constructor's caller holds the arguments while they are compared, and no one later
         self._identities = {name: (id(value), type(value)) for name, value in given.items()}
 
@@ -90,10 +103,7 @@ class Declarations(Opaque):
         self.cell = None
 
     def note_argument(self, name: str, value: object) -> None:
-        """Note which arguments are the very value of a parameter or an option.
-
-        They have its name; a surrogate may have any.
-        """
+        """Note which arguments, of its name or a surrogate, are the very value of an option."""
         is_surrogate = isinstance(value, Surrogate)
         found = [
             argument
@@ -151,32 +161,21 @@ class DeclaringLayer(TTModule):
 
     # Declaring
 
+    @_describe_parameter
     def decay(
         self, name: str, value: DecaySetup = 0.9, *, rank: Rank = 1, learnable: bool = True
     ) -> None:
-        """Declare a parameter in (0, 1), ``sigmoid(raw_<name>)``.
-
-        Args:
-            name: the argument of ``step`` that receives it.
-            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
-            rank: 0 for one value in the layer, 1 for one per neuron.
-            learnable: an ``nn.Parameter`` if true, a buffer if not.
-        """
+        """Declare a parameter in (0, 1), ``sigmoid(raw_<name>)``."""
         self._declare(name, value, Decay(0.9, rank, learnable, False), sigmoid)
 
+    @_describe_parameter
     def gate(
         self, name: str, value: DecaySetup = 0.5, *, rank: Rank = 1, learnable: bool = True
     ) -> None:
-        """Declare a parameter in (0, 1) that is no decay: nothing reads a half-life off it.
-
-        Args:
-            name: the argument of ``step`` that receives it.
-            value: a number, a tensor of rank 0 or 1, or a whole setup (a dict or a :class:`Decay`).
-            rank: 0 for one value in the layer, 1 for one per neuron.
-            learnable: an ``nn.Parameter`` if true, a buffer if not.
-        """
+        """Declare a parameter in (0, 1) that is no decay: nothing reads a half-life off it."""
         self._declare(name, value, Decay(0.5, rank, learnable, False), fraction)
 
+    @_describe_parameter
     def threshold(
         self,
         name: str,
@@ -188,23 +187,13 @@ class DeclaringLayer(TTModule):
         spike: str = "spike",
         negative: bool = False,
     ) -> None:
-        """Declare a positive parameter, ``softplus(raw_<name>)``, and its spike function.
-
-        Args:
-            name: the argument of ``step`` that receives it.
-            value: a number, a tensor of rank 0 or 1, or a setup (a dict or a :class:`Threshold`).
-            rank: 0 for one value in the layer, 1 for one per neuron.
-            learnable: an ``nn.Parameter`` if true, a buffer if not.
-            surrogate: the spike function, ``u -> spikes``; ``atan_surrogate(2.0)`` if left out.
-            spike: the argument of ``step`` that receives the spike function.
-            negative: the threshold lies below zero, ``-softplus(raw_<name>)``; ``value`` is its
-                magnitude.
-        """
+        """Declare a positive parameter, ``softplus(raw_<name>)``, and its spike function."""
         spikes = DEFAULT_SURROGATE if surrogate is None else surrogate
         constraint = negative_softplus if negative else softplus
         default = Threshold(1.0, rank, learnable, spikes)
         self.option(spike, self._declare(name, value, default, constraint, softplus).surrogate)
 
+    @_describe_parameter
     def weight(
         self,
         name: str,
@@ -221,15 +210,6 @@ class DeclaringLayer(TTModule):
         Where learning leads ``raw_<name>`` out of the bounds, the value stays at the nearest one,
         and the gradient passes, so that it can come back.
 
-        Args:
-            name: the argument of ``step`` that receives it.
-            value: a number, a tensor of rank 0 or 1, or a setup (a dict or a :class:`Weight`).
-            rank: 0 for one value in the layer, 1 for one per neuron.
-            learnable: an ``nn.Parameter`` if true, a buffer if not.
-            low: the least value; ``None`` for no bound.
-            high: the largest value; ``None`` for no bound.
-            above: another parameter, declared before, that every value lies above.
-
         Raises:
             ValueError: the value is out of its bounds, or not finite.
         """
@@ -243,16 +223,15 @@ class DeclaringLayer(TTModule):
     ) -> None:
         """Declare a constant: a flag, a word, a number, a spike function; ``step`` receives it.
 
-        It becomes an attribute of that name and may be assigned anew; a module (a surrogate with a
-        learnable slope, say) is registered as one, a tensor as a buffer, so that it moves along.
+        It becomes an attribute, which may be assigned anew: a module is registered as one, a tensor
+        as a buffer, so that it moves along.
 
         Args:
             name: the argument of ``step`` that receives it.
             value: the constant.
-            fixed: it cannot be assigned anew, for tensors of the layer have its size, or, where it
-                is ``None``, for the layer lacks this part.
+            fixed: it cannot be assigned anew, for tensors of the layer have its size, say.
             check: ``check(name, value)`` returns the constant, here and when it is assigned anew,
-                or raises; a function of a module, so that layers can be pickled.
+                or raises; a function that can be pickled.
         """
         self._check_name(name)
         value = _plain_number(value)
@@ -303,7 +282,6 @@ class DeclaringLayer(TTModule):
 
     @property
     def _options(self) -> tuple[str, ...]:
-        """Names of the constants that ``step`` receives."""
         return self._declared.options
 
     @property
@@ -313,13 +291,11 @@ class DeclaringLayer(TTModule):
 
     @property
     def _raw_names(self) -> tuple[str, ...]:
-        """Names of the tensors that the parameters are constrained from."""
         return tuple([f"raw_{name}" for name in self._declared.constraints])
 
     # Reading
 
     def _constrained(self, name: str, raw: Tensor) -> Tensor:
-        """Return the value of a parameter that follows from a raw one."""
         constraint = self._declared.constraints[name]
         if constraint.above is None:
             return constraint.value(raw)
@@ -327,12 +303,7 @@ class DeclaringLayer(TTModule):
         return constraint.value(raw, self._constrained(constraint.above, other))
 
     def step_kwargs(self, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the keyword arguments of ``step``: parameters, shaped to broadcast, and options.
-
-        Args:
-            ndim: number of dimensions of the tensor of one step.
-            dtype: dtype of the arithmetic; raw parameters are cast to it before the constraint.
-        """
+        """Return the keyword arguments of ``step``, shaped for ``ndim`` dimensions of one step."""
         trailing = -self.dim - 1 if self.dim < 0 else ndim - self.dim - 1
         kwargs: dict[str, Any] = {}
         parameters = self._parameters
@@ -445,7 +416,7 @@ class DeclaringLayer(TTModule):
         nn.Module.__delattr__(self, name)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Add a buffer, as ``nn.Module.register_buffer``."""
+        """Add a buffer."""
         self._declared.cell = None
         super().register_buffer(name, tensor, persistent)
 
@@ -495,10 +466,7 @@ class DeclaringLayer(TTModule):
         super()._load_from_state_dict(state_dict, prefix, metadata, *arguments)
 
     def _load_bound(self, name: str, saved: str | None, raw: Tensor) -> None:
-        """Change the bound of a decay where it would change values that are loaded.
-
-        ``saved`` is the name of the constraint that they had; ``None``: not known.
-        """
+        """Change the bound of a decay where it would change values that were ``saved`` with one."""
         match = _BOUND.fullmatch(saved or sigmoid.name)
         if match is None:
             raise ValueError(f"{saved!r} is no constraint of a decay. Load what state_dict() gave.")
@@ -510,8 +478,8 @@ class DeclaringLayer(TTModule):
             self._declared.constrain(name, bounded_sigmoid(bound or max(found, sys.float_info.min)))
         if saved is None and found < own * (1 - 1e-6):
             warnings.warn(
-                f"{self._label()} loads {found:.6g} as {name}, below its bound {own:.6g}, from a "
-                f"dict that does not say which bound there was: {found:.6g} is the bound now.",
+                f"{self._label()} loads {found:.6g} as {name}, below its bound {own:.6g}: "
+                f"{found:.6g} is the bound now.",
                 stacklevel=2,
             )
 

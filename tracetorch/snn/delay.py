@@ -1,10 +1,8 @@
 """Delay what reaches neurons by times that can be learned, one per neuron or one per synapse.
 
-A delay is not arithmetic on one lane, as a ``step`` is: past and inputs together are a window, and
-an output is a sum over it. ``Delay`` adds element by element in a fixed order, so that cutting a
-sequence changes no bit. The delays of synapses are convolutions over time, whose sums may be taken
-in another order, as those of ``nn.Linear``. Delays are clamped where they are used, with a gradient
-of one, so that a delay outside of the range still learns.
+Past and inputs together are a window, and an output is a sum over it. ``Delay`` adds element by
+element in a fixed order, so that cutting a sequence changes no bit; delays of synapses are
+convolutions over time. They are clamped where they are used, with a gradient of one.
 """
 
 from __future__ import annotations
@@ -59,7 +57,6 @@ class PastLayer(SequenceLayer):
         return output, trajectories
 
     def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the outputs of the steps of ``x``, time first, and the window."""
         raise NotImplementedError
 
     def _finish(self, y: Tensor, window: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -122,8 +119,8 @@ class DelayingLayer(PastLayer):
         """
         if parametrize.is_parametrized(self, "raw_delay"):
             raise ValueError(
-                f"{self._label()} has parametrized delays, which cannot be written. Call "
-                "torch.nn.utils.parametrize.remove_parametrizations(layer, 'raw_delay') first."
+                f"{self._label()} has parametrized delays, which cannot be written. Remove the "
+                "parametrizations first."
             )
         with torch.no_grad():
             self.raw_delay.copy_(self.delay.round())
@@ -148,8 +145,7 @@ class DelayingLayer(PastLayer):
         if len(set(found)) > 1:
             raise ValueError(
                 f"{self._label()} is one of several models in one vmap, whose sigma differ, "
-                f"{found}: their steps are not the same operations. Give all one sigma, or run "
-                "them one after the other."
+                f"{found}: give all one sigma, or run them one after the other."
             )
         # a buffer rounds the number that it was written with
         if found[0] != float(values.new_tensor(number)):
@@ -201,7 +197,6 @@ class DelayingLayer(PastLayer):
         return torch.cat([past, x.movedim(0, -1)], -1)
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
-        """Return the outputs of the last steps of a window; one step has ``ndim`` dimensions."""
         raise NotImplementedError
 
 
@@ -257,9 +252,8 @@ class Delay(DelayingLayer):
         sigma > 0:  w[k] = exp(-(k - delay)^2 / (2 sigma^2)),  divided by their sum
 
     With ``sigma = 0`` a whole delay is a shift, exactly, and one between two steps interpolates
-    them. A gradient tells a delay about the steps that its ``w`` reaches, so learning starts best
-    from a wide ``sigma``, which is made smaller during training (``layer.sigma = ...``, to about
-    0.5), and ends with ``round_()``. A delay outside acts as the nearest end.
+    them. Learning starts best from a wide ``sigma``, which is made smaller during training
+    (``layer.sigma = ...``, to about 0.5), and ends with ``round_()``.
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
@@ -394,8 +388,7 @@ class DelayedLinear(DelayingLayer):
             raise ValueError(
                 f"{self._label()} reads the weight of its linear, and does not call it: pruning, "
                 "an old weight norm, another forward (an adapter) or fully_shard of it alone would "
-                "have no effect. Use torch.nn.utils.parametrize on linear.weight, make the pruning "
-                "permanent, shard the whole layer."
+                "have no effect. Use torch.nn.utils.parametrize; shard the whole layer."
             )
         delay: Tensor = self.step_kwargs(0, dtype)["delay"]
         # in memory steps first and outputs last, as the product of one step reads it

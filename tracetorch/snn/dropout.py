@@ -23,9 +23,8 @@ class LockedDropout(SequenceLayer):
 
     ``nn.Dropout`` draws anew at every step, which a membrane averages out. The mask is a state: it
     is drawn at the first step in training and kept until ``zero_states()``. In evaluation the
-    output is the input, and a mask that is held waits. By layer and by step the numbers are the
-    same from one random state, if nothing else in the model draws any between the steps. As the
-    ``connection`` of a :class:`Recurrent`, behind a linear layer, it is recurrent dropout.
+    output is the input, and a mask that is held waits. As the ``connection`` of a
+    :class:`Recurrent`, behind a linear layer, it is recurrent dropout.
 
     Args:
         num_neurons: size of the input at ``dim``.

@@ -79,7 +79,6 @@ class LeakyIntegrator(Neuron):
         tensor([[0.5000, 0.5000, 1.5000]], grad_fn=<SubBackward0>)
         >>> layer.syn is None
         True
-
     """
 
     states: ClassVar[tuple[str, ...]] = ("mem", "syn", "rec", "prev_output")
@@ -127,36 +126,29 @@ class LeakyIntegrator(Neuron):
         check_choice("reset", reset, ("subtract", "zero", "none"))
         check_flag("detach_reset", detach_reset)
 
-        for name, decay, default in (
+        parts: tuple[tuple[str, Any, Any], ...] = (
             ("alpha", alpha_setup, ALPHA),
             ("beta", {} if beta_setup is None else beta_setup, BETA),
             ("gamma", gamma_setup, GAMMA),
-        ):
-            averages: object = False
-            if decay is None:
-                self.option(name, None, fixed=True)
-            else:
-                resolved = resolve_setup(name, decay, default)
-                self.decay(name, resolved)
-                averages = resolved.use_averaging
-            self.option(f"{name}_ema", averages)
-        for sign, threshold in (("pos", pos_threshold_setup), ("neg", neg_threshold_setup)):
-            name, spike = f"{sign}_threshold", f"{sign}_spike"
-            if threshold is None:
-                self.option(name, None, fixed=True)
-                self.option(spike, None, fixed=True)
-            else:
-                self.threshold(name, threshold, spike=spike, negative=sign == "neg")
-        for name, weight, size in (
+            ("pos_threshold", pos_threshold_setup, None),
+            ("neg_threshold", neg_threshold_setup, None),
             ("pos_scale", pos_scale_setup, SCALE),
             ("neg_scale", neg_scale_setup, SCALE),
             ("rec_weight", rec_weight_setup, WEIGHT),
             ("bias", bias_setup, WEIGHT),
-        ):
-            if weight is None:
-                self.option(name, None, fixed=True)
+        )
+        for name, given, default in parts:
+            setup = resolve_setup(name, given, default) if given is not None and default else given
+            spike = name.replace("threshold", "spike")
+            if setup is None:
+                for absent in dict.fromkeys((name, spike)):
+                    self.option(absent, None, fixed=True)
+            elif default is None:
+                self.threshold(name, setup, spike=spike, negative=name == "neg_threshold")
             else:
-                self.weight(name, resolve_setup(name, weight, size))
+                (self.decay if isinstance(default, Decay) else self.weight)(name, setup)
+            if isinstance(default, Decay):
+                self.option(f"{name}_ema", setup is not None and setup.use_averaging)
         self.option("reset", reset)
         self.option("detach_reset", detach_reset)
 

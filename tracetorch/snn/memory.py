@@ -1,9 +1,8 @@
 """Memory of a module's own: a state that its ``forward`` reads and assigns (``TTModule.memory``).
 
-It is kept under another name, ``None`` at rest. Only the input of a call says how many samples
-there are, so a call notes its first tensor. Within it what is read is a copy, for outputs of steps
-must not share one, and a write into it that is not assigned would be lost: an error at its end.
-Outside of a call the state itself is read. A compiler, and ``vmap``, count no writes.
+It is kept under another name, ``None`` at rest. A call notes its first tensor, which says how many
+samples there are. Within it what is read is a copy, and a write into it that is not assigned would
+be lost: an error at its end. A compiler, and ``vmap``, count no writes.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from tracetorch.snn.passes import current_pass, states_of
 
 _REGISTRIES = ("_modules", "_parameters", "_buffers")
 _PREFIX = "_memory_"  # what the attribute begins with that holds a memory
-CALL = "_memory_call"
-"""What the call of a module that runs is noted as."""
+CALL = "_memory_call"  # what the call of a module that runs is noted as
 
 
 class ModuleCall(NamedTuple):
@@ -36,9 +34,8 @@ class ModuleCall(NamedTuple):
     shape: tuple[int, ...]  # of the first tensor that has a dimension; empty if there is none
     dtype: torch.dtype  # of the first floating-point tensor, or the default one
     device: torch.device | None
-    reads: list[
-        tuple[str, Tensor, int | None, Tensor | None]
-    ]  # name, copy, its version, and the state
+    # name, copy, its version, and the state
+    reads: list[tuple[str, Tensor, int | None, Tensor | None]]
 
 
 class GivingWay:
@@ -58,7 +55,6 @@ class GivingWay:
 
 
 def leaked_message(label: str, name: str) -> str:
-    """Say that a state has no values any more."""
     return (
         f"{label} holds a state {name} without values, left behind by a traced or transformed "
         "call. Call zero_states()."
@@ -73,7 +69,6 @@ def notes_of(module: Any) -> dict[str, Any]:
 
 
 def attribute_of(name: str) -> str:
-    """Return the name of the attribute that holds a memory; it is ``None`` at rest."""
     return _PREFIX + name
 
 
@@ -131,8 +126,7 @@ def begin_call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
                 f"{module._label()} holds {name} of shape {list(state.shape)}, and is given a "
                 f"batch of {shape[0]}, dimension 0 of its first tensor of shape {list(shape)}. A "
                 'call is one time step: tt.unroll(..., by="step") runs [T, B, ...]. Call '
-                "zero_states() before a new sequence or another batch size, "
-                "zero_states(where=mask) to restart some samples."
+                "zero_states() before a new sequence or another batch size."
             )
     notes_of(module)[CALL] = call
 
@@ -150,8 +144,7 @@ def end_call(module: Any, args: tuple[Any, ...], output: object) -> None:
             raise ValueError(
                 f"{name} of {module._label()} was written to in place, and the write is "
                 f"lost: what is read is a copy. Assign: {name} = self.{name}; {name}[:, 0] = "
-                f"x; self.{name} = {name}. Of a value that is not to be remembered change "
-                f"self.{name}.clone()."
+                f"x; self.{name} = {name}; or write into self.{name}.clone()."
             )
 
 
@@ -208,8 +201,7 @@ def check_value(module: Any, name: str, value: object, label: str | None = None)
     if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
         raise TypeError(
             f"{label or module._label()} remembers a tensor as {name}, got "
-            f"{type(value).__name__}. What it starts from is declared by "
-            f"self.memory({name!r}, init=..., learnable=...)."
+            f"{type(value).__name__}. What it starts from is declared by self.memory(...)."
         )
     shape: tuple[int, ...] | None = module._memories[name]
     if shape is not None and (value.ndim == 0 or value.shape[1:] != shape):
@@ -221,7 +213,6 @@ def check_value(module: Any, name: str, value: object, label: str | None = None)
 
 
 def checked_shape(name: str, shape: object) -> tuple[int, ...]:
-    """Return a shape of one sample, which one number may stand for."""
     if isinstance(shape, int) or not isinstance(shape, Sequence):
         return (check_count(f"the shape of {name}", shape),)
     return tuple([check_count(f"the shape of {name}", size) for size in shape])
@@ -238,8 +229,7 @@ def _checked_init(
         init = torch.tensor(number, dtype=torch.get_default_dtype())
     if learnable and not init.is_floating_point():
         raise TypeError(
-            f"init of {name} is of {init.dtype}, which no gradient can move. Give floating-point "
-            "numbers, or learnable=False."
+            f"init of {name} is of {init.dtype}, which no gradient can move: learnable=False."
         )
     value = init.detach().clone()
     if shape is None:

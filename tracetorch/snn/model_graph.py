@@ -1,9 +1,8 @@
 """Read a model as a graph: which modules one step calls, in what order, and what joins them.
 
-The model is run and watched, not parsed: a hook sees each call of a layer, a torch function mode
-each operation between them, in the second of two steps, for the states of a first one are ``None``.
-A value is known by its tensor and by how often that was written, so that an operation in place is
-one like any other, and a view of what was written since is refused.
+The model is run and watched: a hook sees each call of a layer, a torch function mode each operation
+between them, in the second of two steps. A value is known by its tensor and by how often that was
+written, so that a view of what was written since is refused.
 """
 
 from __future__ import annotations
@@ -216,8 +215,8 @@ def _check_module(path: str, module: nn.Module) -> None:
     if keeps_states(module) and not isinstance(module, SequenceLayer):
         names = " and ".join(map(repr, module.active_states))
         raise ValueError(
-            f"{label(path, module)} keeps a memory of its own, {names}, which is in no graph. Feed "
-            "an output back by snn.Recurrent, or make it a state of an snn.Neuron."
+            f"{label(path, module)} keeps a memory of its own, {names}, which is in no graph. Use "
+            "snn.Recurrent, or a state of an snn.Neuron."
         )
     hooks: tuple[Any, ...] = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     hooked = global_hooks() or any(not isinstance(hook, WEIGHT_HOOKS) for hook in hooks)
@@ -234,7 +233,7 @@ def check_plain_weights(model: nn.Module) -> None:
         if hooked_weights(module):
             raise ValueError(
                 f"{label(path, module)} has a hook that computes its weight: make it a plain one, "
-                "with torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove."
+                "with remove_weight_norm, remove_spectral_norm or prune.remove."
             )
 
 
@@ -362,9 +361,8 @@ class _Watch(TorchFunctionMode):
                 found = self.node_of(value)
                 if self.strict and found is None:
                     raise ValueError(
-                        f"{place} is given the value of {self.values[id(value)][2].place} under a "
-                        "name from before it was written in place. Write y = y + x instead of "
-                        "y += x, or leave out inplace=True."
+                        f"{place} is given the value of {self.values[id(value)][2].place} from "
+                        "before it was written in place. Write y = y + x instead of y += x."
                     )
                 return found or self.values[id(value)][2]
             own = [path for path, each in self.tensors() if each is value] if self.strict else []

@@ -1,9 +1,8 @@
 """``TTModule``: an ``nn.Module`` whose states are cleared and detached in one call.
 
-States are plain attributes, never buffers: DistributedDataParallel broadcasts buffers and would
-overwrite the membranes of every process but one. They follow ``.to()``, stay out of the
-``state_dict``, and are kept as detached copies by pickle and deepcopy. ``zero_states`` goes to the
-nearest ``TTModule``s below, each of which goes on through ``super()``, so that overrides run, once.
+States are plain attributes, never buffers, which DistributedDataParallel would broadcast over the
+membranes of every process but one. ``zero_states`` goes to the nearest ``TTModule``s below, each of
+which goes on through ``super()``, so that overrides run, once.
 """
 
 from __future__ import annotations
@@ -46,10 +45,8 @@ Action: TypeAlias = Literal["zero_states", "detach_states"]
 
 _FROZEN_STATE = (
     "torch.export, torch.jit.trace and make_fx would freeze the state of a neuron layer as a "
-    "constant: the traced program would start every call from the same state. "
-    "tt.export.step(model, sample) makes a program whose states go in and come out, "
-    "tt.export.sequence one over time; or trace a module that calls zero_states() first and loops "
-    "over time inside."
+    "constant. tt.export.step(model, sample) makes a program whose states go in and come out, "
+    "tt.export.sequence one over time; or trace what calls zero_states() first and loops over time."
 )
 _HIDDEN = (
     "torch.compile cannot reach a stateful module that is held in a plain list, dict or object. "
@@ -60,9 +57,9 @@ _HIDDEN = (
 class TTModule(nn.Module):
     """An ``nn.Module`` whose hidden states, however deep, are cleared and detached in one call.
 
-    Inherit from it as you would from ``nn.Module``. ``zero_states`` and ``detach_states`` may be
-    overridden; an override calls ``super()`` and runs exactly once however often its module is met.
-    A module that remembers something itself, from step to step, declares it by :meth:`memory`.
+    ``zero_states`` and ``detach_states`` may be overridden; an override calls ``super()`` and runs
+    once however often its module is met. What a module itself remembers it declares by
+    :meth:`memory`.
 
     Example:
         >>> class Net(TTModule):
@@ -76,10 +73,8 @@ class TTModule(nn.Module):
         >>> net(torch.ones(2, 3)).shape
         torch.Size([2, 3])
         >>> net.zero_states()
-        >>> net.cells[0].mem is None
-        True
-        >>> net.get_param_count()
-        12
+        >>> net.cells[0].mem is None, net.get_param_count()
+        (True, 12)
     """
 
     # none until there is one; a mapping proxy would be true for torch.compile, although it is empty
@@ -135,19 +130,15 @@ class TTModule(nn.Module):
         return tuple(map(attribute_of, self._memories))
 
     def _attribute_of(self, state: str) -> str:
-        """Return the name of the attribute that holds a state; it is ``None`` at rest."""
         return attribute_of(state)
 
     def _start_of(self, state: str, like: Tensor) -> Tensor:
-        """Return what a state is before the first step, in the shape of a live one."""
         return start_of(self, state, like.shape, like.dtype, like.device)
 
     def _moved_state(self, state: Tensor, moved: Tensor) -> Tensor:
-        """Return what a state becomes where ``.to()`` and its kin make ``moved`` of it."""
         return moved
 
     def _label(self) -> str:
-        """Name the module for messages, with its path in the model that is being called."""
         return layer_label(self, path_on_stack(self))
 
     def _refuse_stale_states(self) -> None:
@@ -161,11 +152,9 @@ class TTModule(nn.Module):
         if current_backward() not in (NO_BACKWARD, self._zeroed_in_backward):
             raise RuntimeError(
                 f"{self._label()} is run again inside backward(), from the state it has now "
-                "instead of the one it had. Activation checkpointing does so: checkpoint a "
-                "function that calls zero_states() first and loops over time inside. Engines that "
-                "compute gradients per sample do so too (Opacus): freeze the parameters of neuron "
-                "layers, or use torch.func.vmap(torch.func.grad(...)) over a function of one "
-                "sequence."
+                "instead of the one it had, by activation checkpointing or an engine of gradients "
+                "per sample (Opacus). Checkpoint a function that calls zero_states() first and "
+                "loops over time inside; or use torch.func.vmap(torch.func.grad(...))."
             )
 
     def _check_states_current(self) -> None:
@@ -204,7 +193,6 @@ class TTModule(nn.Module):
         note_written(self)
 
     def _has_restarted(self, where: Tensor | None) -> bool:
-        """Whether the samples have started anew in the steps that the module has run before."""
         run = current_pass()
         return run is not None and where is not None and run.has_restarted(self, where)
 
@@ -261,7 +249,6 @@ class TTModule(nn.Module):
         return attributes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TTModule:
-        """Move the states along with the parameters."""
         states = states_of(self, "move it") if self.active_states else {}
         moved: dict[str, Tensor | None] = {}
         for attribute in self._state_attributes:
@@ -279,9 +266,8 @@ class TTModule(nn.Module):
     def _replicate_for_data_parallel(self) -> Any:
         if self.active_states:
             raise RuntimeError(
-                f"{layer_label(self, '')}: nn.DataParallel runs copies of the model and throws "
-                "their states away at every call. Use DistributedDataParallel, one process per "
-                "device."
+                f"{layer_label(self, '')}: nn.DataParallel runs copies and throws their states "
+                "away. Use DistributedDataParallel, one process per device."
             )
         return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
 
@@ -299,22 +285,18 @@ class TTModule(nn.Module):
 
         Before it has been assigned it reads as its initial value: ``[B, *shape]``, ``B`` the batch
         of the first tensor that the call was given; without a shape as a tensor that broadcasts to
-        any, for only the first assignment says how large it is. Every sample has its own, the batch
-        in front. ``zero_states()`` returns to the initial value, ``zero_states(where=mask)`` for
-        some samples; ``detach_states``, ``.to()``, copies, ``tt.get_states``, ``tt.save`` and
-        ``tt.export`` treat it as a state of a neuron. ``tt.unroll`` runs such a model by step.
+        any. ``zero_states()`` returns to it, and all else that treats states of neurons, copies and
+        exports too, treats memories alike. ``tt.unroll`` runs such a model by step.
 
         Assign, and do not write in place: what a call reads is a copy, and a write into it a
         ``ValueError`` at its end, unless it is assigned: ``buf = self.buf; buf[:, 0] = x;
         self.buf = buf``. ``torch.compile`` and ``torch.vmap`` do not see such a write. Outside of a
-        call the memory is read itself, as a neuron's state is, and is ``None`` at rest.
+        call the memory is ``None`` at rest.
 
         Args:
             name: of the attribute; an identifier that is not taken.
-            shape: of the value of one sample, a number for one dimension; ``None``: that of the
-                value first assigned.
-            init: what it is before the first assignment: a number, or a tensor that broadcasts to
-                ``shape``.
+            shape: of one sample, a number for one dimension; ``None``: of what is first assigned.
+            init: the initial value: a number, or a tensor that broadcasts to ``shape``.
             learnable: make ``initial_<name>`` a parameter, one value for each element of ``shape``.
 
         Raises:

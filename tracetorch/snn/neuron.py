@@ -32,26 +32,20 @@ class Neuron(SequenceLayer):
 
     A subclass lists its ``states``, declares its parameters in ``__init__`` with :meth:`decay`,
     :meth:`threshold`, :meth:`weight`, :meth:`gate` and :meth:`option`, states that start from other
-    values than zero with :meth:`state`, and writes ``step`` as a static method, once, in pointwise
-    PyTorch::
+    values than zero with :meth:`state`, and writes a static ``step`` in pointwise PyTorch::
 
         step(x, <states>, *, <parameters and options by name>) -> (output, <states>)
 
     A neuron with several inputs lists them all, ``inputs = ("x", "modulator")``; ``step`` takes
     them in this order before the states, and so does a call, ``layer(x, modulator)`` or
-    ``layer(x, modulator=modulator)``. What broadcasts to the shape of ``x`` is admitted. An input
-    of whose name the layer holds a module is not passed: it is what that module computes from
-    ``x``, such as the numbers of a :class:`Noise`.
+    ``layer(x, modulator=modulator)``. They broadcast to the shape of ``x``. An input of whose name
+    the layer holds a module is what that computes from ``x``, such as a :class:`Noise`.
 
     A parameter reads as it is used, ``layer.beta``, and is set by assignment, ``layer.beta = 0.5``:
-    what is written into the value in place is lost.
-
-    Calling the layer runs one time step. States are ``None`` until the first input, then tensors
-    shaped like it; they live on the layer as plain attributes, follow ``.to()``, stay out of the
-    ``state_dict``, and are copied, detached, by ``pickle`` and ``copy.deepcopy``.
-
-    The arithmetic is float32 for bfloat16 and float16 inputs, otherwise in the input's dtype; the
-    states have the arithmetic's dtype, the output has the input's.
+    what is written into the value in place is lost. States are ``None`` until the first input, then
+    tensors shaped like it, plain attributes, which follow ``.to()``, stay out of the
+    ``state_dict``, and are copied detached. Their dtype is that of the arithmetic, float32 for
+    bfloat16 and float16 inputs, else the input's.
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
@@ -131,11 +125,8 @@ class Neuron(SequenceLayer):
         return cell
 
     def _signature(self) -> StepDefinition:
-        """Return what a step reads of the cell, in a form that ``torch.compile`` can follow.
-
-        Dynamo guards on a method that it has read of a base class or of the instance, and not on a
-        name that the class of the layer lacks so far: so its names are read here, and every method.
-        """
+        """Return what a step reads of the cell, in a form that ``torch.compile`` can follow."""
+        # Dynamo does not guard on a name that the class lacks so far: so all names are read here
         _ = [*type(self).__dict__]  # Dynamo of 2.12 can unpack them only
         for method in (*METHODS, "step"):
             _ = callable(getattr(self, method))
@@ -144,21 +135,16 @@ class Neuron(SequenceLayer):
 
     @property
     def _passed_inputs(self) -> tuple[str, ...]:
-        """Names of the inputs that a call passes; modules of the layer compute the others."""
         modules = self._modules
         return tuple([n for n in self.inputs if n == "x" or modules.get(n) is None])
 
     def __getstate__(self) -> dict[str, Any]:
         # compiled steps belong to this process and this layer
-        return {
-            **super().__getstate__(),
-            "_prepared": PreparedCalls(),
-        }
+        return {**super().__getstate__(), "_prepared": PreparedCalls()}
 
     # Calling
 
     def _kwargs_for(self, x: Tensor, ndim: int, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the step kwargs; ``output_bits`` among them is that of ``x``."""
         kwargs = self.step_kwargs(ndim, dtype)
         if x.dtype is not dtype and "output_bits" in kwargs:
             kwargs["output_bits"] = _SIGNIFICANT_BITS[x.dtype]
@@ -256,10 +242,9 @@ class Neuron(SequenceLayer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` at once: what a loop over them computes.
 
-        Steps of arithmetic and comparisons give the same bits, with any number of threads; ``exp``
-        and its like may differ in the last places, for kernels call other libraries. Gradients are
-        summed in another order. It starts from the states the layer holds, and leaves the last ones
-        in it, part of the graph. When it fails the layer is as before.
+        Steps of arithmetic and comparisons give the same bits; ``exp`` and its like may differ in
+        the last places, and gradients are summed in another order. It starts from the states the
+        layer holds, and leaves the last ones in it, part of the graph.
 
         Args:
             x: the inputs ``[T, ...]``.
@@ -360,7 +345,7 @@ class Neuron(SequenceLayer):
         if not self._restarts_in_loop(cell):
             raise ValueError(
                 f"{self._label()} has methods or states of its own that must see a sample start "
-                "anew, or is compiled by torch.compile. Use tt.unroll(model, x, reset=...)."
+                "anew. Use tt.unroll(model, x, reset=...)."
             )
         return reset
 
@@ -488,10 +473,8 @@ def spike_functions(layer: nn.Module) -> list[str]:
 def _is_spike_function(option: object) -> bool:
     if not callable(option):
         return False
-    device = None
-    # A surrogate with parameters of its own runs on their device only.
-    if isinstance(option, nn.Module):
-        device = next((p.device for p in option.parameters()), None)
+    parameters = option.parameters() if isinstance(option, nn.Module) else iter(())
+    device = next((p.device for p in parameters), None)
     # Any callable may be a surrogate, so its values decide, not its type.
     with torch.no_grad():
         spikes = option(torch.linspace(-4, 4, 9, device=device))

@@ -1,6 +1,5 @@
 """``Noise``: random numbers in a ``step``, from a counter, so that they can be repeated.
 
-A ``step`` draws no random numbers: noise is a further input of it, made before the loop over time.
 Its numbers are a function of a counter, the state ``position``, an int64 with a value per neuron,
 so that masks, cuts, copies and segments need no rule of their own, nor gradients and exports.
 """
@@ -34,13 +33,10 @@ class Noise(SequenceLayer):
         noise[t, l] = f(Threefry(key = l, counter = position + t)),   l the place in the tensor
 
     A ``step`` may not draw random numbers itself. It takes them as an input, and the layer holds a
-    ``Noise`` of that name (example). Of the layer's own input only the shape matters. The numbers
-    have no gradient; scale them in the step to learn their size.
-
-    The state ``position`` says where in its stream of numbers each neuron is: a sequence can be cut
-    anywhere, repeated (``tt.get_states``, ``tt.set_states``), run again in segments, and is the
-    same by layer, by step, on every backend and device. Uniform numbers are equal to the bit;
-    normal ones are computed from them, and may differ in the last place.
+    ``Noise`` of that name (example). Of the layer's own input only the shape matters. The state
+    ``position`` says where in its stream of numbers each neuron is: a sequence can be cut anywhere,
+    repeated, and is the same by layer, by step, on every backend and device (normal numbers but
+    for the last place).
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
@@ -48,9 +44,8 @@ class Noise(SequenceLayer):
         distribution: ``"normal"``, of mean 0 and variance 1, or ``"uniform"`` in (0, 1), ends
             excluded.
         seed: ``None``: the first step after ``zero_states()`` draws where to start from PyTorch's
-            generator (of the CPU), so that every sequence has other numbers, and
-            ``torch.manual_seed`` repeats them. A number, then in the ``state_dict``: every
-            sequence, every layer of that seed and every process has the same numbers, frozen noise.
+            generator (of the CPU). A number, then in the ``state_dict``: every sequence, layer of
+            that seed and process has the same numbers, frozen noise.
 
     Shape:
         Input, output and the state, an int64, have one shape. The output is float32 where the

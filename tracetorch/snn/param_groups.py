@@ -35,20 +35,15 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group parameters for an optimizer: weight decay on weights alone, learning rates by scale.
 
-    Weight decay. Biases and the scales of norms have none by default. Decays are kept as ``beta =
-    sigmoid(raw_beta)`` and thresholds as a softplus: weight decay on ``raw_beta`` pulls every beta
-    towards 0.5, a half-life of one step, and every threshold towards ``log 2``.
-
-    Relative learning rates. Adam and its like move every weight by about ``lr`` a step, however
-    large it is: neurons whose weights ``tt.init.calibrate_`` makes 70 times as large as PyTorch's
-    default learn 70 times as slowly. With ``relative=True`` each weight has a rate of its own::
+    Biases and the scales of norms have no weight decay by default, and neurons never: on
+    ``raw_beta`` it would pull every beta towards 0.5, every threshold towards ``log 2``. Adam and
+    its like move every weight by about ``lr`` a step, however large ``tt.init.calibrate_`` has made
+    it. With ``relative=True`` each weight has a rate of its own::
 
         rate = lr * RMS(weight) / RMS(PyTorch's default for it), at least lr / 10
 
-    A bias has the rate of its weight; weight decay is divided by the same ratio, so that ``rate *
-    weight_decay`` is the same for all. A weight that several modules share has the lowest of their
-    rates, and so have their biases. Call it after ``calibrate_``. Rates are kept in the optimizer's
-    ``state_dict``: there are as many groups whatever the ratios are.
+    A bias has the rate of its weight; weight decay is divided by the same ratio. A weight that
+    several modules share has the lowest of their rates. Call it after ``calibrate_``.
 
     Args:
         model: any module; layers hidden in lists and plain objects are found too.
@@ -57,11 +52,9 @@ def param_groups(
             those of norm layers.
         lr: the learning rate, written into every group; ``None`` leaves it to the optimizer.
         neuron_lr_scale: the learning rate of neurons' parameters, as a multiple of ``lr``.
-        relative: scale the rate of every weight and bias, those of linear layers, convolutions,
-            delays and recurrent connections, by its size. For Adam, AdamW and their like; the
-            steps of SGD follow the gradient's size already. Parameters of neurons and norms, and
-            what PyTorch parametrizes, stay at ``lr``, but for the weights of
-            :func:`tt.snn.connect`, which are measured over the connections that are there.
+        relative: scale the rate of every weight and bias by its size, for Adam, AdamW and their
+            like. Parameters of neurons and norms, and what PyTorch parametrizes, stay at ``lr``,
+            but for the weights of :func:`tt.snn.connect`, measured over what is connected.
 
     Returns:
         Groups named ``"weights"``, ``"biases and norms"`` (unless ``decay_biases`` is ``True``) and
@@ -156,14 +149,7 @@ def _parameters_of(neuron: SequenceLayer) -> list[nn.Parameter]:
 
 
 def _relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
-    """Yield path, parameter and ratio of its RMS to the RMS of PyTorch's default start.
-
-    Weights are parameters of rank 2 and more, and those of edges. The ratio of a weight of zeros is
-    1, that of a weight that is not finite is not finite; else it is at least 0.1, so that a weight
-    that starts near zero learns. Of a layer of ``tt.snn.connect`` only the connections that are
-    there count, and their number. Left out are norms, the parameters of neurons and delays, and
-    what PyTorch parametrizes otherwise, whose originals are in another unit than the weight.
-    """
+    """Yield path, parameter and ratio of its RMS to the RMS of PyTorch's default start."""
     found: list[tuple[str, nn.Parameter, nn.Parameter]] = []  # each with the weight beside it
     lowest: dict[int, float] = {}
     for path, module in named_modules(model):
@@ -197,11 +183,7 @@ def _relative_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, floa
 
 
 def default_rms(module: nn.Module, name: str, weight: Tensor) -> float:
-    """Return the root mean square of PyTorch's default start of a weight.
-
-    Linear layers and convolutions start uniform within ``1 / sqrt(fan_in)``; so is a weight taken
-    for one whose module is not known.
-    """
+    """Return the RMS of PyTorch's default start of a weight: uniform in ``1 / sqrt(fan_in)``."""
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return 1.0
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):

@@ -1,8 +1,7 @@
 """Set up parameters of neurons: decays, thresholds and weights, each with its constraint.
 
-A parameter is given by its value, stored unbounded under the name ``raw_<name>`` (a decay as its
-logit, a threshold as inverse softplus, as in 0.9.2), and used through its constraint, so that every
-step of an optimizer lands on a legal value.
+A parameter is stored unbounded under the name ``raw_<name>``, as in 0.9.2, and used through its
+constraint, so that every step of an optimizer lands on a legal value.
 """
 
 from __future__ import annotations
@@ -82,7 +81,6 @@ def _negative_softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Ten
 
 
 unbounded = Constraint("unbounded", _same, gradient=ConstraintGradient(_same_gradient, False))
-"""``raw``: the constraint of weights."""
 sigmoid = Constraint(
     "sigmoid",
     _sigmoid,
@@ -92,9 +90,7 @@ sigmoid = Constraint(
     "lie strictly between 0 and 1 (for a slow decay try 0.999, to forget at once 1e-7)",
     nearest=1e-7,  # torch.rand may draw 0
 )
-"""``sigmoid(raw)`` in (0, 1): the constraint of decays."""
 fraction = replace(sigmoid, name="fraction")
-"""``sigmoid(raw)`` in (0, 1): the constraint of gates, which are no decays."""
 softplus = Constraint(
     "softplus",
     _softplus,
@@ -103,7 +99,6 @@ softplus = Constraint(
     low=0.0,
     range="be positive and finite",
 )
-"""``softplus(raw) > 0``: the constraint of thresholds."""
 negative_softplus = Constraint(
     "negative_softplus",
     _negative_softplus,
@@ -112,7 +107,6 @@ negative_softplus = Constraint(
     high=0.0,
     range="be negative and finite (a constructor takes its magnitude, an assignment its value)",
 )
-"""``-softplus(raw) < 0``: the constraint of thresholds below zero."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +129,7 @@ class Clamp:
 
 
 def clamp(low: float | None, high: float | None, above: str | None = None) -> Constraint:
-    """Return the constraint that clamps a parameter; what lies in the range is its own raw value.
-
-    Every value lies above that of its neuron of ``above``, one for the layer above the largest.
-    """
+    """Return the constraint that clamps a parameter, and holds it above that of its neuron."""
     ends = [f"at least {low:g}"] if low is not None else []
     ends += [f"at most {high:g}"] if high is not None else []
     ends += [f"above {above}"] if above is not None else []
@@ -202,13 +193,7 @@ class Weight:
         check_flag(f"{name}: learnable", self.learnable)
 
     def raw(self, name: str, num_neurons: int, constraint: Constraint = unbounded) -> Tensor:
-        """Return the raw tensor to store, in the default dtype and of rank 0 or 1; check its value.
-
-        Args:
-            name: of the parameter, for messages.
-            num_neurons: as many values as one of rank 1 has.
-            constraint: of which the value is a value.
-        """
+        """Return the raw tensor to store, in the default dtype and of rank 0 or 1; check it."""
         value = self.value
         if isinstance(value, Tensor):
             if not value.is_floating_point():

@@ -1,13 +1,9 @@
 """``Pass``: the states of all layers that a call meets, read where they are met, committed at once.
 
-States live on layers between calls; during ``tt.unroll`` they live in a pass, ambient for its
-thread, and are written to the layers together, by one call of C that nothing interrupts: a call
-that fails has changed nothing, and threads may run one model from rest at once. A clock, read when
-a pass begins and in that call of C, tells one that would go on from the states of two.
-
-By layer a layer runs all steps, so a ``forward`` that reads, sets or clears states is refused; what
-runs inside a layer, in a ``Recurrent``, runs step by step, on the states of the same pass. A pass
-inside a pass, of a part of a model that runs by step, reads from the outer one and commits to it.
+A pass is ambient for its thread, and writes to layers by one call of C that nothing interrupts. A
+clock, read when it begins and in that call, tells one that would go on from the states of two. By
+layer a ``forward`` that reads, sets or clears states is refused; what runs inside a layer runs
+step by step. A pass inside a pass reads from the outer one and commits to it.
 """
 
 from __future__ import annotations
@@ -38,8 +34,7 @@ from tracetorch.core.walk import Opaque, join_path, named_modules
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WRITTEN = "_states_written"
-"""The attribute of a module that holds when its states were written last, in a list."""
+WRITTEN = "_states_written"  # the attribute that holds when states were written last, in a list
 _clock = count(1)
 LOOK_EVERY = 100  # single steps: a look for NaN takes microseconds, a step tens of them
 _log = logging.getLogger("tracetorch")
@@ -86,8 +81,7 @@ class Restarts(Opaque):
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
-        self.now: Tensor | None = None
-        """The mask by which the layer that runs is restarted."""
+        self.now: Tensor | None = None  # by which the layer that runs is restarted
         self._steps: list[bool] | None = None
 
     @property
@@ -102,17 +96,14 @@ class Restarts(Opaque):
 
 
 class Entry:
-    """The states of one module in a pass, by attribute; without a constructor, which takes time.
-
-    ``within`` is the layer inside which the module runs, step by step, or itself; ``None`` by step.
-    """
+    """The states of one module in a pass, by attribute; without a constructor, which takes time."""
 
     __slots__ = ("called", "module", "states", "within")
 
     called: bool
     module: Stateful
     states: dict[str, Any]
-    within: Any
+    within: Any  # the layer inside which it runs, step by step, or itself; None by step
 
 
 class Pass:
@@ -180,8 +171,8 @@ class Pass:
                 if written and written[0] > self.began > 0:
                     raise RuntimeError(
                         f"the states of {module._label()} were written since this pass began, by "
-                        "another thread: it would go on from a mixture of both. Continue a stream "
-                        "in one thread at a time, or run from rest, tt.unroll(..., from_rest=True)."
+                        "another thread: continue a stream in one thread at a time, or run from "
+                        "rest, tt.unroll(..., from_rest=True)."
                     )
                 if (self.traced and not module._zeroed_in_trace) or (
                     self.backward not in (NO_BACKWARD, module._zeroed_in_backward)
@@ -193,9 +184,8 @@ class Pass:
 
     def _refuse_place(self, module: Stateful) -> NoReturn:
         raise ValueError(
-            f"{module._label()} is called inside of a layer that runs all of its time steps "
-            "at once, a Recurrent, and also outside of it or in another one, so that its own "
-            'steps would be out of order. Use tt.unroll(..., by="step").'
+            f"{module._label()} is called inside of a layer that runs all of its time steps at "
+            'once, a Recurrent, and also outside of it. Use tt.unroll(..., by="step").'
         )
 
     def has_restarted(self, module: Stateful, where: Tensor) -> bool:
@@ -218,8 +208,7 @@ class Pass:
                 if isinstance(state, Tensor) and functorch.is_batchedtensor(state):
                     raise ValueError(
                         f"{entry.module._label()} would keep a state {name} of all samples of "
-                        "a vmap, which is over when the layer is called next. Use "
-                        "tt.unroll(..., from_rest=True) in torch.vmap."
+                        "a vmap. Use tt.unroll(..., from_rest=True) in torch.vmap."
                     )
 
     def commit(self) -> None:
@@ -258,7 +247,7 @@ class Pass:
             further = layer._all_further(x, given, named) if several else ()
             y: Tensor = layer.forward_step(x, *further)
             if self.recorder is not None:
-                y = self.recorder.after_call(layer, x, y)
+                y = self.recorder.after(layer, x, y)
             return y
         entry = self.entries.get(id(layer)) or self._meet(layer, layer)
         if entry.within is not layer:
@@ -313,12 +302,11 @@ class Pass:
             if x.shape[1] != self.reset.mask.shape[1]:
                 raise ValueError(
                     f"{layer._label()} got {x.shape[1]} samples in each step, and reset= says of "
-                    f"{self.reset.mask.shape[1]} where they start anew: something before it "
-                    'changes the batch. Use unroll(..., by="step").'
+                    f'{self.reset.mask.shape[1]} where they start anew. Use unroll(..., by="step").'
                 )
             y, trajectories = layer._restarted(x, record, self.reset, further)
         if recorder is not None:
-            y = recorder.after_sequence(layer, x, y, trajectories)
+            y = recorder.after(layer, x, y, trajectories)
         return y
 
 
@@ -335,9 +323,9 @@ def _unfolded(layer: Layer, value: Tensor, x: Tensor, steps: int) -> Tensor:
     if not constant or (folded and steps > 1 and samples == 1):
         raise ValueError(
             f"{layer._label()} got an input of shape {list(value.shape)} beside one of "
-            f"{list(x.shape)}, which holds {steps} time steps in dimension 0. Give it as "
-            "many dimensions and as many steps, or, what is the same in all steps, with a "
-            'dimension of size 1 in front; or use by="step".'
+            f"{list(x.shape)}, which holds {steps} time steps in dimension 0. Give it as many "
+            "steps, or, what is the same in all of them, a dimension of size 1 in front; or use "
+            'by="step".'
         )
     return value
 

@@ -23,8 +23,7 @@ class SEWBlock(TTModule):
         "and":   output = a * s
         "iand":  output = (1 - a) * s      and not
 
-    A block is the identity where the body is silent (``"add"``, ``"iand"``) or always fires
-    (``"and"``): ``tt.init.identity_`` starts it there. ``"add"`` learns best, and its outputs are
+    ``tt.init.identity_`` starts a block as the identity. ``"add"`` learns best, and its outputs are
     counts that grow by up to one a block; the others are defined for spikes of 0 and 1 alone.
 
     Args:
@@ -77,8 +76,7 @@ class SEWBlock(TTModule):
         if isinstance(a, Tensor) and a.shape != s.shape:
             raise ValueError(
                 f"block {path_on_stack(self) or 'SEWBlock'!r} combines outputs of one shape; its "
-                f"body gave {list(a.shape)}, its shortcut {list(s.shape)}. Give it a shortcut that "
-                "changes the shape as the body does."
+                f"body gave {list(a.shape)}, its shortcut {list(s.shape)}."
             )
         if self.combine == "add":
             return a + s

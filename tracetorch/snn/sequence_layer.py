@@ -52,13 +52,9 @@ _NOTES = (
 class SequenceLayer(DeclaringLayer):
     """A layer that keeps states from step to step, and runs one step or a whole sequence.
 
-    Base of :class:`Neuron`, whose ``step`` runs, and of layers with a memory of another kind:
-    delays, noise, norms and dropout over time. A child declares its parameters, and writes
-    :meth:`forward_step` and :meth:`forward_sequence`; calling the layer runs one step, and inside
-    ``tt.unroll`` by layer all of them.
-
-    A parameter reads as it is used, ``layer.beta``, and is set by assignment, ``layer.beta = 0.5``,
-    which writes ``raw_beta`` in place. What is written into the value in place is lost.
+    Base of :class:`Neuron` and of delays, noise, norms and dropout over time. A child declares its
+    parameters, and writes :meth:`forward_step` and :meth:`forward_sequence`. A parameter reads as
+    it is used, ``layer.beta``, and is set by assignment, which writes ``raw_beta`` in place.
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
@@ -78,13 +74,9 @@ class SequenceLayer(DeclaringLayer):
     _declares_memory = False
     _state_attributes: tuple[str, ...] = ()
 
-    _state_kind: StateKind = StateKind()
-    """What the states are, where they are not shaped like the input."""
-
-    _batch_leads = False
-    """Whether the batch is known to be in front, whatever the neuron dimension is."""
-    _nan_reported = False
-    """Whether a state of a model that it is in was logged to be NaN."""
+    _state_kind: StateKind = StateKind()  # what they are, where not shaped like the input
+    _batch_leads = False  # whether the batch is in front, whatever the neuron dimension is
+    _nan_reported = False  # whether a state of a model that it is in was logged to be NaN
 
     if TYPE_CHECKING:
 
@@ -150,12 +142,11 @@ class SequenceLayer(DeclaringLayer):
         return self.initial_state(state, like.shape, like.dtype, like.device)
 
     def _moved_state(self, state: Tensor, moved: Tensor) -> Tensor:
-        """Return a state that was moved; ``.half()`` leaves its dtype as it is."""
+        # .half() leaves the dtype of a state as it is
         kept = ARITHMETIC_DTYPE.get(moved.dtype) is moved.dtype
         return moved if kept else state.to(moved.device)
 
     def _check_state_has_batch(self, label: Callable[[], str], name: str, state: Tensor) -> None:
-        """Raise where dimension 0 of a state holds the neurons."""
         self._check_has_batch(name, state.shape, len(self._state_kind.tail), label)
 
     def _check_has_batch(
@@ -184,15 +175,11 @@ class SequenceLayer(DeclaringLayer):
     def _check_input(self, x: object, *, sequence: bool = False) -> torch.dtype:
         """Return the dtype of the arithmetic; raise where ``x``, a step or a sequence, misfits."""
         self._check_states_current()
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) or x.dtype not in ARITHMETIC_DTYPE:
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(
-                f"{self._label()} takes a tensor, got {type(x).__name__}. "
-                "Wrap arrays in torch.as_tensor(...)."
-            )
-        if x.dtype not in ARITHMETIC_DTYPE:
-            raise TypeError(
-                f"{self._label()} takes float16, bfloat16, float32 or float64, got {x.dtype}. "
-                "Convert the input with .float()."
+                f"{self._label()} takes float16, bfloat16, float32 or float64, got {got}. Convert "
+                "the input with torch.as_tensor and .float()."
             )
         self._check_features(x, sequence)
         return ARITHMETIC_DTYPE[x.dtype]
@@ -200,17 +187,14 @@ class SequenceLayer(DeclaringLayer):
     def _check_features(self, x: Tensor, sequence: bool) -> None:
         """Raise where an input does not have the neurons of the layer."""
         shape = x.shape[1:] if sequence else x.shape
-        what = f"one step of the input {list(x.shape)}" if sequence else "the input"
-        if not -len(shape) <= self.dim < len(shape):
+        within = -len(shape) <= self.dim < len(shape)
+        if not within or shape[self.dim] != self.num_neurons:
+            what = f"one step of the input {list(x.shape)}" if sequence else "the input"
+            size = f"{shape[self.dim]} at" if within else "no"
             raise ValueError(
-                f"{self._label()} has its neurons at dim {self.dim}, {what} has only "
-                f"{len(shape)} dimensions, shape {list(shape)}."
-            )
-        if shape[self.dim] != self.num_neurons:
-            raise ValueError(
-                f"{self._label()} has {self.num_neurons} neurons, {what} has {shape[self.dim]} at "
-                f"dim {self.dim}, shape {list(shape)}. Build the layer with "
-                f"num_neurons={shape[self.dim]}, or with another dim, -3 for [B, C, H, W]."
+                f"{self._label()} has {self.num_neurons} neurons, {what} has {size} dim "
+                f"{self.dim}, shape {list(shape)}. Build the layer with another num_neurons, or "
+                "with another dim, -3 for [B, C, H, W]."
             )
 
     def _states_for(
@@ -259,14 +243,7 @@ class SequenceLayer(DeclaringLayer):
     def initial_state(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        """Return what a state is before the first step: its declared value, or zeros.
-
-        Args:
-            name: of the state.
-            shape: of the tensor of one step.
-            dtype: of the state.
-            device: of the input.
-        """
+        """Return what a state is before the first step: its declared value, or zeros."""
         value = self._buffers.get(f"initial_{name}")
         if value is None:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -357,12 +334,7 @@ class SequenceLayer(DeclaringLayer):
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all the steps of ``x`` ``[T, ...]``; return outputs and recorded trajectories.
-
-        Args:
-            x: the inputs ``[T, ...]``.
-            record: names of states whose trajectories are wanted too.
-        """
+        """Run all the steps of ``x`` ``[T, ...]``; return outputs and recorded trajectories."""
         raise NotImplementedError(f"{type(self).__name__} needs a method forward_sequence.")
 
 

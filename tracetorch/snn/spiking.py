@@ -1,7 +1,6 @@
 """The eight spiking layers: an ``__init__`` each over ``LeakyIntegrator``.
 
-Wrappers are explicit, typed signatures and nothing else: positional use is part of the interface.
-Their names follow one grammar, which ``setups`` reads.
+Positional use is part of the interface. Names follow one grammar, which ``setups`` reads.
 """
 
 from __future__ import annotations
@@ -74,16 +73,12 @@ describe_neuron = SharedDescriptions(
 
 
 def setups(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the setups, and the reset, that the arguments of a wrapper make, by their grammar.
-
-    Each value has a ``<name>_rank`` and a ``learn_<name>``; a decay ``<name>_ema``, which the
-    membrane of a readout lacks, for it always averages; a threshold a surrogate derivative.
-    """
+    """Return the setups, and the reset, that the arguments of a wrapper make, by their grammar."""
     found = {name: given[name] for name in ("reset", "detach_reset") if name in given}
     for name in [each.removesuffix("_rank") for each in given if each.endswith("_rank")]:
         values = given[name], given[f"{name}_rank"], given[f"learn_{name}"]
         if name in ("alpha", "beta", "gamma"):
-            found[f"{name}_setup"] = Decay(*values, given.get(f"{name}_ema", True))
+            found[f"{name}_setup"] = Decay(*values, given.get(f"{name}_ema", True))  # of a readout
         elif name.endswith("_threshold"):
             both = given.get("surrogate_derivative")
             surrogate = given.get(f"{name[:3]}_surrogate_derivative", both)
@@ -129,9 +124,7 @@ class LIF(LeakyIntegrator):
 
 @describe_wrapper
 class BLIF(LeakyIntegrator):
-    """Bipolar LIF: spikes of both signs.
-
-    For inputs with a sign, such as images with zero mean or deltas.
+    """Bipolar LIF: spikes of both signs, for inputs with a sign, such as deltas.
 
     ::
 
@@ -139,8 +132,6 @@ class BLIF(LeakyIntegrator):
         p = H(mem - pos_threshold);       mem = mem - p * pos_threshold
         n = -H(neg_threshold - mem);      mem = mem + n * neg_threshold
         output = pos_scale * p + neg_scale * n
-
-    with a negative ``neg_threshold`` of which the argument gives the magnitude.
 
     Example:
         >>> layer = BLIF(2)
@@ -179,9 +170,7 @@ class BLIF(LeakyIntegrator):
 
 @describe_wrapper
 class SLIF(LeakyIntegrator):
-    """LIF with a synaptic trace before the membrane.
-
-    For inputs whose spikes should count for longer than a step (two time constants).
+    """LIF with a synaptic trace before the membrane: a spike counts for longer than a step.
 
     ::
 
@@ -220,9 +209,7 @@ class SLIF(LeakyIntegrator):
 
 @describe_wrapper
 class RLIF(LeakyIntegrator):
-    """LIF with recurrence: its output returns to its input.
-
-    For sequences: each neuron keeps a trace of its own output.
+    """LIF with recurrence: each neuron keeps a trace of its own output, which is an input.
 
     ::
 
@@ -278,8 +265,6 @@ class BSLIF(LeakyIntegrator):
         n = -H(neg_threshold - mem);      mem = mem + n * neg_threshold
         output = pos_scale * p + neg_scale * n
 
-    with a negative ``neg_threshold`` of which the argument gives the magnitude.
-
     Example:
         >>> layer = BSLIF(2)
         >>> layer(torch.tensor([[0.5, -1.5]])).tolist()
@@ -331,8 +316,6 @@ class BRLIF(LeakyIntegrator):
         n = -H(neg_threshold - mem);      mem = mem + n * neg_threshold
         output = pos_scale * p + neg_scale * n
         prev_output = output
-
-    with a negative ``neg_threshold`` of which the argument gives the magnitude.
 
     Example:
         >>> layer = BRLIF(2)
@@ -432,9 +415,7 @@ class SRLIF(LeakyIntegrator):
 
 @describe_wrapper
 class BSRLIF(LeakyIntegrator):
-    """Bipolar LIF with a synaptic trace and recurrence.
-
-    Everything at once: the most memory, the most parameters.
+    """Bipolar LIF with a synaptic trace and recurrence, everything at once.
 
     ::
 
@@ -445,8 +426,6 @@ class BSRLIF(LeakyIntegrator):
         n = -H(neg_threshold - mem);      mem = mem + n * neg_threshold
         output = pos_scale * p + neg_scale * n
         prev_output = output
-
-    with a negative ``neg_threshold`` of which the argument gives the magnitude.
 
     Example:
         >>> layer = BSRLIF(2)

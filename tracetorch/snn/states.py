@@ -36,8 +36,6 @@ def named_holders(module: nn.Module) -> Iterator[tuple[str, TTModule]]:
 def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
     """Get every live state in ``module`` by path, ``"cells.0.mem"``; ``"mem"`` for a bare layer.
 
-    The memories that a module has declared (``TTModule.memory``) are among them.
-
     Args:
         module: any ``nn.Module``.
         detach: independent copies, no two sharing memory, so that they can be saved with
@@ -124,15 +122,13 @@ def _names(layers: Iterable[tuple[str, TTModule]]) -> dict[str, tuple[TTModule, 
     for path, layer in layers:
         if "{" in path:
             raise ValueError(
-                f"{path!r} is a layer in a set, which has no order: its states cannot be named. "
-                "Hold the layers in a list or a dict."
+                f"{path!r} is a layer in a set, which has no order. Use a list or a dict."
             )
         for name in layer.active_states:
             full = join_path(path, name)
             if full in names:
                 raise ValueError(
-                    f"two states would be called {full!r}. Give the layers' containers keys that "
-                    "differ, and without dots."
+                    f"two states would be called {full!r}. Keys must differ, without dots."
                 )
             names[full] = layer, name
     return names

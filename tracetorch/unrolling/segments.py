@@ -46,9 +46,7 @@ def in_segments(
     run: Run, model: nn.Module, inputs: Inputs, segment: int | str, whole: Pass
 ) -> tuple[Any, dict[str, Tensor]]:
     """Return outputs and trajectories; a graph keeps where segments start, and all of the last."""
-    if isinstance(segment, str):
-        if segment != "auto":
-            raise ValueError(f'segment must be a number of steps or "auto", got {segment!r}.')
+    if segment == "auto":
         # memory is least about the root, and flat there; fewer segments take less time
         segment = 4 * math.isqrt(inputs.steps)
     length = check_count("segment", segment)
@@ -74,10 +72,8 @@ def in_segments(
 
 def _check_repeatable(modules: Sequence[nn.Module]) -> None:
     """Raise where a segment cannot run again inside ``backward``."""
-    kind = None
-    for module in modules:
-        if isinstance(module, (ExtraStates, DistributedDataParallel)):
-            kind = type(module).__name__
+    once = (ExtraStates, DistributedDataParallel)
+    kind = next((type(m).__name__ for m in modules if isinstance(m, once)), None)
     if torch.is_grad_enabled() and functorch_active():
         kind = "a transform of torch.func"
     if kind is not None:
@@ -185,7 +181,11 @@ class _Segment:
             if version_of(first) == version:  # else whoever holds it has written to it
                 # on a GPU sums may come in another order, and a spike with them
                 share = 0.0 if value.is_cpu else _MOST_MOVED
-                same &= value.shape == first.shape and is_close(value.detach(), first, share)
+                # neither dtype nor autocast may loosen what one operation gives twice
+                one, other = (
+                    t.double() if t.is_floating_point() else t for t in (value.detach(), first)
+                )
+                same &= value.shape == first.shape and is_close(one, other, share)
         if not same:
             raise RuntimeError(
                 f"segment {self.start}:{self.stop} of unroll(..., segment=) computes something "

@@ -82,21 +82,16 @@ class Recorder:
         """Return a copy of an input that is recorded: what happens to it must not reach that."""
         return x.clone() if (id(layer), "input") in self._path else x
 
-    def after_sequence(
-        self, layer: nn.Module, x: Tensor, y: Tensor, states: Mapping[str, Tensor]
+    def after(
+        self, layer: nn.Module, x: Tensor, y: Tensor, states: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Record a whole sequence of a layer, ``[T, ...]``; return the output for the model."""
-        for name, value in (*states.items(), ("input", x), ("output", y)):
+        """Record a step of a layer, with ``states`` a sequence; return the output for the model."""
+        for name, value in (*(states or {}).items(), ("input", x), ("output", y)):
             if (id(layer), name) in self._path:
-                self._whole[self._path[id(layer), name]] = value
-        # what the model does in place with the output must not reach what was recorded
-        return y.clone() if (id(layer), "output") in self._path else y
-
-    def after_call(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Record input and output of one step of a layer; return the output for the model."""
-        for name, value in (("input", x), ("output", y)):
-            if (id(layer), name) in self._path:
-                self._add(layer, name, value.clone() if name == "input" else value)
+                if states is None:
+                    self._add(layer, name, value.clone() if name == "input" else value)
+                else:
+                    self._whole[self._path[id(layer), name]] = value
         # what the model does in place with the output must not reach what was recorded
         return y.clone() if (id(layer), "output") in self._path else y
 

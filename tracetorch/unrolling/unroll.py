@@ -63,16 +63,15 @@ def unroll(
     gradients.
 
     By layer, the default, time is folded into the batch, the model is called **once**, and every
-    neuron layer runs its whole sequence as one fused loop. That is right when everything without
-    memory treats the samples of a batch independently and keeps the batch first, as convolutions,
-    linear layers, pooling, dropout and ``nn.Flatten`` do. A batch norm in training then takes its
-    statistics over time and batch together: not the same as by step. Whether it is right is run:
-    the first time a model is met in a mode, its first three steps are run by step as well, with
-    what the layers gave, and a model that computes something else, because it keeps something
-    outside of its neuron layers or mixes samples, is refused. So is a ``forward`` that reads or
-    writes states of layers. What acts only after the third step is not found; ``check`` runs more.
-    By step, the model is called once per step: always right. So runs, whatever ``by`` is, a model
-    in which a ``Recurrent`` holds code of a user's own.
+    neuron layer runs its whole sequence as one fused loop. That is right where everything without
+    memory treats the samples of a batch independently and keeps the batch first. A batch norm in
+    training takes its statistics over time and batch together, unlike by step. The first time a
+    model is met in a mode, its first three steps are run by step as well, and one that computes
+    something else, because it keeps something outside of its neuron layers or mixes samples, is
+    refused; so is a ``forward`` that reads or writes states of layers. What acts only after the
+    third step is not found; ``check`` runs more. By step, the model is called once per step:
+    always right. So runs, whatever ``by`` is, a model in which a ``Recurrent`` holds code of a
+    user's own.
 
     Args:
         model: any ``nn.Module``.

@@ -21,6 +21,7 @@ from tracetorch.export.c_code.recorded import read_step
 from tracetorch.export.c_code.stages import Copy, Pointwise, Role, StepProgram, View
 from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
+from tracetorch.export.verilog_code.step_module import step_module
 from tracetorch.export.verilog_code.wires import COMPUTE, PLACES
 from tracetorch.fuse.ir.intervals import Interval
 
@@ -226,6 +227,47 @@ def random_step(seed: int) -> nn.Module:
 
 
 # Tools
+
+
+def simulated(step: Step, reads: dict[str, Any], folder: Path) -> Any:
+    """Return what iverilog makes of values of the ports, by the names of the stage."""
+    circuit = step.circuit
+    count = len(next(iter(reads.values())))
+    wide = sum(word.bits for word in circuit.reads.values())
+    lines = []
+    for row in range(count):
+        value = 0
+        for name, word in circuit.reads.items():
+            value = value << word.bits | int(reads[name][row]) % (1 << word.bits)
+        lines.append(f"{value:x}")
+    (folder / "in.hex").write_text("\n".join(lines) + "\n")
+    (folder / "step.v").write_text(step_module("step", circuit))
+    ports = circuit.port_names
+    ends = {name: word.bits for name, word in circuit.writes.items()}
+    declared = "".join(f"  wire [{bits - 1}:0] {ports[n]};\n" for n, bits in ends.items())
+    given = "".join(
+        f"  wire [{word.bits - 1}:0] {ports[n]};\n" for n, word in circuit.reads.items()
+    )
+    bench = (
+        f"module bench;\n  reg [{wide - 1}:0] rows [0:{count - 1}];\n  reg [{wide - 1}:0] row;\n"
+        f"{given}{declared}  assign {{{', '.join(ports[n] for n in circuit.reads)}}} = row;\n"
+        f"  step dut ({', '.join(f'.{p}({p})' for p in ports.values())});\n  integer i;\n"
+        f'  initial begin\n    $readmemh("in.hex", rows);\n    for (i = 0; i < {count}; i = i + 1)'
+        f" begin\n      row = rows[i]; #1;\n"
+        f'      $display("{" ".join(["%b"] * len(ends))}", {", ".join(ports[n] for n in ends)});\n'
+        "    end\n  end\nendmodule\n"
+    )
+    (folder / "bench.v").write_text(bench)
+    run(["iverilog", "-g2005", "-Wall", "-o", "sim", "bench.v", "step.v"], folder)
+    rows = [line.split() for line in run(["vvp", "-n", "sim"], folder).splitlines()]
+    assert len(rows) == count
+    found = {}
+    for place, (name, word) in enumerate(circuit.writes.items()):
+        values = [int(row[place], 2) for row in rows]
+        if word.signed:
+            values = [v - (1 << word.bits) if v >> (word.bits - 1) else v for v in values]
+        found[name] = np.array(values)
+    return found
 
 
 def run(command: list[str], folder: Path, quiet: bool = True) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from tracetorch.fuse.runtime import sparse_segments
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.sparse_segments import (
     Kept,
-    LoopGradients,
     Part,
     Rows,
     Sequences,
@@ -150,7 +149,13 @@ class _SparseRecurrence(torch.autograd.Function):
         loop = _with_tensors(loop, plan, weight, bias, tensors[count:])
         start, keep = (first.detach(), tensors[:count]), plan.has_backward
         if request is None:
-            found, ends, kept = _run_tensors(loop, cast(Tensor, given), start, keep)
+            output = large_empty((loop.steps, *loop.shape), loop.dtype)
+            # in the place of the input, so that no edge is visited again
+            drive = large_empty(output.shape, loop.dtype) if keep else None
+            ends, kept = sparse_segments.forward(
+                loop, _sequence(given), *start, output=output, drive=drive, keep=keep
+            )
+            found = [output, output[-1:].clone()]
         else:
             found, ends, kept = _run_events(loop, request, start, keep)
         read = () if request is None else request.read
@@ -176,50 +181,31 @@ class _SparseRecurrence(torch.autograd.Function):
         there = iter(incoming_gradients(weight, [g for g in grads if g is not None], 0))
         resolved = [None if g is None else next(there).resolve_neg() for g in grads]
         (*given, last), ends = resolved[:results], resolved[results:]
-        back = loop, Kept(bits, checkpoints, drive), ends, wanted, last
         if request is None:
-            d_given, found = _back_tensors(*back, *given)
+            d_given = large_empty((loop.steps, *loop.shape), loop.dtype) if wanted[0] else None
+            inputs, outgoing = _sequence(None), _sequence(given[0])
         else:
-            d_given, found = _back_events(*back, given[0], given[1], request)
+            d_given = torch.zeros(len(request.learned), dtype=loop.dtype) if wanted[0] else None
+            inputs = _given(request)
+            outgoing = _requested(request, given[0], given[1], loop.shape)
+
+        def seen(begin: int, part: Tensor) -> None:
+            if d_given is not None and request is None:
+                d_given[begin : begin + len(part)] = part
+            elif d_given is not None:
+                step, sample, neuron = request.learned.unbind(1)
+                some = (step >= begin) & (step < begin + len(part))
+                d_given[some] = part[step[some] - begin, sample[some], neuron[some]]
+
+        outgoing, kept = _with_last(outgoing, last, loop.steps), Kept(bits, checkpoints, drive)
+        found = sparse_segments.backward(loop, inputs, kept, outgoing, ends, wanted, seen)
         named = zip(plan.program.states, found[3], strict=True)
         of_states = [end if f"s_{name}" in plan.reached else None for name, end in named]
         of_params = map(found[4].get, plan.program.params)
         return None, None, d_given, *found[:3], *of_states, *of_params
 
 
-# By tensors
-
-
-def _run_tensors(
-    loop: SparseLoop, given: Tensor, start: tuple[Tensor, Sequence[Tensor]], keep: bool
-) -> tuple[list[Tensor], list[Tensor], Kept]:
-    output = large_empty((loop.steps, *loop.shape), loop.dtype)
-    # in the place of the input, so that no edge is visited again
-    drive = large_empty((loop.steps, *loop.shape), loop.dtype) if keep else None
-    ends, kept = sparse_segments.forward(
-        loop, _sequence(given), *start, output=output, drive=drive, keep=keep
-    )
-    return [output, output[-1].clone()], ends, kept
-
-
-def _back_tensors(
-    loop: SparseLoop,
-    kept: Kept,
-    ends: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-    last: Tensor | None,
-    output: Tensor | None,
-) -> tuple[Tensor | None, LoopGradients]:
-    d_x = large_empty((loop.steps, *loop.shape), loop.dtype) if wanted[0] else None
-
-    def seen(begin: int, part: Tensor) -> None:
-        if d_x is not None:
-            d_x[begin : begin + len(part)] = part
-
-    newest = None if last is None else last.unsqueeze(0)
-    outgoing = _with_last(_sequence(output), newest, loop.steps)
-    given = _sequence(None)
-    return d_x, sparse_segments.backward(loop, given, kept, outgoing, ends, wanted, seen)
+# Sequences
 
 
 def _sequence(values: Tensor | None) -> Sequences:
@@ -305,29 +291,6 @@ def _run_events(
     ends, kept = sparse_segments.forward(loop, _given(request), *start, keep=keep, seen=seen)
     last = spikes_of(recent, torch.arange(neurons), loop.dtype)
     return [torch.cat(outputs), counts, torch.cat(events), last], ends, kept
-
-
-def _back_events(
-    loop: SparseLoop,
-    kept: Kept,
-    ends: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-    last: Tensor | None,
-    outputs: Tensor | None,
-    counts: Tensor | None,
-    request: EventRequest,
-) -> tuple[Tensor | None, LoopGradients]:
-    step, sample, neuron = request.learned.unbind(1)
-    d_values = torch.zeros(len(step), dtype=loop.dtype)
-
-    def seen(begin: int, part: Tensor) -> None:
-        some = (step >= begin) & (step < begin + len(part))
-        d_values[some] = part[step[some] - begin, sample[some], neuron[some]]
-
-    outgoing = _with_last(_requested(request, outputs, counts, loop.shape), last, loop.steps)
-    given = _given(request)
-    found = sparse_segments.backward(loop, given, kept, outgoing, ends, wanted, seen)
-    return d_values if wanted[0] else None, found
 
 
 def _given(request: EventRequest) -> Sequences:

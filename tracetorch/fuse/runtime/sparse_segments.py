@@ -29,7 +29,7 @@ from tracetorch.fuse.runtime.machine_code import compiled, this_machine
 from tracetorch.fuse.runtime.written_kernels import run_written
 
 _MOST_STEPS = 32  # of a window, so that what a tile is given stays in a core's cache
-_CHUNKS = 8  # of all samples together, where there are few: enough to share out among threads
+_CHUNKS = 4  # of all samples together, where there are few: short lists of edges are read slowly
 _SEGMENT = 1 << 27  # bytes of what a segment of more steps than the root computes again
 _WORDS = 1 << 20  # of spikes that are listed at once
 _LONG = 1 << 12  # steps whose events from outside are there at once, where nothing is kept

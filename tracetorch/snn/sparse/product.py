@@ -90,10 +90,8 @@ def _kernel_plan(wiring: EdgeWiring, *tensors: Tensor) -> Edges | None:
     """Return what a kernel reads; ``None`` where there is none for these tensors."""
     dtype = tensors[0].dtype
     has_kernel = (
-        not torch.compiler.is_compiling()
-        and all(t.is_cpu and t.dtype == dtype and t.layout == torch.strided for t in tensors)
+        all(t.is_cpu and t.dtype == dtype and t.layout == torch.strided for t in tensors)
         and dtype in _PLAIN
-        and observed_by(tensors) is None
         and requested_backend() != "eager"
         and unavailable_reason() is None
     )
