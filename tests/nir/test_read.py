@@ -403,12 +403,9 @@ def lif(**changes: Any) -> nir.NIRGraph:
 WRONG: tuple[tuple[Any, str], ...] = (
     (graph([]), "the graph must be a NIRGraph that has nodes"),
     (graph([], input=ENDS["input"]), "needs an Input and an Output node"),
-    (graph([], output=ENDS["output"]), "needs an Input and an Output node"),
     (graph([("input", "b")], **ENDS), "'input', 'b'. is no edge from node to node"),
     (graph([("input", "output"), ("input", "output")], **ENDS), "edge .* twice"),
     (graph(["ab"], **ENDS), "'ab' is no edge from node"),  # type: ignore[list-item]
-    (graph("ab", **ENDS), "'a' is no edge from node"),  # type: ignore[arg-type]
-    (graph([(1, 2)], **ENDS), "is no edge from node to node"),  # type: ignore[list-item]
     (graph([("input", "output"), ("output", "input")], **ENDS), "an edge leads into it"),
     (graph([("input", "a")], **ENDS, a=ONE), "node 'output' gets nothing from any Input"),
     (graph([("input", "output"), ("a", "output")], **ENDS, a=ONE),
@@ -425,20 +422,14 @@ WRONG: tuple[tuple[Any, str], ...] = (
      a=NEURONS["LIF"]((2,)), b=nir.Linear(np.ones((3, 2)))),
      "node 'a' .LIF.: it adds up inputs of the shapes"),
     (lif(tau=np.array([1e-3, np.nan])), "node 'n0' .LIF.: tau must be finite real numbers"),
-    (lif(r=np.array([np.inf, 1])), "node 'n0' .LIF.: r must be finite real numbers"),
     (lif(tau=np.array([1e-3, 0])), "tau must be positive, got 0.0"),
-    (lif(tau=np.array([1e-3, -1])), "tau must be positive, got -1.0"),
     (lif(tau=np.array([1e-3, 5e-5])), "n0.*tau from 5e-05 to 0.001 s is no fit for dt=0.0001 s"),
     (lif(tau=np.ones(3)), "n0.*tau has shape .3., the input .2."),
-    (lif(tau=np.ones((2, 2))), "n0.*tau has shape .2, 2., the input .2."),
-    (lif(tau=np.array([])), "tau must be finite real numbers, got array"),
     (lif(tau=None), "n0.*the field 'tau' is missing"),
     (lif(tau="fast"), "tau must be finite real numbers, got 'fast'"),
-    (lif(tau=np.array([1j, 1])), "tau must be finite real numbers"),
     (lif(tau=[[1], [1, 2]]), "n0.*inhomogeneous"),
     (line(NEURONS["LIF"]((3,)), into=(2,), out=(2,)), "n0.*has shape .3., the input .2."),
     (line(nir.Linear(np.ones((2, 3))), into=(2,), out=(2,)), "n0.*same reduction dim"),
-    (line(nir.Linear(np.ones((2, 2, 2))), into=(2,), out=(2,)), "n0.*with <= 2 dim"),
     (line(nir.Affine(np.ones((2, 2)), np.ones(3)), into=(2,), out=(2,)), "bias must have .*.2."),
     (line(ONE, into=(2,), out=(3,)), "'output' .Output.: it is declared for .3., and gets .2."),
     (line(nir.Delay(np.full(2, 1.5 * DT)), into=(2,), out=(2,)), "n0.*must be whole steps"),
@@ -471,14 +462,6 @@ CONV = {
     [
         ({"stride": 0}, "stride must be .* whole number from 1"),
         ({"stride": (1, 1, 1)}, "stride must be one whole number from 1 or 2"),
-        ({"stride": 1.5}, "stride must be one whole"),
-        ({"stride": "two"}, "stride must be finite real numbers"),
-        ({"padding": -1}, "padding must be one whole number from 0"),
-        ({"groups": 3}, "out_channels must be divisible by groups"),
-        ({"weight": np.ones((2, 2, 9, 9))}, "(than actual input|Output) size"),
-        ({"weight": np.ones((2, 3, 3, 3))}, "channel"),
-        ({"bias": np.ones(3)}, "bias must have shape"),
-        ({"input_shape": (9, 9)}, "is declared for .9, 9."),
     ],
 )
 def test_convolutions_that_cannot_be(changes: dict[str, Any], why: str) -> None:

@@ -459,8 +459,6 @@ ERRORS: list[tuple[Any, type[Exception], str]] = [
     (lambda: ANY.prepare(chain(snn.LIF(2)), X), ValueError, r"0 \(LIF\) has no product before it"),
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), nn.Linear(2, 2)), X), ValueError,
      r"1 \(Linear\) follows a product or a readout"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Readout(2), nn.Linear(2, 2)), X), ValueError,
-     r"2 \(Linear\) follows a product or a readout"),
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), nn.ReLU()), X), ValueError,
      r"1 \(ReLU\) has no integer form. What has one: Linear"),
     (lambda: ANY.prepare(chain(nn.Linear(2, 2), tt.neurons.ALIF(2)), X), ValueError,
