@@ -203,18 +203,10 @@ def test_advantages_stop_at_the_end_of_an_episode_and_f1_counts_exact_steps() ->
 @refusals(
     r"""
     vowels --quick --record -> --record: not with --quick
-    vowels --seeds 1 1 -> must differ from each other, got \[1, 1\]
-    vowels --neuron LIFF -> invalid choice: 'LIFF'
-    vowels --neuron AdLIF --baseline gru -> not allowed with
     vowels --baseline gru --delays 5 -> gru is no spiking network: leave out --delays
-    vowels --baseline gru --recurrent -> gru is no spiking network: leave out --recurrent
-    vowels --baseline gru --readout SReadout -> spiking network: leave out --readout
     spike_trains --network gru --lr 1e-2 --delays 3 -> gru has no delays: leave out --delays
-    spike_trains --network gru -> gru needs --lr, for example 1e-2
     spike_trains --network lnp --lr 1e-2 -> lnp has no learning rate: leave out --lr
     recipes nmnist --delays 3 -> --recurrent and --delays are for shd and ssc
-    recipes --quick nmnist -> nmnist must be the first argument
-    recipes -> required: task
     """
 )
 def test_error_names_a_bad_argument(call, error, capsys) -> None:

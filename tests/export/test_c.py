@@ -29,6 +29,7 @@ from tests.export.c_programs import (
     run_on_cortex,
     stepped,
 )
+from tests.networks import module
 from tests.quantize.networks import case
 from tests.refusals import check, refusals
 from tracetorch import chips, integers, snn
@@ -325,12 +326,12 @@ POOLS: list[Any] = [
 
 def varied(layer: Any) -> Any:
     """Give norms statistics and weights of their own, in eval mode."""
-    for module in layer.eval().modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.running_mean.uniform_(-1, 1)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight)
-            nn.init.uniform_(module.bias)
+    for norm in layer.eval().modules():
+        if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(norm.weight)
+            nn.init.uniform_(norm.bias)
     return layer
 
 
@@ -507,16 +508,13 @@ def test_a_header_for_c_and_cpp(dtype: Any, compiler: str, tmp_path: Path) -> No
 
 
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = snn.LIF(3), snn.LIF(3)
-
-        def forward(self, x: Tensor, other: Tensor) -> Any:
-            return {"sum": self.a(x) + other, "*/ int": (self.b(other),)}
-
+    two = module(
+        lambda self, x, other: {"sum": self.a(x) + other, "*/ int": (self.b(other),)},
+        a=snn.LIF(3),
+        b=snn.LIF(3),
+    )
     x = {"x": torch.rand(4, 1, 3), "other": torch.rand(4, 1, 3)}
-    report = tt.export.c(Two(), tmp_path, x)
+    report = tt.export.c(two, tmp_path, x)
     assert list(report.types) == ["x_x", "x_other", "a.mem", "b.mem", "y_sum", "y_*/ int_0"]
     assert [len(row) for row in printed(tmp_path)] == [6] * 4
 
@@ -785,20 +783,16 @@ def test_products_are_as_wide_as_their_input(value: int, rate: float, tmp_path: 
     assert "(long long)" in (tmp_path / "main.c").read_text()
 
 
-class Sums(nn.Module):
-    """Sums of eight values, and of windows of two in both spellings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ones, self.pool = integers.SumPool2d((1, 2)), nn.AvgPool2d((1, 2), divisor_override=1)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"all": x.sum(-1), "ones": self.ones(x), "pool": self.pool(x)}
+SUMS = module(  # of eight values, and of windows of two in both spellings
+    lambda self, x: {"all": x.sum(-1), "ones": self.ones(x), "pool": self.pool(x)},
+    ones=integers.SumPool2d((1, 2)),
+    pool=nn.AvgPool2d((1, 2), divisor_override=1),
+)
 
 
 def test_sums_are_wider_than_what_they_sum(tmp_path: Path) -> None:
     x = torch.tensor([127.0, -128]).repeat_interleave(8).view(2, 1, 1, 1, 8)
-    report = tt.export.c(Sums(), tmp_path, x, dtype="int")
+    report = tt.export.c(SUMS, tmp_path, x, dtype="int")
     sums = dict.fromkeys(("y_all", "y_ones", "y_pool"), "int16_t")
     assert report.types == {"x": "int8_t", **sums}
     assert printed(tmp_path) == [[1016, *[254] * 8], [-1024, *[-256] * 8]]
@@ -1004,9 +998,9 @@ class Named(nn.Module):
         self._modules["product */"] = nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        for module in self._modules.values():
-            assert module is not None
-            x = module(x)
+        for layer in self._modules.values():
+            assert layer is not None
+            x = layer(x)
         return x
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracetorch as tt
-from examples.demo import ConvSNN
 from tests.cases import PLACES, configurations, examples, few, layer, sequence, vary
 from tests.export.models import (
+    NAMES,
     Adaptive,
     Folded,
     Hidden,
@@ -28,6 +28,7 @@ from tests.export.models import (
     reference,
     sample_of,
 )
+from tests.networks import Parallel, module
 from tracetorch import snn
 from tracetorch.core.torch_private import pytree
 from tracetorch.export.program import TensorSpec, named_leaves
@@ -88,7 +89,7 @@ def test_every_layer_equals_pytorch_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["skip", *(pytest.param(n, marks=pytest.mark.slow) for n in ("conv", "dense", "recurrent"))],
+    few(NAMES, "skip", "conv"),
 )
 def test_models_with_dyadic_weights_equal_pytorch_bit_for_bit(name: str, tmp_path: Path) -> None:
     # onnxruntime convolves in single precision alone
@@ -199,73 +200,10 @@ def test_configurations_equal_pytorch_bit_for_bit(
     assert_exact(model, tmp_path, torch.rand(1, 3, 3, 3), x)
 
 
-class Parallel(nn.Module):
-    def __init__(self, cells: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.cells = nn.ModuleList(cells)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(cell(x) for cell in self.cells)
-
-
 def assert_agree(y: Any, expected: Any, states: dict[str, Tensor], last: dict[str, Tensor]) -> None:
     """Compare values across a matrix product, to rtol 1e-5."""
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(states, last, rtol=1e-5, atol=1e-6)
-
-
-class AllOutputs(nn.Module):
-    """Return the outputs of every layer, so that each spike that differs can be examined."""
-
-    def __init__(self, model: ConvSNN) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        model = self.model
-        one = model.lif1(model.conv1(x))
-        two = model.lif2(model.conv2(one))
-        return {"lif1": one, "lif2": two, "readout": model.readout(model.linear(two))}
-
-
-def assert_demo_streams(folder: Path, steps: int) -> None:
-    """Compare values to 1e-5; spikes may differ within 1e-5 of the threshold only."""
-    torch.manual_seed(0)
-    model = AllOutputs(ConvSNN())
-    tt.export.onnx(model, folder / "demo.onnx", torch.rand(1, 1, 28, 28))
-    stream = tt.export.OnnxStream(folder / "demo.onnx")
-    generator = torch.Generator().manual_seed(0)
-    for batch in (1, 8):
-        tt.zero_states(model)
-        stream.zero_states()
-        spikes = 0
-        for _ in range(steps):
-            x = 3 * torch.rand(batch, 1, 28, 28, generator=generator)
-            with torch.no_grad():
-                y = model(x)
-            got = stream(x)
-            differ = False
-            for name in ("lif1", "lif2"):
-                spikes += int(y[name].sum())
-                cell = getattr(model.model, name)
-                threshold = cell.pos_threshold.detach().reshape(-1, 1, 1)
-                reached = cell.mem + y[name] * threshold
-                other = got[f"y.{name}"] != y[name]
-                # Behind a spike that differs everything may differ: only the first is compared.
-                if not differ:
-                    assert bool(((reached - threshold).abs()[other] < 1e-5).all())
-                differ |= bool(other.any())
-            if differ:  # continue both from the same states
-                stream.set_states(tt.get_states(model))
-            else:
-                assert_agree(
-                    got["y.readout"], y["readout"], stream.get_states(), tt.get_states(model)
-                )
-        assert spikes > 100 * batch * steps
-
-
-def test_the_network_of_the_demo_streams(tmp_path: Path) -> None:
-    assert_demo_streams(tmp_path, 40)
 
 
 def test_bsrlif_streams_500_steps_bit_for_bit(tmp_path: Path) -> None:
@@ -389,63 +327,42 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing(
     assert_equal(stream.get_states(), before)
 
 
-def write_changed(source: Path, target: Path, change: Any) -> None:
-    """Write a file whose description ``change`` has edited, in place."""
-    file = onnx.load(source)
-    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
-    fields = json.loads(entry.value)
-    change(fields)
-    entry.value = json.dumps(fields)
-    onnx.save(file, target)
-
-
-def put(*path: str, to: Any) -> Any:
-    """Return an edit that writes a value at a path, ``("states", "mem", "dtype")``."""
-
-    def change(fields: Any) -> None:
-        *parents, last = path
-        for each in parents:
-            fields = fields[each]
-        fields[last] = to
-
-    return change
-
-
-def take(*path: str) -> Any:
-    """Return an edit that takes away what is at a path."""
-
-    def change(fields: Any) -> None:
-        *parents, last = path
-        for each in parents:
-            fields = fields[each]
-        del fields[last]
-
-    return change
+SPEC = {"shape": ["batch", 3], "dtype": "float32"}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("place", "value", "message"),
     [
-        (put("format", to=2), "it has format 2, this version reads 1"),
-        (take("states"), "KeyError: 'states'"),
-        (take("states", "syn"), r"it speaks of \['x', 'mem'\]"),
-        (put("states", "y", to={"shape": ["batch", 3], "dtype": "float32"}), "no next value"),
-        (put("inputs", "x", "shape", to=["many"]), "'many' is not a size"),
-        (put("inputs", "x", "dtype", to="load"), "'load' is not a dtype"),
+        ("format", 2, "it has format 2, this version reads 1"),
+        ("states", None, "KeyError: 'states'"),
+        ("states/syn", None, r"it speaks of \['x', 'mem'\]"),
+        ("states/y", SPEC, "no next value"),
+        ("inputs/x/shape", ["many"], "'many' is not a size"),
+        ("inputs/x/dtype", "load", "'load' is not a dtype"),
         # what the graph takes is another dtype, rank or size
-        (put("inputs", "x", "dtype", to="float64"), r"'x' of \[batch, 3\], float64"),
-        (put("states", "mem", "dtype", to="float64"), "'mem' of .* float64"),
-        (put("states", "mem", "shape", to=["batch", 4]), r"'mem' of \[batch, 4\]"),
-        (put("states", "mem", "shape", to=["2*batch", 3]), "'mem' of"),
-        (put("inputs", "x", "shape", to=[2, 3]), "'x' of"),
-        (put("initial", to={"mem": [[1, 0]]}), "RuntimeError"),
-        (put("initial", to={"mem": float("nan")}), "the state 'mem' starts from NaN"),
+        ("inputs/x/dtype", "float64", r"'x' of \[batch, 3\], float64"),
+        ("states/mem/dtype", "float64", "'mem' of .* float64"),
+        ("states/mem/shape", ["batch", 4], r"'mem' of \[batch, 4\]"),
+        ("states/mem/shape", ["2*batch", 3], "'mem' of"),
+        ("inputs/x/shape", [2, 3], "'x' of"),
+        ("initial", {"mem": [[1, 0]]}, "RuntimeError"),
+        ("initial", {"mem": float("nan")}, "the state 'mem' starts from NaN"),
     ],
 )
 def test_a_wrong_description_is_refused(
-    change: Any, message: str, lif: Path, tmp_path: Path
+    place: str, value: Any, message: str, lif: Path, tmp_path: Path
 ) -> None:
-    write_changed(lif, tmp_path / "wrong.onnx", change)
+    file = onnx.load(lif)
+    (entry,) = [each for each in file.metadata_props if each.key == "tracetorch"]
+    fields = whole = json.loads(entry.value)
+    *parents, last = place.split("/")
+    for each in parents:
+        fields = fields[each]
+    fields[last] = value
+    if value is None:
+        del fields[last]
+    entry.value = json.dumps(whole)
+    onnx.save(file, tmp_path / "wrong.onnx")
     with pytest.raises(ValueError, match=f"describes itself wrongly .*{message}.*its graph takes"):
         tt.export.OnnxStream(tmp_path / "wrong.onnx")
 
@@ -461,30 +378,21 @@ def test_a_graph_may_fix_the_batch_or_call_it_anything(lif: Path, tmp_path: Path
         assert torch.equal(y, tt.export.OnnxStream(lif)(x))
 
 
-class Returns(nn.Module):
-    """Return outputs of some type, which an ONNX file may not support."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.cell = layer("LIF", 3)
-        self.kind = kind
-
-    def forward(self, x: Tensor) -> Any:
-        y = self.cell(x)
-        return {"list": [y], "number": (y, 3), "set": torch.max(y, 1)}[self.kind]
+def returns(outputs: Callable[[Tensor], Any]) -> Any:
+    return module(lambda self, x: outputs(self.cell(x)), cell=layer("LIF", 3))
 
 
 def test_outputs_of_forward_are_named_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "returns.onnx"
-    tt.export.onnx(Returns("list"), path, torch.rand(1, 3))
+    tt.export.onnx(returns(lambda y: [y]), path, torch.rand(1, 3))
     before = path.read_bytes()
     assert [*tt.export.OnnxStream(path)(torch.rand(1, 3))] == ["y.0"]
     with pytest.raises(TypeError, match=r"the output y\.1 of forward is no tensor"):
-        tt.export.onnx(Returns("number"), path, torch.rand(1, 3))
+        tt.export.onnx(returns(lambda y: (y, 3)), path, torch.rand(1, 3))
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["returns.onnx"]
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        tt.export.onnx(Returns("list"), tmp_path / "absent" / "net.onnx", torch.rand(1, 3))
+        tt.export.onnx(returns(lambda y: [y]), tmp_path / "absent" / "net.onnx", torch.rand(1, 3))
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 40))

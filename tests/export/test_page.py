@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from examples.demo import ConvSNN
 from tests import cases
 from tests.browser import Page, Visits, wait_for_frame
 from tests.cases import few
@@ -30,6 +29,7 @@ from tests.export.test_c import (
     spikes,
     varied,
 )
+from tests.networks import module
 from tests.plot.test_save_html import HOSTILE
 from tracetorch import snn
 from tracetorch.export.page_file import measured_pen
@@ -231,30 +231,6 @@ def test_neurons_are_the_eager_step(opened: Open, names: tuple[str, ...]) -> Non
             assert torch.equal(found, value), path
 
 
-def test_the_demo_network_has_the_spikes_of_pytorch(opened: Open) -> None:
-    """Weights as they come: a spike may differ where its membrane was at the threshold."""
-    torch.manual_seed(0)
-    model = ConvSNN().eval()
-    with torch.no_grad():
-        model.conv1[0].weight.mul_(4)  # type: ignore[operator]
-        model.conv2[0].weight.mul_(4)  # type: ignore[operator]
-    sample = images(1, 28)[0]
-    page = opened(model, {"seven": sample}, steps=6)
-    seen = press(page, "seven")
-    layers, y = computed(model, sample, 6)
-    assert list(seen["layers"]) == ["lif1", "lif2", "readout"]
-    for path in ("lif1", "lif2"):
-        found = floats(seen["layers"][path])
-        assert found.any()
-        assert torch.equal(found, layers[path]), path
-    torch.testing.assert_close(floats(seen["y"]), y, rtol=1e-5, atol=1e-6)
-    mean = y.mean(0)
-    torch.testing.assert_close(floats(seen["readout"]), mean, rtol=1e-5, atol=1e-6)
-    assert seen["answer"] == str(int(mean.argmax()))
-    assert page.locator("#answer").inner_text() == seen["answer"]
-    assert page.locator("#bars li.best span").first.inner_text() == seen["answer"]
-
-
 # Drawing
 
 
@@ -348,20 +324,11 @@ def test_pages_are_reproducible(tmp_path: Path) -> None:
     assert not re.search(r"https?://", (tmp_path / "one").read_text())
 
 
-class Pair(nn.Module):
-    def forward(self, x: Tensor) -> Any:
-        return x[:, :2], x
-
-
-class Loop(nn.Module):
-    """Runs all of its time steps in one call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.neurons = snn.LIF(16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([self.neurons(x.flatten(1)) for _ in range(5)]).mean(0)
+PAIR = module(lambda self, x: (x[:, :2], x))
+LOOP = module(  # runs all of its time steps in one call
+    lambda self, x: torch.stack([self.neurons(x.flatten(1)) for _ in range(5)]).mean(0),
+    neurons=snn.LIF(16),
+)
 
 
 class Neighbour(snn.Neuron):
@@ -395,9 +362,9 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], str]] = [
     (nn.Flatten(), IMAGES, {"decode": "sum"}, "'mean', 'last' or 'max', got 'sum'"),
     (nn.Flatten(), IMAGES, {"classes": ["a"]}, r"model's 16 outputs, got \['a'\]"),
     (nn.Identity(), IMAGES, {}, r"must be \[B, classes\].*got \[\[1, 4, 4\]\]"),
-    (flat(Pair()), IMAGES, {}, r"has no page: its output must .* \[\[1, 2\], \[1, 16\]\]"),
+    (flat(PAIR), IMAGES, {}, r"has no page: its output must .* \[\[1, 2\], \[1, 16\]\]"),
     (flat(Neighbour(16)), IMAGES, {}, r"1 \(Neighbour\): JavaScript has no nextafter"),
-    (Loop(), IMAGES, {}, r"page: neurons \(LIF\) is called several times in a step: .* one time"),
+    (LOOP, IMAGES, {}, r"page: neurons \(LIF\) is called several times in a step: .* one time"),
 ]
 
 

@@ -23,6 +23,7 @@ from tests.export.verilog_code.networks import (
     network_and_sample,
     spiking,
 )
+from tests.networks import module
 from tracetorch import integers
 from tracetorch.core.torch_private import pytree
 from tracetorch.export.c_code.reader import operation_of
@@ -138,17 +139,6 @@ def test_report_names_memories_and_cycles(tmp_path: Path) -> None:
         report.cycles({"z": 1})
 
 
-class Total(nn.Module):
-    """A sum over the batch too."""
-
-    def __init__(self, dim: int | None = None) -> None:
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.sum(self.dim)
-
-
 @pytest.mark.parametrize(
     ("model", "sample", "message"),
     [
@@ -158,11 +148,15 @@ class Total(nn.Module):
         (nn.Softmax(-1), torch.ones(3, 1, 2), "there is no _?softmax"),
         (spiking(2), torch.ones(3, 0, 2), "its batch is 0"),
         (
-            Total(),
+            module(lambda self, x: x.sum()),
             torch.ones(3, 1, 2),
             r"y has shape \[\] for a batch of 1: a circuit computes one",
         ),
-        (Total(0), torch.ones(3, 2, 4), r"y has shape \[4\] for a batch of 2"),
+        (
+            module(lambda self, x: x.sum(0)),
+            torch.ones(3, 2, 4),
+            r"y has shape \[4\] for a batch of 2",
+        ),
     ],
 )
 def test_refused(model: nn.Module, sample: Tensor, message: str, tmp_path: Path) -> None:

@@ -212,22 +212,6 @@ def test_letters_switch_parts_on_and_values_stay(opened: Open) -> None:
     assert read(page)["params"]["beta"] == pytest.approx(0.5 ** (1 / 12), abs=1e-12)
 
 
-def test_inputs_have_their_kinds(opened: Open) -> None:
-    page = opened()
-    pulses = read(page)["x"]
-    assert pulses == [0.3 if t >= 10 and (t - 10) % 60 < 25 else 0 for t in range(200)]
-    page.get_by_label("kind of input").select_option("constant")
-    assert read(page)["x"] == [0.0] * 10 + [0.3] * 190
-    page.get_by_label("kind of input").select_option("noise")
-    first = read(page)["x"]
-    assert abs(torch.tensor(first).mean()) < 0.15
-    assert torch.tensor(first).std() == pytest.approx(0.3, rel=0.2)
-    page.get_by_label("seed", exact=True).fill("2")
-    assert read(page)["x"] != first
-    page.get_by_label("seed", exact=True).fill("1")
-    assert read(page)["x"] == first
-
-
 # Keyboard, touch, theme
 
 

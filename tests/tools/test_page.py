@@ -237,10 +237,6 @@ def recurrent() -> nn.Module:
     )
 
 
-def size(values: Tensor) -> float:
-    return float(values.detach().abs().max())
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 class TestOpacus:
@@ -291,35 +287,3 @@ class TestOpacus:
         private = self.private(Whole(network(), by=by), mode, freeze)
         with pytest.raises((ValueError, RuntimeError), match=r"By layer|per sample|Expanded"):
             cross_entropy(private(x), labels).backward()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-class TestPeft:
-    @pytest.fixture(autouse=True)
-    def _installed(self) -> None:
-        skip_without("PEFT")
-
-    @pytest.mark.parametrize(
-        ("make", "targets", "options"),
-        [
-            (network, ["net.0", "net.2"], {}),
-            (network, ["net.2"], {"modules_to_save": ["net.1"]}),
-            (recurrent, ["net.1.connection"], {}),
-        ],
-        ids=["LoRA", "neuron", "recurrent"],
-    )
-    def test_adapters_act_by_layer_by_step_and_merged(self, make, targets, options) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        with torch.no_grad():
-            plain = Whole(make())(x)
-            config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, **options)
-            adapted = get_peft_model(Whole(make()), config)
-            found = adapted(x)
-            inner = adapted.base_model.model.net
-            torch.testing.assert_close(Whole(inner, by="step")(x), found, rtol=1e-4, atol=1e-5)
-            assert size(found - plain) > 0.01
-            with adapted.disable_adapter():
-                torch.testing.assert_close(adapted(x), plain)
-            torch.testing.assert_close(adapted.merge_and_unload()(x), found, rtol=1e-4, atol=1e-5)
