@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import Any, TypeAlias, cast, final
 
 import numpy as np
@@ -97,15 +96,15 @@ class PreparedCalls(Opaque):
             prepared = Prepared(layer, key, x)
             # another dictionary, because another thread may be looking into this one
             self.kept = dict([*list(self.kept.items())[1 - _MOST :], (key, prepared)])
-        if not prepared.runs or prepared.device in prepared.program.refused:
-            return None
-        if not (with_time or x.is_contiguous()):
+        if not prepared.runs or not (with_time or x.is_contiguous()):
             return None
         starts = prepared.starts(layer, states)
         if starts is None:
             return None
         if not with_time:
             return prepared.step(layer, x, starts)
+        if prepared.device in prepared.program.refused:
+            return None
         with_graph = torch.is_grad_enabled()
         # what needs a gradient: the input, a state, each parameter
         needs = [with_graph and x.requires_grad, False]
@@ -253,11 +252,11 @@ class Prepared:
         if not self._has_parameters_of(layer.__dict__):
             self._constrain_parameters(layer)
         output = torch.empty_like(x)  # twice as fast as empty
-        ends = [*map(torch.empty_like, repeat(x, len(starts)))]
-        addresses = map(Tensor.data_ptr, (x, output, *starts, *ends))
+        ends = {name: torch.empty_like(x) for name in self.cell.active}
         # ctypes passes the address of the bytes, and keeps them
+        addresses = map(Tensor.data_ptr, (x, output, *starts, *ends.values()))
         self._kernel(self._fixed + self._pack(*addresses))
-        return output, dict(zip(self.cell.active, ends, strict=True))
+        return output, ends
 
     def _has_parameters_of(self, attributes: dict[str, Any]) -> bool:
         """Whether raw values are the same: a fused optimizer, or ``.data``, leaves no trace."""
