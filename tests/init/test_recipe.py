@@ -509,7 +509,7 @@ def test_it_is_the_lines_that_it_stands_for() -> None:
     tt.recipe(network(snn.LIF(N)), x, 10, time_dim=3) -> ValueError: time_dim is 3, but x has shape
     tt.recipe(network(snn.LIF(N)), x, 10, time_dim="T") -> TypeError: time_dim must be an integer
     tt.recipe(network(snn.LIF(N)), x.movedim(0, 1), 10, mask=x[..., 0] > 0, time_dim=1)
-        -> ValueError: mask must have the shape \[B, T\] = \[16, 12\], .* got \[12, 16\]
+        -> ValueError: mask must have the shape \[B, T\] = \[16, 12\], got \[12, 16\]
     spread_(network(snn.LIF(N)), 0) -> ValueError: steps must be
     spread_(network(snn.LIF(N)), 2.5) -> TypeError: steps must be
 """)

@@ -446,7 +446,7 @@ def test_a_bare_dict_gives_its_values_and_says_which_is_the_bound() -> None:
     layer, x = neurons.AdLIF(3), 10 * sequence(12, 2, 3, dtype=torch.float32).abs()
     tt.unroll(layer, x, from_rest=True)  # what is compiled follows the bound too
     bare = dict(neurons.AdLIF(3, rho=0.9).state_dict())
-    warning = r"0\.9 as rho, below its bound 0\.983471, .* is the bound"
+    warning = r"0\.9 as rho, below its bound 0\.983471: .* is the bound"
     with pytest.warns(UserWarning, match=warning):
         layer.load_state_dict(bare)
     assert layer.rho.tolist() == pytest.approx([0.9] * 3)

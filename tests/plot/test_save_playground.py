@@ -218,7 +218,7 @@ class Method(Plain):
     Halving(4) -> ValueError: Halving\(4\) has a forward of its own, which a page
     Charged(4) -> ValueError: has an initial_state of its own, which a page
     Twice(snn.LIF(2)) -> ValueError: 0 \(LIF\) shares '0.raw_beta' with '0.raw_
-    net(snn.LIF(4, dim=-3)) -> ValueError: has its neurons at dim -3, the input has
+    net(snn.LIF(4, dim=-3)) -> ValueError: the input has no dim -3
     fits(snn.Delay(4, max_delay=2)) -> ValueError: 2 \(Delay\) is none that a page
     fits().to("meta") -> ValueError: '0.weight' has no values yet
     fits(), neuron=1 -> ValueError: neuron is for a single layer, got 1

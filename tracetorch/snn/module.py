@@ -153,8 +153,8 @@ class TTModule(nn.Module):
             raise RuntimeError(
                 f"{self._label()} is run again inside backward(), from the state it has now "
                 "instead of the one it had, by activation checkpointing or an engine of gradients "
-                "per sample (Opacus). Checkpoint a function that calls zero_states() first and "
-                "loops over time inside; or use torch.func.vmap(torch.func.grad(...))."
+                "per sample (Opacus). Checkpoint a function that calls zero_states() first and loops "
+                "over time; freeze the parameters of neurons, or use torch.func.vmap of a grad."
             )
 
     def _check_states_current(self) -> None:

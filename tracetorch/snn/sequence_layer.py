@@ -178,8 +178,8 @@ class SequenceLayer(DeclaringLayer):
         if not isinstance(x, Tensor) or x.dtype not in ARITHMETIC_DTYPE:
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(
-                f"{self._label()} takes float16, bfloat16, float32 or float64, got {got}. Convert "
-                "the input with torch.as_tensor and .float()."
+                f"{self._label()} takes a tensor of float16, bfloat16, float32 or float64, got "
+                f"{got}. Convert the input with torch.as_tensor and .float()."
             )
         self._check_features(x, sequence)
         return ARITHMETIC_DTYPE[x.dtype]
