@@ -153,7 +153,7 @@ class TTModule(nn.Module):
             raise RuntimeError(
                 f"{self._label()} is run again inside backward(), from the state it has now "
                 "instead of the one it had, by activation checkpointing or an engine of gradients "
-                "per sample (Opacus). Checkpoint a function that calls zero_states() first and loops "
+                "per sample (Opacus). Checkpoint a function that calls zero_states() and loops "
                 "over time; freeze the parameters of neurons, or use torch.func.vmap of a grad."
             )
 
