@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,8 @@ class Stream:
 
     The model is shared, and its own states are neither read nor written: a server keeps one model,
     and a stream for each client. A call is one time step, like a call of the model. A stream starts
-    from rest, takes the batch size of its first input, and is kept until ``zero_states()``. A call
-    that fails changes nothing. Streams of one model may run at once in several threads, each of
-    them in one thread at a time.
+    from rest, with the batch size of its first input, until ``zero_states()``. A call that fails
+    changes nothing. Streams of one model may run at once in several threads, each in one at a time.
 
     What a module keeps outside of the states of its layers all streams share: running statistics
     in training, attributes of a ``forward``; declare a memory by :meth:`.TTModule.memory`.
@@ -42,7 +41,7 @@ class Stream:
         model: any module with neuron layers, whose call is one step.
 
     Raises:
-        TypeError: ``model`` is not a module; or a stream is deep-copied or pickled.
+        TypeError: ``model`` is not a module; or a stream is copied or pickled.
         ValueError: it is an online learner, whose traces are its own.
 
     Example:
@@ -58,8 +57,8 @@ class Stream:
         check_module(model)
         if any(isinstance(module, ExtraStates) for _, module in named_modules(model)):
             raise ValueError(
-                "an online learner carries traces beside the states of its model, one stream of "
-                "them. Make a learner for each stream, each with a copy of the model."
+                "an online learner carries traces, one stream of them. Make a learner for each "
+                "stream, each with a copy of the model."
             )
         self.model = model
         self._states = _StreamPass(model)
@@ -113,19 +112,21 @@ class Stream:
         """
         self._run(set_states, self.model, states)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("copy no stream: make a tt.Stream(model), and set_states(get_states())")
+
     @exclude_from_compile
     def _run(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """Call a function within the pass that is held."""
         if current_pass() is not None:
             raise ValueError(
-                "a stream was called inside of a model that runs itself, in tt.unroll or in a "
-                "stream: its states would be no part of that call. Give its output as an input."
+                "a stream was called inside of tt.unroll or of a stream: its states would be no "
+                "part of that call. Give its output as an input."
             )
         check_can_go_on("a stream", "Use stream.unroll(x, segment=...) to save memory.")
         if not self._running.acquire(blocking=False):
             raise ValueError(
-                "a stream is run by two threads at once, and its steps would have no order. Make "
-                "a tt.Stream(model) for each; they may run at once."
+                "a stream is run by two threads at once. Make a tt.Stream(model) for each."
             )
         try:
             result = self._states.call(function, *args, **kwargs)
@@ -169,8 +170,7 @@ class _StreamPass(Pass):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(from_rest=True)
-        self.parent = None
-        self.model = model
+        self.parent, self.model = None, model
         self.known: set[int] = set()
 
     def _meet(self, module: Stateful, within: Stateful | None) -> Entry:
