@@ -59,6 +59,16 @@ def remove_outdated(
     return sorted(outdated & env.found_docs)
 
 
+def spread_executed(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
+    """Put executed pages evenly among the others: a process reads a run of pages, in this order."""
+    groups: tuple[list[str], list[str]] = ([], [])
+    for page in pages:
+        text = Path(env.doc2path(page)).read_text(encoding="utf-8")
+        groups["kernelspec:" in text].append(page)
+    places = [((k + 0.5) / len(group), page) for group in groups for k, page in enumerate(group)]
+    pages[:] = [page for _, page in sorted(places)]
+
+
 def note_page(app: Sphinx, page: str, source: list[str]) -> None:
     """Let the kernel of a page write what it opens into a file of that page."""
     opened = ROOT / "build/opened" / page.replace("/", ".")
@@ -114,6 +124,7 @@ def setup(app: Sphinx) -> dict[str, int]:
     # pages are executed side by side; threads that wait for each other would take most of the time
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     app.connect("env-get-outdated", remove_outdated)
+    app.connect("env-before-read-docs", spread_executed)
     app.connect("source-read", note_page)
     app.connect("doctree-read", keep_files)
     return {"env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,3 +83,13 @@ def test_what_it_printed_is_kept_until_one_of_them_changes(
     else:
         path.unlink(missing_ok=True)
     assert extension_.unchanged(files, root)
+
+
+def test_executed_pages_are_read_evenly_among_the_others(tmp_path: Path) -> None:
+    pytest.importorskip("myst_nb")
+    pages = [*"abcdefgh"]
+    for page in pages:
+        (tmp_path / page).write_text("kernelspec:\n" if page in "ab" else "text")
+    env = SimpleNamespace(doc2path=lambda page: tmp_path / page)
+    extension("executed").spread_executed(None, env, pages)
+    assert pages == [*"cadefbgh"]
