@@ -76,30 +76,6 @@ class Twice(nn.Sequential):
         return y
 
 
-class TwoInputs(nn.Module):
-    """Two inputs, a product of two branches, and a dict of outputs."""
-
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-
-    def forward(self, x: Tensor, gate: Tensor) -> dict[str, Any]:
-        y = self.first(x)
-        return {"product": y * self.second(gate), "parts": (y, gate)}
-
-
-class Scaled(nn.Module):
-    """A layer times a number."""
-
-    def __init__(self, layer: nn.Module, scale: float = 2.0) -> None:
-        super().__init__()
-        self.layer, self.scale = layer, scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.scale * self.layer(x)
-        return y
-
-
 class Counts(snn.TTModule):
     """A memory of its own: half of it, and the input."""
 

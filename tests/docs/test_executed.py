@@ -89,7 +89,7 @@ def test_executed_pages_are_read_evenly_among_the_others(tmp_path: Path) -> None
     pytest.importorskip("myst_nb")
     pages = [*"abcdefgh"]
     for page in pages:
-        (tmp_path / page).write_text("kernelspec:\n" if page in "ab" else "text")
+        (tmp_path / page).write_text("---\nfile_format: mystnb\n---\n" if page in "ab" else "text")
     env = SimpleNamespace(doc2path=lambda page: tmp_path / page)
     extension("executed").spread_executed(None, env, pages)
     assert pages == [*"cadefbgh"]

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize, prune
 
 import tracetorch as tt
 from tests.cases import Net, through_save
+from tests.networks import Leaky
 from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 from tracetorch.init import calibrate_, impulse_response, spread_
@@ -36,11 +37,7 @@ class Own(snn.Neuron):
         self.decay("beta", float(torch.tensor(-1 / tau).exp()))
         self.threshold("base", 1.0)
 
-    @staticmethod
-    def step(x: Tensor, mem: Tensor, *, beta: Any, base: Any, spike: Any) -> Any:
-        mem = beta * mem + x
-        fired = spike(mem - base)
-        return fired, mem - fired * base
+    step = staticmethod(Leaky.step)
 
 
 class Wide(Own):

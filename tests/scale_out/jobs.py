@@ -95,8 +95,8 @@ def net() -> Net:
     return made.double()
 
 
-def data() -> tuple[Tensor, Tensor]:
-    return sequence(T, B, 3), torch.arange(B) % 2
+def data(batch: int = B) -> tuple[Tensor, Tensor]:
+    return sequence(T, batch, 3), torch.arange(batch) % 2
 
 
 def shard(model: nn.Module) -> nn.Module:
@@ -190,6 +190,31 @@ def noise_of_processes(x: Tensor, rank: int) -> dict[str, Tensor]:
     return found
 
 
+def trained_and_saved(x: Tensor, y: Tensor, mine: slice, file: Path) -> dict[str, Tensor]:
+    """Train for two steps and write a checkpoint; return nothing."""
+    model = DistributedDataParallel(Whole(net().to(x.device)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
+        optimizer.step()
+    if dist.get_rank() == 0:
+        parts = {"model": model.module.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(parts, file)
+    return {}
+
+
+def gradients_of_unequal_shares(x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
+    """Return gradients of the mean loss over shares of unequal size.
+
+    Engines average over processes, so the sum is scaled by processes / samples.
+    """
+    model = DistributedDataParallel(net().to(x.device))
+    out = tt.unroll(model, x[:, mine]).mean(0)
+    (cross_entropy(out, y[mine], reduction="sum") * WORLD / len(y)).backward()
+    return gradients(model)
+
+
 def parameters_after_training(engine: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
     """Return parameters after three steps, with an evaluation without a graph after each."""
     model = ENGINES[engine](Whole(net().to(x.device)))
@@ -237,13 +262,19 @@ def ways_of(engine: str, kind: str, every: bool) -> tuple[str, ...]:
     return first, *(others if every else others[list(KINDS).index(kind) % len(others) :][:1])
 
 
-def jobs(rank: int, device: str, every: bool) -> dict[str, Callable[[], dict[str, Tensor]]]:
+def jobs(
+    rank: int, device: str, folder: Path, every: bool
+) -> dict[str, Callable[[], dict[str, Tensor]]]:
     """Return the jobs by name."""
     x, y = (each.to(device) for each in data())
     mine = slice(2 * rank, 2 * rank + 2)
+    uneven_x, uneven_y = (each.to(device) for each in data(5))
+    share = slice(0, 3) if rank == 0 else slice(3, 5)
     made: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "unequal": lambda: gradients_of_unequal_shares(uneven_x, uneven_y, share),
         "carried in": lambda: states_before_wrapping(x, mine),
         "noise": lambda: noise_of_processes(x, rank),
+        "saved": lambda: trained_and_saved(x, y, mine, folder / "trained"),
     }
     for engine in OF_BLOCKS:
         for kind in KINDS:
@@ -273,7 +304,7 @@ def main(folder, rank, world, backend, every) -> None:
     device = f"cuda:{rank}" if backend == "nccl" else "cpu"
     if backend == "nccl":
         torch.cuda.set_device(device)
-    results = {name: job() for name, job in jobs(rank, device, every).items()}
+    results = {name: job() for name, job in jobs(rank, device, folder, every).items()}
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,16 +29,26 @@ Results = list[dict[str, dict[str, Tensor]]]
 
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < WORLD, reason="needs two GPUs")
 BACKENDS = ["gloo", pytest.param("nccl", marks=[pytest.mark.gpu, TWO_GPUS])]
+FOLDER: list[Path] = []
+"""Where the processes have written."""
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Run the jobs in two processes, once; return their results."""
     folder = tmp_path_factory.mktemp("processes")
+    FOLDER.append(folder)
     job, rest = ["-m", "tests.scale_out.jobs", str(folder)], [str(WORLD), request.param]
     rest += ["every"] * ("not slow" not in request.config.option.markexpr)
     run_together([[*job, str(rank), *rest] for rank in range(WORLD)])
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def reference(batch: int, way: str = "by layer") -> dict[str, Tensor]:
+    x, y = data(batch)
+    model = net()
+    cross_entropy(tt.unroll(model, x, **WAYS[way]).mean(0), y).backward()
+    return gradients(model)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -48,10 +59,7 @@ def test_gradients_equal_those_of_one_process(results, wrapped, engine, way) -> 
     if name not in results[0]:
         assert name.startswith("model/DDP/in segments"), "refused; tests/unrolling/test_segments.py"
         return
-    x, y = data()
-    model = net()
-    cross_entropy(tt.unroll(model, x).mean(0), y).backward()
-    expected = gradients(model)
+    expected = reference(4)
     for rank in range(WORLD):
         found = results[rank][name]
         assert found.keys() == expected.keys()
@@ -79,7 +87,30 @@ def test_processes_share_the_noise_of_a_seed_and_draw_their_own(results: Results
     assert not (one["None"] == other["None"]).any()
 
 
-def test_states_of_before_are_those_of_the_whole(results: Results) -> None:
+def test_a_training_goes_on_in_another_number_of_processes(results: Results) -> None:
+    x, y = data()
+
+    def train(whole: Whole, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            cross_entropy(whole(x).mean(0), y).backward()
+            optimizer.step()
+
+    first, second = Whole(net()), Whole(net())
+    train(first, torch.optim.Adam(first.parameters(), lr=0.05), 4)
+    optimizer = torch.optim.Adam(second.parameters(), lr=0.05)
+    parts = torch.load(FOLDER[-1] / "trained", weights_only=True)
+    second.load_state_dict(parts["model"])
+    optimizer.load_state_dict(parts["optimizer"])
+    train(second, optimizer, 2)
+    torch.testing.assert_close(second.state_dict(), first.state_dict())
+
+
+def test_unequal_shares_and_states_of_before_are_those_of_the_whole(results: Results) -> None:
+    expected = reference(5)
+    for rank in range(WORLD):
+        for n, grad in expected.items():
+            torch.testing.assert_close(results[rank]["unequal"][n], grad, msg=n)
     x, _ = data()
     model = net()
     tt.unroll(model, x)

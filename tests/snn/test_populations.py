@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, NEURONS, layer, sequence
+from tests.networks import Smooth
 from tests.unrolling.models import gradcheck
 from tracetorch import snn
 
@@ -167,19 +168,6 @@ def test_it_runs_by_layer_among_other_layers() -> None:
     torch.testing.assert_close(tt.unroll(net, x, check=True, from_rest=True), expected)
     streamed = torch.stack([net(step) for step in x])
     torch.testing.assert_close(streamed, expected)
-
-
-class Smooth(snn.Neuron):
-    states = ("mem",)
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.8)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor, *, beta: Tensor) -> Any:
-        mem = torch.tanh(beta * mem + x)
-        return mem, mem
 
 
 @pytest.mark.parametrize("reset", [None, RESET[:4, :2]])

@@ -13,18 +13,6 @@ from tracetorch import fuse, snn
 By = Literal["layer", "step"]
 
 
-class Counts(snn.TTModule):
-    last: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.memory("last", size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.last = 0.5 * self.last + x
-        return self.last
-
-
 class Skip(snn.TTModule):
     """Model with cells in a ``ModuleList``, a skip connection, two inputs and a dict of outputs."""
 

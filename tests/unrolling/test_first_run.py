@@ -20,9 +20,9 @@ from torch.nn.utils import parametrizations
 
 import tracetorch as tt
 from tests.cases import layer, module, thinned, weighted_sum
-from tests.networks import Smooth
+from tests.networks import Counts, Smooth
 from tests.unrolling.memories import KINDS, WAYS, Says
-from tests.unrolling.models import MODELS, Counts, Whole, dyadic, made, with_dyadic_weights
+from tests.unrolling.models import MODELS, Whole, dyadic, made, with_dyadic_weights
 from tracetorch import snn
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.passes import current_pass

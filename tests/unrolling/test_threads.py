@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import layer, module, sequence
-from tests.unrolling.models import By, Counts, dyadic, with_dyadic_weights
+from tests.networks import Counts
+from tests.unrolling.models import By, dyadic, with_dyadic_weights
 from tracetorch import snn
 from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.runtime.cpu import CpuBackend

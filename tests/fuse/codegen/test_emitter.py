@@ -46,11 +46,19 @@ def swapping() -> Schedule:
 
 def test_carried_values_are_assigned_all_at_once() -> None:
     source = c_source(swapping())
-    body = source[source.index("v_t++) {") :].split("}")[0]
-    assert [line.strip() for line in body.splitlines()[1:-1]] == [
-        *("const float v_moved_a = v_b;", "const float v_moved_b = v_a;"),
-        *("v_a = v_moved_a;", "v_b = v_moved_b;"),
-    ]
+    body = source[source.index("        for (int64_t v_t") :]
+    assert body == (
+        "        for (int64_t v_t = 0; v_t < steps; v_t++) {\n"
+        "            const float v_moved_a = v_b;\n"
+        "            const float v_moved_b = v_a;\n"
+        "            v_a = v_moved_a;\n"
+        "            v_b = v_moved_b;\n"
+        "        }\n"
+        "        const float v_a_end = v_a;\n"
+        "        end_y[lane] = v_a_end;\n"
+        "    }\n"
+        "}\n"
+    )
 
 
 def test_what_nothing_reads_is_not_printed() -> None:

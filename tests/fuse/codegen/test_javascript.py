@@ -134,7 +134,7 @@ def test_configurations(page: Any) -> None:
         cases.layer(name, 3, **{**arguments, "dim": -1}).double()
         for name, arguments, _ in CONFIGURATIONS
     ]
-    for seed, name in enumerate(cases.LAYERS * 2):
+    for seed, name in enumerate(cases.LAYERS * 4):
         layers.append(getattr(snn, name)(1).double())
         cases.vary(layers[-1], seed)
     compare(page, layers)

@@ -224,6 +224,14 @@ class TestParity:
         x, modulator, current = test_inputs.inputs_of(shape, dtype)
         agree(test_inputs.made(dim), x, ("trace",), (modulator.expand(x.shape), current))
 
+    def test_no_grad(self) -> None:
+        layer, x = cases.layer("BSRLIF", 7).to(DEVICE), cases.sequence(9, 3, 7).float().to(DEVICE)
+        with torch.no_grad(), fuse.backend("triton"):
+            y, _ = layer.forward_sequence(x)
+        layer.zero_states()
+        with torch.no_grad(), fuse.backend("eager"):
+            assert torch.equal(layer.forward_sequence(x)[0], y)
+
     def test_nan_and_infinity(self) -> None:
         layer = everything().to(DEVICE)
         x = torch.tensor([[1.0, torch.nan, torch.inf], [-torch.inf, 0.0, 0.5]], device=DEVICE)
@@ -245,6 +253,15 @@ class TestParity:
         for dtype in (torch.float32, torch.float64):
             layer = make(case, dtype)
             agree(layer, cases.sequence(9, *case[2], dtype=dtype), layer.active_states)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("synapse", [False, True])
+    @pytest.mark.parametrize("recurrence", [False, True])
+    def test_leaky_integrators(self, synapse: bool, recurrence: bool) -> None:
+        for setups in list(cases.configurations(synapse, recurrence))[::9]:
+            layer = snn.LeakyIntegrator(3, **setups)
+            cases.vary(layer)
+            agree(layer, cases.sequence(5, 2, 3, dtype=torch.float32))
 
     @pytest.mark.slow
     def test_sums_over_many_steps(self) -> None:

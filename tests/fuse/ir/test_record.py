@@ -149,6 +149,7 @@ REFUSED: list[tuple[str, Body]] = [
     (SHAPED, lambda x, mem, scale: scale[..., :1] * x + mem),
     (SHAPED, lambda x, mem, scale: scale.view(-1) * x + mem),
     ("makes torch.int32 of torch.float32", lambda x, mem, scale: mem + (x.to(torch.int32) + 1)),
+    ("makes torch.int64 of torch.float32", lambda x, mem, scale: mem + (x.to(torch.int64) + 1)),
     ("makes torch.int8 of torch.float32", lambda x, mem, scale: x.to(torch.int8).to(x.dtype)),
     ("writes into an argument of aten.add.out",
      lambda x, mem, scale: torch.add(x.detach(), mem.detach(), out=x.detach() + 1)),
@@ -198,18 +199,24 @@ def test_integers_between(dtype: torch.dtype) -> None:
 # Tensors of the step's own, and what joins tensors.
 OF_ITS_OWN: list[Body] = [
     lambda x, mem, scale: mem + x * torch.tensor([1.0, 2.0, 3.0]),
+    lambda x, mem, scale: mem + x * torch.tensor([[1, 2, 3]]),
     lambda x, mem, scale: mem + x * x.new_tensor([1.0, 2.0, 3.0]) * scale,
     lambda x, mem, scale: mem * 0.9 ** torch.arange(3) + x / (1 + torch.arange(3)),
     lambda x, mem, scale: mem + x * torch.linspace(0.5, 0.9, 3).exp(),
+    lambda x, mem, scale: mem + x * torch.full((3,), 0.3),
     lambda x, mem, scale: mem + x * torch.full((2, 1), 0.3),
     lambda x, mem, scale: mem + x * x.new_full((1, 3), 0.3),
     lambda x, mem, scale: mem + x * torch.ones(2, 3),
+    lambda x, mem, scale: mem + torch.empty_like(x).copy_(x) * torch.ones(3),
     lambda x, mem, scale: mem + x * float(torch.tensor([1.0, 2.0])[1]),
     lambda x, mem, scale: mem + x * torch.zeros(3).add_(2.0),
+    lambda x, mem, scale: mem + (1 + x.abs()) ** torch.tensor([1.0, 2.0, 3.0]),
 ]
 STACKS: list[Body] = [
     lambda x, mem, scale: torch.stack([x, mem]).amax(0),
+    lambda x, mem, scale: torch.amin(torch.stack([x, mem, x * mem], -1), (-1,)),
     lambda x, mem, scale: torch.stack([x, mem, 0 * x]).max(0).values,
+    lambda x, mem, scale: torch.stack([x, mem, scale * x, x * mem]).sum(dim=0),
     lambda x, mem, scale: torch.stack((x, mem, scale * x), 1).mean(1),
     lambda x, mem, scale: torch.cat([x[None], mem[None]]).sum(0),
     lambda x, mem, scale: torch.stack([x, mem]).add_(1.0).amax(0),
@@ -249,6 +256,8 @@ NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 ROUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "product": lambda a, b: a * (torch.where(b > 0, 0.2, 0.1) * torch.where(a > 0, 0.3, 0.7)),
     "comparison": lambda a, b: torch.where(torch.where(b > 0, 0.2, 0.1) > 0.2, a, 2 * b),
+    "of a number": lambda a, b: torch.where(torch.full((), 0.2) > 0.2, a, 2 * b),
+    "exp": lambda a, b: a * torch.where(b > 0, 0.2, 0.1).exp(),
     "division of integers": lambda a, b: a + torch.where(b > 0, 1, 3) / 7,
 }
 

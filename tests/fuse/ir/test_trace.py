@@ -121,6 +121,19 @@ def single_steps(layer: nn.Module, x: Tensor) -> Tensor:
         return torch.stack([layer(step) for step in x.unbind(0)])
 
 
+def through_recurrence(layer: snn.Neuron, x: Tensor) -> Tensor:
+    return tt.unroll(snn.Recurrent(layer, nn.Linear(3, 3).to(x)), x)
+
+
+def backward(layer: nn.Module, x: Tensor) -> Tensor:
+    y = tt.unroll(layer, x)
+    if y.requires_grad:
+        torch.autograd.grad(y.sum(), list(layer.parameters()))
+    return y
+
+
+# kernels of their own, which take seconds to compile
+slow = [pytest.param(use, marks=pytest.mark.slow) for use in (through_recurrence, backward)]
 X = sequence(4, 2, 3, dtype=torch.float32)
 
 
@@ -142,7 +155,7 @@ def check_compiled(layer: Fresh) -> None:
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # of torch 2.12
-@pytest.mark.parametrize("use", [tt.unroll, single_steps])
+@pytest.mark.parametrize("use", [tt.unroll, single_steps, *slow])
 @pytest.mark.parametrize("mode", MODES)
 def test_first_use_under_a_global_mode(mode: str, use: Callable[..., Tensor]) -> None:
     layer = fresh()
