@@ -20,6 +20,7 @@ from pathlib import Path
 
 from docutils import nodes
 from jupyter_cache import get_cache
+from myst_nb.core.read import is_myst_markdown_notebook
 from myst_nb.sphinx_ import NbMetadataCollector
 from opened_files import ROOT, contents, unchanged
 from sphinx.application import Sphinx
@@ -64,7 +65,7 @@ def spread_executed(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> Non
     groups: tuple[list[str], list[str]] = ([], [])
     for page in pages:
         text = Path(env.doc2path(page)).read_text(encoding="utf-8")
-        groups["kernelspec:" in text].append(page)
+        groups[is_myst_markdown_notebook(text)].append(page)
     places = [((k + 0.5) / len(group), page) for group in groups for k, page in enumerate(group)]
     pages[:] = [page for _, page in sorted(places)]
 
