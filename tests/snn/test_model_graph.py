@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.unrolling.models import Counts
+from tests.networks import Counts
 from tracetorch import snn
 from tracetorch.snn.model_graph import ModelGraph, Node, read_model
 
