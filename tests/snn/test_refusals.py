@@ -40,6 +40,11 @@ def alpha(setup: Any) -> Any:
     return snn.LeakyIntegrator(2, alpha_setup=setup)
 
 
+def zeroed(layer: Any) -> None:
+    layer(SEQ[0, 0])
+    layer.zero_states(where=torch.tensor([True, False, True]))
+
+
 def called(layer: Any) -> Any:
     layer(SEQ[0])
     return layer
@@ -53,6 +58,8 @@ def called(layer: Any) -> Any:
     norm(momentum=None) -> TypeError: momentum must be a number
     norm(bias=1) -> TypeError: bias must be True or False
     norm()(torch.ones(2, 4)) -> ValueError: has 3 neurons, the input has 4
+    tt.set_states(norm(), {"position": SEQ[0].long()}) -> ValueError: with one value per sample at d
+    called(norm())(torch.ones(5, 3)) -> ValueError: position of shape \[2, 1\].* shape \[5, 3\]
     norm()(torch.ones(3)) -> ValueError: takes the batch in dimension 0
     norm()(torch.ones(1, 3)) -> ValueError: fewer than two values per channel.*drop_last=True
     norm()(torch.ones(0, 3)) -> ValueError: fewer than two values per channel.*drop_last=True
@@ -74,6 +81,10 @@ def called(layer: Any) -> Any:
     delay(delay=nan) -> ValueError: delay must be finite
     delay(sigma=-1.0) -> ValueError: sigma must be finite and not negative
     delay(learnable=1) -> TypeError: learnable must be True or False
+    tt.set_states(delay(), {"past": SEQ[:2, :, :3]}) -> ValueError: at dim -1 and \[2\] behind
+    tt.set_states(delay(), {"past": torch.ones(2)}) -> ValueError: at dim -1 and .* got shape \[2\]
+    called(snn.Delay(3, max_delay=2))(torch.ones(5, 3)) -> ValueError: past of shape .* \[5, 3\]
+    zeroed(snn.Delay(3, max_delay=2)) -> ValueError: has its neurons at dimension 0
     delay()(torch.ones(1, 3)) -> ValueError: has 2 neurons, the input has 3
     delay().forward_sequence(torch.ones(3, 1, 2), ["mem"]) -> ValueError: 'mem'.* It has past
     assigned(delay(), max_delay=2) -> AttributeError: max_delay is fixed by the constructor
@@ -126,6 +137,11 @@ def called(layer: Any) -> Any:
     snn.RLIF(2, bias=torch.tensor([0.0, inf])) -> ValueError: bias must be finite, got inf
     snn.LIF(threshold=1.0, init_hidden=1) -> TypeError: no argument 'threshold'.* pos_threshold
     snn.LIF(2)._replicate_for_data_parallel() -> RuntimeError: states away.*DistributedDataParallel
+    snn.LIF(4)([[1.0] * 4]) -> TypeError: got list. Convert .* torch.as_tensor
+    snn.LIF(4)(torch.ones(2, 4).long()) -> TypeError: got torch.int64. Convert .* \.float
+    snn.LIF(4)(torch.ones(2, 7)) -> ValueError: 4 neurons, the input has 7 at dim -1, shape \[2, 7\]
+    snn.LIF(4)(torch.ones(2, 1)) -> ValueError: has 4 neurons, the input has 1 at dim -1
+    snn.LIF(4)(torch.tensor(1.0)) -> ValueError: the input has no dim -1
     snn.LIF(4)(torch.ones(2, 4, 5, 6)) -> ValueError: 6 at dim -1, .* another dim, -3 for
     snn.Delay(4, max_delay=2)(torch.ones(4, 6)) -> ValueError: Build the layer with another
     snn.LIF(4, dim=-3)(LINE) -> ValueError: the input has no dim -3
@@ -146,6 +162,9 @@ def called(layer: Any) -> Any:
     resting().state("plain", init="rest") -> TypeError: must be a number or a tensor, got str
     resting().state("plain", init=torch.zeros(4)) -> ValueError: or \[3\], one .* got shape \[4\]
     resting().state("plain", init=inf) -> ValueError: init of plain must be finite
+    made()(SEQ[0], SEQ[0], 1.0) -> TypeError: floating-point tensors as inputs, got float as curr
+    made()(SEQ[0], SEQ[0].long(), SEQ[0]) -> TypeError: int64 as modulator
+    made()(SEQ[0], SEQ.new_ones(2, 4), SEQ[0]) -> ValueError: modulator has the shape \[2, 4\]
     made()(SEQ, SEQ, modulator=SEQ) -> TypeError: got 2 inputs and modulator
     made()(SEQ, SEQ, gain=SEQ) -> TypeError: got 2 inputs and gain
     made()(SEQ, modulator=SEQ) -> TypeError: got 1 inputs and modulator
