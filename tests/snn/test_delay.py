@@ -441,6 +441,20 @@ def test_state_dict_without_sigma() -> None:
     assert model.sigma == 0.3
 
 
+def test_sigma_survives_a_failed_load(tmp_path: Any) -> None:
+    class Refuses(snn.LIF):
+        def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("refused")
+
+    tt.save(nn.Sequential(axonal(sigma=2.0), snn.LIF(IN).double()), tmp_path / "model.safetensors")
+    model = nn.Sequential(axonal(sigma=0.5), snn.LIF(IN).double())
+    model[1].__class__ = Refuses
+    with pytest.raises(Exception, match="refused"):
+        tt.load(tmp_path / "model.safetensors", model)
+    assert model[0].sigma == 0.5
+    assert model[0].state_dict()["sigma"] == 0.5
+
+
 def test_sigma_follows_no_dtype_and_no_device() -> None:
     model = snn.Delay(2, max_delay=3, sigma=0.3)
     model.half().double()

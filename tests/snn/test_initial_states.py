@@ -1,6 +1,7 @@
 """States that start from other values than zero: every road gives what stepping from them gives."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +113,12 @@ def test_masked_samples_restart_from_copies_of_the_initial_values() -> None:
         start = layer.initial_state("v", torch.Size([2, 3]), torch.float32, torch.device("cpu"))
     start.add_(1)
     assert torch.equal(layer.initial_v, START)
+
+
+def test_a_file_of_values_for_each_neuron_is_no_file_of_one(tmp_path: Path) -> None:
+    tt.save(made(), tmp_path / "layer.safetensors")
+    with pytest.raises(ValueError, match="initial_v"):
+        tt.load(tmp_path / "layer.safetensors", Resting(init=0.5))
 
 
 def test_values_that_are_loaded_later_count() -> None:

@@ -132,6 +132,26 @@ def test_streams_and_restores() -> None:
         assert torch.equal(stepped(layer, x[2:]), expected)
 
 
+def test_a_failed_call_leaves_the_noise_where_it_was() -> None:
+    class Failing(EscapeRate):
+        @staticmethod
+        def step(*tensors: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            raise RuntimeError("no step")
+
+    layer, x = made(), torch.ones(2, 3)
+    layer(x)
+    before = tt.get_states(layer)
+    with pytest.raises(ValueError, match="Call zero_states"):
+        layer(torch.ones(5, 3))
+    layer.__class__ = Failing
+    with pytest.raises(RuntimeError, match="no step"):
+        layer(x)
+    with pytest.raises(RuntimeError, match="no step"):
+        tt.unroll(layer, x[None])
+    after = tt.get_states(layer)
+    assert all(torch.equal(after[name], state) for name, state in before.items())
+
+
 def test_no_steps_draw_nothing() -> None:
     layer = snn.Noise(3)
     y, records = layer.forward_sequence(torch.ones(0, 2, 3), ["position"])
