@@ -148,6 +148,11 @@ OTHERS = refusals(
         -> padding_mode: 'zeros' in the file, 'circular' in the model
     partial(StridedConv, 2, 2, 3) | partial(StridedConv, 2, 2, 3, stride=2)
         -> the module, StridedConv: stride: 1 in the file, 2 in the model
+    partial(snn.BatchNormThroughTime, 3, steps=2)
+        | partial(snn.BatchNormThroughTime, 3, steps=2, eps=0.5)
+        -> eps: 1e-05 in the file, 0\.5 in the model
+    partial(snn.Noise, 3, seed=1) | partial(snn.Noise, 3, distribution="uniform", seed=1)
+        -> distribution: 'normal' in the file, 'uniform' in the model
     after(nn.ReLU) | after(nn.Tanh) -> '1': nn\.ReLU in the file, nn\.Tanh in the
     in_a_list(nn.ReLU) | in_a_list(nn.Tanh)
         -> module 'acts\.0': nn\.ReLU in the file, nn\.Tanh in the model

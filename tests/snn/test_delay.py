@@ -1,6 +1,5 @@
 import copy
 import itertools
-import pickle
 from typing import Any
 
 import pytest
@@ -237,25 +236,13 @@ def test_stream_is_the_sequence_cut_anywhere(kind: str, sigma: float, cuts: list
 
 
 @every_kind
-def test_state_contract(kind: str) -> None:
-    model, x = KINDS[kind](), sequence(8, *SHAPE)
-    model.zero_states()
-    expected = stepped(model, x)
-    model.zero_states()
-    stepped(model, x[:5])
-    saved = tt.get_states(model)
-    assert {name: list(state.shape) for name, state in saved.items()} == {"past": [*SHAPE, D]}
-    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), KINDS[kind]()]
-    tt.set_states(copies[2], saved)
-    for each in copies:
-        assert not each.past.requires_grad
-        torch.testing.assert_close(stepped(each, x[5:]), expected[5:])
-    assert "past" not in model.state_dict()
+def test_the_past_moves_but_for_half_precision(kind: str) -> None:
+    model, x = KINDS[kind](), sequence(1, *SHAPE)
+    model(x[0])
+    assert {name: list(each.shape) for name, each in tt.get_states(model).items()} == {
+        "past": [*SHAPE, D]
+    }
     assert model.float().past.dtype == torch.float32
-    model.past.requires_grad_()
-    model(x[0].float()).sum().backward()
-    model.detach_states()
-    assert not model.past.requires_grad
     with torch.no_grad():
         y = model.half()(x[0].half())
     assert y.dtype == torch.float16
@@ -301,16 +288,10 @@ def test_past_can_be_recorded() -> None:
     assert torch.equal(seen["0.past"], by_step["0.past"])
 
 
-def looped(**options: Any) -> tuple[snn.Recurrent, Tensor]:
-    """Build a layer whose feedback is delayed, and an input."""
-    torch.manual_seed(0)
-    made = snn.DelayedLinear(IN, IN, max_delay=D, **options)
-    return snn.Recurrent(layer("LIF", IN), made).double(), sequence(9, *SHAPE)
-
-
 def test_connection_of_a_recurrent_layer() -> None:
-    model, x = looped()
-    delayed: Any = model.connection
+    torch.manual_seed(0)
+    delayed = snn.DelayedLinear(IN, IN, max_delay=D)
+    model, x = snn.Recurrent(layer("LIF", IN), delayed).double(), sequence(9, *SHAPE)
     delayed.round_()
     alone = copy.deepcopy(model.neuron)
     outputs: list[Tensor] = []
@@ -325,20 +306,8 @@ def test_connection_of_a_recurrent_layer() -> None:
     torch.testing.assert_close(tt.unroll(model, x, from_rest=True), expected)
 
 
-def test_recurrent_layer_by_layer_is_by_step() -> None:
-    model, x = looped(sigma=1.0)
-    x.requires_grad_()
-    wanted = {"x": x, **dict(model.named_parameters())}
-    found = []
-    for by in ("step", "layer"):
-        y = tt.unroll(model, x, by=by, from_rest=True)
-        found.append((y, *torch.autograd.grad(weighted_sum(y), list(wanted.values()))))
-    assert all(bool(grad.any()) for grad in found[0])
-    torch.testing.assert_close(*found)
-
-
 @every_kind
-def test_sigma_is_saved(kind: str, tmp_path: Any) -> None:
+def test_sigma_is_saved(kind: str) -> None:
     model, other = KINDS[kind](sigma=3.0), KINDS[kind]()
     model.sigma = 0.75
     saved = copy.deepcopy(model.state_dict())
@@ -349,11 +318,7 @@ def test_sigma_is_saved(kind: str, tmp_path: Any) -> None:
     assert torch.equal(tt.unroll(other, x), tt.unroll(model, x, from_rest=True))
     again = KINDS[kind]()
     again.load_state_dict(saved, assign=True)
-    tt.save(model, tmp_path / "model.safetensors")
-    third = KINDS[kind](sigma=2.0)
-    tt.load(tmp_path / "model.safetensors", third)
-    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
-    assert [each.sigma for each in (again, third, copied)] == [0.75] * 3
+    assert again.sigma == 0.75
     again.sigma = 0.5  # another tensor than before
     assert again.state_dict()["sigma"] == 0.5
 
@@ -498,21 +463,6 @@ def test_sigma_follows_no_dtype_and_no_device() -> None:
     meta = snn.Delay(2, max_delay=3, sigma=0.3).to("meta")
     meta.sigma = 0.7
     assert meta.to_empty(device="cpu").state_dict()["sigma"] == torch.tensor(0.7)
-
-
-def test_states_that_do_not_fit() -> None:
-    model = nn.Sequential(axonal())
-    with pytest.raises(ValueError, match=r"3 neurons at dim -1 and \[4\] behind .* \[2, 3, 5\]"):
-        tt.set_states(model, {"0.past": torch.ones(2, IN, D + 1)})
-    with pytest.raises(ValueError, match=r"past with 3 neurons at dim -1 and .* got shape \[4\]"):
-        tt.set_states(model, {"0.past": torch.ones(D)})
-    model(torch.ones(2, IN).double())
-    with pytest.raises(ValueError, match=r"past of shape \[2, 3, 4\].* shape \[5, 3\]"):
-        model(torch.ones(5, IN).double())
-    tt.zero_states(model)
-    model(torch.ones(IN).double())
-    with pytest.raises(ValueError, match="has its neurons at dimension 0"):
-        tt.zero_states(model, where=torch.tensor([True, False, True]))
 
 
 LAGS = (-6, -2, 2, 6)

@@ -256,26 +256,6 @@ def test_profile_and_record() -> None:
     assert found["neuron"].rate == pytest.approx(rate)
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ((), TypeError, r"takes \(x, modulator, current\), got 1"),
-        ((torch.ones(2, 3),) * 3, TypeError, "got 4 inputs"),
-        ((torch.ones(2, 3), 1.0), TypeError, "floating-point tensors as inputs, got float as curr"),
-        ((torch.ones(2, 3, dtype=torch.int64), torch.ones(3)), TypeError, "int64 as modulator"),
-        ((torch.ones(2, 4), torch.ones(3)), ValueError, r"modulator has the shape \[2, 4\]"),
-        ((torch.ones(3), torch.ones(1, 2, 3)), ValueError, r"current has .* not broadcast to"),
-    ],
-)
-def test_inputs_that_do_not_fit(given: Any, error: type[Exception], message: str) -> None:
-    layer = made()
-    layer(*[torch.ones(2, 3)] * 3)
-    states = tt.get_states(layer)
-    with pytest.raises(error, match=message):
-        layer(torch.ones(2, 3), *given)
-    assert all(torch.equal(getattr(layer, n), s) for n, s in states.items())
-
-
 def test_inputs_by_name() -> None:
     layer, (x, modulator, current) = made(), inputs_of((2, 3), torch.float32)
     expected = stepped(layer, (x, modulator, current))

@@ -1,7 +1,6 @@
 """``TTModule.memory``: a state of a module's own, on every road on which a neuron's state goes."""
 
 import copy
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -238,13 +237,9 @@ def test_states_are_zeroed_detached_listed_and_set() -> None:
 def test_copies_are_detached_and_independent() -> None:
     model, x = fed(), sequence(T, B, 3)
     tt.unroll(model, x, by="step")
-    expected = {name: state.clone() for name, state in tt.get_states(model).items()}
-    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
-    y = model(x[0]).detach()
-    for each in copies:
-        assert not each.last.requires_grad
-        torch.testing.assert_close(tt.get_states(each), expected, rtol=0, atol=0)
-        assert torch.equal(each(x[0]), y)
+    each = copy.deepcopy(model)
+    assert not each.last.requires_grad
+    assert torch.equal(each(x[0]), model(x[0]))
     shallow = copy.copy(model)
     shallow.memory("own", 2)
     assert not hasattr(model, "own")
@@ -259,16 +254,6 @@ def test_it_moves_with_the_module() -> None:
     assert torch.equal(model.double().last, last)
     assert model.to("meta").last.is_meta
     assert tt.get_states(model.to_empty(device="cpu")) == {}
-
-
-def test_saved_with_the_states(tmp_path: Path) -> None:
-    model, other, x = fed(init=0.5, learnable=True), fed(learnable=True), sequence(T, B, 3)
-    tt.unroll(model, x, by="step")
-    tt.save(model, tmp_path / "a.safetensors", states=True)
-    tt.load(tmp_path / "a.safetensors", other, states=True)
-    assert torch.equal(other.last, model.last)
-    assert torch.equal(other.get_parameter("initial_last"), torch.full((6,), 0.5).double())
-    assert torch.equal(other(x[0]), model(x[0]))
 
 
 def test_vmap_over_inputs_and_a_leaked_state() -> None:

@@ -216,12 +216,13 @@ def test_the_model_is_as_it_was() -> None:
 
 
 def test_another_thread_may_run_the_model_meanwhile() -> None:
-    started, go_on = threading.Event(), threading.Event()
+    started, go_on, runs = threading.Event(), threading.Event(), []
 
     def wait(m: Any, y: Tensor) -> Tensor:
-        if started.is_set():
+        runs.append(m)
+        if len(runs) == 2:  # the step that is watched
+            started.set()
             assert go_on.wait(120)
-        started.set()
         return m.lif(y)
 
     net, x = Calls(wait), torch.rand(2, 3)

@@ -1,8 +1,5 @@
 """Noise from a counter: the same by every road, fresh or frozen, and of the right distribution."""
 
-import copy
-import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,14 +118,13 @@ def test_a_sample_does_not_depend_on_the_size_of_the_batch() -> None:
     assert torch.equal(many[:2], few)
 
 
-def test_streams_copies_and_restores() -> None:
+def test_streams_and_restores() -> None:
     layer, x = made(), sequence(6, 2, 3, dtype=torch.float32)
     tt.unroll(layer, x[:2])
     saved = tt.get_states(layer)
     expected = tt.unroll(layer, x[2:])
-    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), layer):
-        tt.set_states(again, saved)
-        assert torch.equal(tt.unroll(again, x[2:]), expected)
+    tt.set_states(layer, saved)
+    assert torch.equal(tt.unroll(layer, x[2:]), expected)
     with pytest.raises(TypeError, match=r"keeps position in int64, got torch\.float32"):
         tt.set_states(layer, {**saved, "noise.position": saved["noise.position"].float()})
     with torch.no_grad():
@@ -175,19 +171,7 @@ def test_samples_restart_alone() -> None:
         layer.zero_states()
 
 
-def test_checkpoints_and_state_dicts(tmp_path: Path) -> None:
-    model, x = net(), sequence(4, 2, 4, dtype=torch.float32)
-    tt.unroll(model, x)
-    tt.checkpoint.save(model, tmp_path / "net.safetensors", states=True)
-    expected = tt.unroll(model, x)
-    other = net()
-    tt.checkpoint.load(tmp_path / "net.safetensors", other, states=True)
-    assert torch.equal(tt.unroll(other, x), expected)
-    tt.checkpoint.save(snn.Noise(3, seed=1), tmp_path / "noise.safetensors")
-    with pytest.raises(ValueError, match="distribution"):
-        tt.checkpoint.load(
-            tmp_path / "noise.safetensors", snn.Noise(3, distribution="uniform", seed=1)
-        )
+def test_a_seed_is_in_the_state_dict() -> None:
     layer, another = snn.Noise(3, seed=1), snn.Noise(3, seed=2)
     another.load_state_dict(layer.state_dict())
     assert torch.equal(layer(torch.zeros(1, 3)), another(torch.zeros(1, 3)))

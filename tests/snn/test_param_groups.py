@@ -1,4 +1,3 @@
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -214,35 +213,14 @@ def test_delays_and_parametrized_weights_keep_the_rate_and_a_small_weight_learns
 
 
 def test_relative_rates_come_back_with_the_optimizer() -> None:
-    def trained(steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        for step in range(steps):
-            optimizer.zero_grad()
-            model(torch.full((2, 4), step + 1.0)).square().sum().backward()
-            optimizer.step()
-
-    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
+    def start(scale: float) -> torch.optim.Optimizer:
         model: Any = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         with torch.no_grad():
-            model[0].weight.mul_(30)
-        groups = param_groups(model, 0.1, lr=1e-2, relative=True)
-        return model, torch.optim.AdamW(groups)
+            model[0].weight.mul_(scale)
+        return torch.optim.AdamW(param_groups(model, 0.1, lr=1e-2, relative=True))
 
-    model, optimizer = start()
-    trained(6, model, optimizer)
-    once, first = start()
-    trained(3, once, first)
-    saved = copy.deepcopy((once.state_dict(), first.state_dict()))
-    torch.manual_seed(1)
-    again = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    again.load_state_dict(saved[0])
-    second = torch.optim.AdamW(param_groups(again, 0.1, lr=1e-2, relative=True))
-    second.load_state_dict(saved[1])
-    assert [g["lr"] for g in second.param_groups] == [g["lr"] for g in first.param_groups]
-    for step in range(3, 6):
-        second.zero_grad()
-        again(torch.full((2, 4), step + 1.0)).square().sum().backward()
-        second.step()
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
-    )
+    first, second = start(30.0), start(1.0)  # as many groups, whatever the ratios are
+    rates = [[group["lr"] for group in each.param_groups] for each in (first, second)]
+    assert rates[0] != rates[1]
+    second.load_state_dict(first.state_dict())
+    assert [group["lr"] for group in second.param_groups] == rates[0]

@@ -13,19 +13,12 @@ from tracetorch import snn
     ("kind", "argument", "message"),
     [
         ("LIF", "threshold", "LIF has no argument 'threshold'. Here it is pos_threshold. It takes"),
-        ("LIF", "v_threshold", "Here it is pos_threshold."),
         ("BLIF", "threshold", "Here it is pos_threshold or neg_threshold."),
         ("LIF", "spike_grad", "Here it is surrogate_derivative."),
-        ("LIF", "surrogate_function", "Here it is surrogate_derivative."),
         ("BSRLIF", "spike_grad", "pos_surrogate_derivative or neg_surrogate_derivative."),
-        ("LIF", "reset_mechanism", "Here it is reset."),
-        ("LIF", "learn_threshold", "Here it is learn_pos_threshold."),
-        ("LIF", "tau", "Here it is beta."),
-        ("LeakyIntegrator", "tau", "Here it is beta_setup."),
         ("Readout", "threshold", "Readout has no argument 'threshold'. It takes num_neurons, beta"),
         ("Readout", "learn_bta", "no argument 'learn_bta'. Did you mean 'learn_beta'? It takes"),
         ("LeakyIntegrator", "beta", "no argument 'beta'. Here it is beta_setup. It takes"),
-        ("LIF", "zzz", "LIF has no argument 'zzz'. It takes num_neurons, beta, pos_threshold, dim"),
     ],
 )
 def test_error_explains_an_unknown_argument(kind: str, argument: str, message: str) -> None:
@@ -79,9 +72,7 @@ def test_custom_constructors_keep_their_own_arguments() -> None:
         ),
         ("BLIF", "v_th", "Here it is pos_threshold or neg_threshold."),
         ("LIF", "decay", "Here it is beta."),
-        ("LIF", "tau", "Here it is beta."),
         ("LIF", "surrogate_derivative", "Here it is pos_spike."),
-        ("LIF", "reset_mechanism", "Here it is reset."),
     ],
 )
 def test_an_assignment_by_another_name_is_an_error(kind: str, name: str, message: str) -> None:

@@ -113,11 +113,6 @@ def test_wrappers_define_only_init(module: str) -> None:
         assert [getattr(m, "name", type(m)) for m in methods] == ["__init__"], wrapper.name
 
 
-def test_the_twelve_layers_are_public() -> None:
-    assert set(LAYERS) <= set(snn.__all__)
-    assert all(issubclass(getattr(snn, name), snn.LeakyIntegrator) for name in LAYERS)
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_repr_is_the_call(name: str) -> None:
     made = getattr(snn, name)(32, beta=0.95, dim=-3)
