@@ -309,6 +309,7 @@ def test_another_neuron_layer_is_refused(rule: Any, change: str) -> None:
 )
 def test_wrong_arguments(call: str, error: str) -> None:
     check(call, error, globals())
+    assert "rule='ottt'" in repr(tt.online(snn.LIF(2), "ottt"))
 
 
 @pytest.mark.parametrize("rule", ["eprop", "ottt"])
