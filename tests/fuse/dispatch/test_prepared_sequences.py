@@ -228,3 +228,26 @@ def test_a_layer_keeps_few_prepared_sequences() -> None:
         cell.forward_sequence(sequence()[:1].expand(steps, B, N))
     assert len(cell._prepared.kept) == 8
     assert not copy.deepcopy(cell)._prepared.kept
+
+
+@pytest.mark.parametrize("case", ["a kernel", "a refused kernel", "a step with gaps"])
+@torch.no_grad()
+def test_a_state_is_drawn_once(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    class Drawn(snn.LIF):
+        def initial_state(self, name: str, *settings: Any) -> Tensor:
+            drawn.append(name)
+            return super().initial_state(name, *settings)
+
+    layer, x = Drawn(3), torch.rand(5, 2, 3)
+    tt.unroll(layer, x, from_rest=True)
+    for prepared in layer._prepared.kept.values():
+        if case == "a refused kernel":
+            monkeypatch.setitem(prepared.program.refused, x.device, "it was wrong")
+    drawn.clear()
+    if case == "a step with gaps":
+        layer(torch.rand(3, 2).t())
+    else:
+        tt.unroll(layer, x, from_rest=True)
+    assert drawn == ["mem"]

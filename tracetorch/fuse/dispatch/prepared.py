@@ -96,15 +96,16 @@ class PreparedCalls(Opaque):
             prepared = Prepared(layer, key, x)
             # another dictionary, because another thread may be looking into this one
             self.kept = dict([*list(self.kept.items())[1 - _MOST :], (key, prepared)])
-        if not prepared.runs or not (with_time or x.is_contiguous()):
+        if not prepared.runs:
+            return None
+        # looked at before a state is made, which may draw random numbers
+        if prepared.device in prepared.program.refused if with_time else not x.is_contiguous():
             return None
         starts = prepared.starts(layer, states)
         if starts is None:
             return None
         if not with_time:
             return prepared.step(layer, x, starts)
-        if prepared.device in prepared.program.refused:
-            return None
         with_graph = torch.is_grad_enabled()
         # what needs a gradient: the input, a state, each parameter
         needs = [with_graph and x.requires_grad, False]
@@ -145,10 +146,7 @@ class PreparedCalls(Opaque):
 
 @final
 class Prepared:
-    """A program and its backend for one key, with plans of sequences or a compiled step.
-
-    The kernel of a step runs in one thread, on memory at given addresses.
-    """
+    """A program and its backend for one key, with plans of sequences or a compiled step."""
 
     def __init__(self, layer: StepLayer, key: Key, x: Tensor) -> None:
         self.cell, _, self.dtype, self.device, *_, with_time = key
@@ -224,6 +222,7 @@ class Prepared:
         return found
 
     def _compile_step(self) -> None:
+        """Compile a kernel of one thread, on memory at given addresses."""
         # name, address, size, bytes and a view of every raw parameter when it was last constrained
         self._raw_values: list[tuple[str, int, int, bytes, Any]] = []
         cell, program, ndim = self.cell, self.program, len(self.shape)
