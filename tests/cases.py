@@ -317,6 +317,7 @@ MODULE_MAKERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "models.QKFormer": (_images(models.QKFormer, (1, 1, 1), 32, 2), _IMAGE),
     "models.SpikeDrivenTransformer": (_images(models.SpikeDrivenTransformer, 1, 16), _IMAGE),
 }
+PUBLISHED = tuple(name for name in MODULE_MAKERS if name.startswith("models."))
 MAKERS = (*LAYER_MAKERS, *NETWORK_MAKERS, *MODULE_MAKERS)
 
 

@@ -37,6 +37,7 @@ class Beside(snn.TTModule):
         return [layer(x) for layer in self.layers.values()]
 
 
+@pytest.mark.slow
 def test_onnx_runtime_computes_the_same_integers(tmp_path: Path) -> None:
     model, path = Beside(), tmp_path / "layers.onnx"
     generator = torch.Generator().manual_seed(0)

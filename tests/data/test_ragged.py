@@ -51,7 +51,6 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     r"""
     [] -> ValueError: at least one sequence
     torch.ones(2, 3) -> TypeError: takes a list of sequences .*, got one Tensor
-    {"a": torch.ones(2)} -> TypeError: takes a list of sequences .*, got one dict
     [[1.0, 2.0]] -> TypeError: sequence 0 must be a tensor, got list
     [torch.ones(2), torch.tensor(1.0)] -> ValueError: sequence 1 must have the shape \[T,
     [torch.ones(2, 3), torch.ones(0, 3)] -> ValueError: sequence 1 needs at least one time

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import Net
 from tests.init.test_fluctuation import free_membranes
-from tests.refusals import check, refusals, unchanged
+from tests.refusals import unchanged
 from tracetorch import snn
 from tracetorch.init import calibrate_, fluctuation_, tdbn_
 
@@ -114,8 +114,6 @@ HELD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 DOES_NOT, ONE = "'2.lif' does not reach ", "'1' and '3' are driven by one parameter"
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "layer norm": (lambda: behind(nn.LayerNorm(N)), r"'4' does not .* 3 \(LayerNorm\)"),
-    "group norm": (lambda: behind(nn.GroupNorm(4, N)), r"'4' does not .* 3 \(GroupNorm\)"),
-    "batch norm": (lambda: behind(nn.BatchNorm1d(N, affine=False)), r"'4' .* 3 \(BatchNorm1d\)"),
     "relu": (lambda: behind(nn.ReLU()), r"'4' does not .* 3 \(ReLU\)"),
     "large shortcut": (
         lambda: computed(lambda m, x: m.a(x) + 10 * x),
@@ -291,19 +289,6 @@ def test_generators_statistics_and_states_are_left_alone(initialiser: str) -> No
 def pair(size: int) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(*(part for _ in "12" for part in (nn.Linear(size, size), snn.LIF(size))))
-
-
-@refusals(
-    r"""
-    fluctuation_(pair(50), shape=(3,)) -> ValueError: does not run on one input of \[3\]
-    fluctuation_("net") -> TypeError: nn.Module
-    fluctuation_(pair(50), shape=3) -> TypeError: 'int' object is not iterable
-    fluctuation_(pair(4).insert(0, nn.Embedding(9, 4)))
-        -> ValueError: does not run on the shapes that its layers show.*shape=
-    """
-)
-def test_shapes_are_checked(call: str, error: str) -> None:
-    check(call, error, globals())
 
 
 def test_spikes_too_rare_to_tell_are_logged_or_refused(caplog: pytest.LogCaptureFixture) -> None:

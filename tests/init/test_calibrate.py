@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, Net
-from tests.init.test_fluctuation import FAST, LINEAR, Grouped, free_membranes, quiet, tied
+from tests.init.test_fluctuation import FAST, LINEAR, free_membranes, grouped, quiet
 from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 from tracetorch.init import Membranes, calibrate_
@@ -214,8 +214,7 @@ def silenced() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (tied(), "'1' and '3' are driven by one parameter"),
-        (Grouped(shared=True), "'f1' drives 'a', 'b': one scale cannot fit"),
+        (grouped(shared=True), "'f1' drives 'a', 'b': one scale cannot fit"),
         (forked(), "'linear' drives 'a', 'b': one scale cannot fit"),
         (silenced(), "the weight of '0', before '1', is 0, as after identity_"),
         (
@@ -229,7 +228,7 @@ def test_what_has_no_scale_of_its_own_is_refused(net: nn.Module, message: str) -
         calibrate_(net, batch(3))
 
 
-@pytest.mark.parametrize("kind", [Grouped, branches])
+@pytest.mark.parametrize("kind", [grouped, branches])
 def test_the_calls_decide_what_drives_neurons(kind: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     net = kind()
@@ -263,6 +262,7 @@ def test_weights_without_values_are_named(empty: nn.Module) -> None:
     for use in (
         lambda: calibrate_(net, x),
         lambda: tt.init.tdbn_(net, x),
+        lambda: tt.init.fluctuation_(net),
         lambda: tt.metrics.profile(net, x),
         lambda: tt.diagnose(net, (x,), lambda y: y.mean()),
         lambda: tt.online(net),
@@ -288,24 +288,3 @@ def test_large_weights_are_logged_with_the_reason(beta, x, reason, caplog) -> No
     else:
         assert "made the weight of '0', before '1', " in caplog.text
         assert reason in caplog.text
-
-
-def test_no_faster_decay_is_advised_to_neurons_without_a_decay(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    class Leaky(snn.Neuron):
-        states = ("mem",)
-
-        @staticmethod
-        def step(x: Any, mem: Any) -> Any:
-            return 0.9 * mem + x, 0.9 * mem + x
-
-    torch.manual_seed(0)
-    x = 1 + 5e-3 * batch(9, rate=0.05)
-    for neuron, advice in (
-        (snn.Readout(6), "more samples, longer sequences or a faster decay, or scale"),
-        (Leaky(6), "more samples, longer sequences, or scale"),
-    ):
-        caplog.clear()
-        calibrate_(nn.Sequential(nn.Linear(9, 6), neuron), x)
-        assert advice in caplog.text

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tracetorch as tt
-from tests.cases import LAYERS, NEURONS, layer
+from tests.cases import LAYERS, NEURONS, Net, layer
 from tests.refusals import check, refusals, unchanged
 from tracetorch import neurons, snn
 from tracetorch.init import fluctuation_, impulse_response
@@ -210,7 +210,6 @@ def before(*parts: nn.Module) -> nn.Module:
     r"""
     before(nn.Linear(3, 3)), rate=0 -> ValueError: rate must be in \(0, 1\)
     before(nn.Linear(3, 3)), rate="1" -> TypeError: rate
-    before(nn.Linear(3, 3)), target=0 -> ValueError: target must be positive
     before(nn.Linear(3, 3)), target=torch.inf -> ValueError: target must be positive and finite
     before(nn.Linear(3, 3)), mean=torch.nan -> ValueError: mean must be finite
     before(nn.Linear(3, 3, bias=False)), mean=0.2
@@ -223,9 +222,11 @@ def before(*parts: nn.Module) -> nn.Module:
     before(pruned()) -> ValueError: '0', before '1', is parametrized, pruned, or has a norm of torch
     loop(nn.utils.spectral_norm(nn.Linear(3, 3)))
         -> ValueError: the recurrent connection of '1.neuron' is parametrized, pruned
-    before(nn.LazyLinear(3)) -> ValueError: '0.weight' has no values yet
-    before(nn.Linear(2, 3, device="meta")) -> ValueError: '0.weight' has no values yet
     loop(nn.Identity()) -> ValueError: the recurrent connection of '1.neuron' is Identity
+    before(nn.Linear(3, 3)), shape=(4,) -> ValueError: does not run on one input of \[4\]
+    before(nn.Linear(3, 3)), shape=3 -> TypeError: 'int' object is not iterable
+    nn.Sequential(nn.Embedding(9, 3), nn.Linear(3, 3), snn.LIF(3))
+        -> ValueError: does not run on the shapes that its layers show.*shape=
     tied() -> ValueError: '1' and '3' are driven by one parameter, of '0' and '2'
     """
 )
@@ -237,22 +238,16 @@ def test_what_cannot_be_initialised_is_refused_and_unchanged(call: str, error: s
     check(f"run({call})", error, {**globals(), "run": run})
 
 
-class Grouped(nn.Module):
-    """Its linear layers are registered before its neurons, whatever the order of the calls."""
-
-    def __init__(self, *, shared: bool = False) -> None:
-        super().__init__()
-        self.f1, self.f2, self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3), snn.LIF(3), snn.LIF(3)
-        if shared:
-            self.f2 = self.f1
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.f2(self.a(self.f1(x))))
+def grouped(shared: bool = False) -> Any:
+    """Return linear layers registered before neurons, whatever the order of the calls."""
+    parts = {"f1": nn.Linear(3, 3), "f2": nn.Linear(3, 3), "a": snn.LIF(3), "b": snn.LIF(3)}
+    parts["f2"] = parts["f1"] if shared else parts["f2"]
+    return Net(lambda m, x: m.b(m.f2(m.a(m.f1(x)))), **parts)
 
 
 def test_calls_decide_what_drives_neurons_and_a_generator_the_weights() -> None:
     torch.manual_seed(0)
-    net: Any = Grouped()
+    net: Any = grouped()
     fluctuation_(net, rate=0.3, target=0.9)
     found = net.f1.weight.double().norm(dim=1) * impulse_response(net.a).deviation(0.3)
     torch.testing.assert_close(found, torch.full((3,), 0.9).double(), atol=0, rtol=0.1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import tracetorch as tt
-from tests.cases import Net, through_save
+from tests.cases import PUBLISHED, Net, few, module_and_step, through_save
 from tests.networks import Leaky
 from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
@@ -318,30 +318,10 @@ def test_a_norm_that_drives_several_layers_keeps_its_weight(
 
 
 @pytest.mark.parametrize(
-    "build",
-    [
-        lambda: tt.models.SEWResNet(18, 10, 1, images="small", width=2),
-        lambda: tt.models.MSResNet(18, 10, 1, images="small", width=2),
-        lambda: tt.models.Spikformer(1, 8, 2, 10, 1, images="small"),
-        pytest.param(
-            lambda: tt.models.QKFormer((1, 1, 1), 8, 2, 10, 1, images="small"),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            lambda: tt.models.SpikeDrivenTransformer(1, 8, 10, 1, images="small"),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            lambda: tt.models.SpikingVGG(11, 10, 1, images="small", width=2),
-            marks=pytest.mark.slow,
-        ),
-    ],
+    "name", few(PUBLISHED, "models.SEWResNet", "models.MSResNet", "models.Spikformer")
 )
-def test_published_networks_are_prepared(
-    build: Callable[[], nn.Module], capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.manual_seed(0)
-    model = build()
+def test_published_networks_are_prepared(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = module_and_step(name)[0].train()
     optimizer, _ = tt.recipe(model, torch.rand(4, 1, 32, 32), 10, steps=4)
     assert "steps up to 0.0" in capsys.readouterr().out
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -354,6 +334,10 @@ def frozen() -> nn.Module:
     return cast(nn.Module, model)
 
 
+def before(first: nn.Module) -> nn.Module:
+    return nn.Sequential(first, snn.LIF(N))
+
+
 @pytest.mark.parametrize(
     ("build", "said"),
     [
@@ -361,15 +345,10 @@ def frozen() -> nn.Module:
         (lambda: network(snn.LIF(N), norm=True).eval(), r"1\.weight .*0\.03, in eval\(\): by its"),
         (frozen, r"0\.weight as it is: it is frozen"),
         (
-            lambda: nn.Sequential(
-                snn.connect(nn.Linear(F, N), mask=torch.ones(N, F) > 0), snn.LIF(N)
-            ),
-            r"0\.weight x [\d.]+, at 0\.0[1-9]",
+            lambda: before(snn.connect(nn.Linear(F, N), mask=torch.ones(N, F) > 0)),
+            r", at 0\.0[1-9]",
         ),
-        (
-            lambda: nn.Sequential(snn.DelayedLinear(F, N, max_delay=3), snn.LIF(N)),
-            r"0\.linear\.weight x [\d.]+, at 0\.0[1-9]",
-        ),
+        (lambda: before(snn.DelayedLinear(F, N, max_delay=3)), r"0\.linear\.weight .*at 0\.0[1-9]"),
     ],
 )
 def test_the_line_says_at_which_rate_the_weight_learns(
@@ -417,16 +396,21 @@ def test_weights_of_many_inputs_learn_more_slowly(first: Any, scale: float) -> N
     assert not wanted
 
 
-def test_wide_weights_behind_which_nothing_spikes_keep_their_rate() -> None:
-    def rates(*last: nn.Module) -> list[str]:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(F, 512), snn.LIF(512), *last)
-        optimizer, _ = tt.recipe(model, x, 10)
-        return [group["name"] for group in optimizer.param_groups]
+def slowed(inputs: int, *behind: nn.Module, outputs: int = N) -> bool:
+    """Whether weights of so many inputs learn more slowly, before what stands behind them."""
+    torch.manual_seed(0)
+    first = [nn.Linear(F, inputs), snn.LIF(inputs)] if outputs != N else []
+    model = nn.Sequential(*first, nn.Linear(inputs, outputs), *behind)
+    optimizer, _ = tt.recipe(model, torch.rand(T, 4, F if first else inputs), 10)
+    return any(f"{inputs} inputs" in group["name"] for group in optimizer.param_groups)
 
+
+def test_wide_weights_keep_their_rate_behind_norms_and_where_nothing_spikes_behind_them() -> None:
     for last in ([], [snn.Readout(3)], [nn.BatchNorm1d(3), snn.Readout(3)]):
-        assert not any("512 inputs" in name for name in rates(nn.Linear(512, 3), *last)), last
-    assert any("512 inputs" in name for name in rates(nn.Linear(512, 3), snn.LIF(3)))
+        assert not slowed(512, *last, outputs=3), last
+    assert slowed(512, snn.LIF(3), outputs=3)
+    assert slowed(200, snn.LIF(N))
+    assert not slowed(200, nn.BatchNorm1d(N), snn.LIF(N))
 
 
 @pytest.mark.parametrize("name", ["norm", "delays", "adaptive"])
@@ -457,18 +441,6 @@ def test_a_training_goes_on_where_it_was_saved(name: str, tmp_path: Path) -> Non
     train(*second, 4)
     wanted = values(whole[0])
     assert all(torch.equal(value, wanted[key]) for key, value in values(second[0]).items())
-
-
-def test_a_seed_gives_the_same_start_and_another_seed_another() -> None:
-    starts = []
-    for seed in (1, 1, 2):
-        model = network(snn.LIF(N), norm=True)
-        torch.manual_seed(seed)
-        tt.recipe(model, x, 8)
-        starts.append(values(model))
-    first, again, other = starts
-    assert all(torch.equal(value, again[key]) for key, value in first.items())
-    assert not torch.equal(first["2.raw_beta"], other["2.raw_beta"])
 
 
 def test_it_is_the_lines_that_it_stands_for() -> None:
@@ -559,15 +531,6 @@ def test_what_is_frozen_stays_and_the_rest_is_prepared() -> None:
     assert changed == {"3.weight", "3.bias"}
     held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     assert held == {id(p) for p in model[3:].parameters()}
-
-
-def test_wide_weights_behind_norms_keep_their_rate() -> None:
-    wide = torch.rand(T, 4, 200)
-    for norms in (True, False):
-        layers = [nn.Linear(200, N), *([nn.BatchNorm1d(N)] if norms else []), snn.LIF(N)]
-        optimizer, _ = tt.recipe(nn.Sequential(*layers), wide, 10)
-        named = [group["name"] for group in optimizer.param_groups]
-        assert any("200 inputs" in name for name in named) != norms
 
 
 def test_few_active_inputs_are_no_reason_to_learn_slowly() -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.cases import LAYERS, PLACES, READOUTS, layer
-from tests.init.test_fluctuation import ENDLESS, quiet
+from tests.init.test_fluctuation import quiet
 from tests.refusals import check, refusals
-from tracetorch import models, neurons, snn
+from tracetorch import neurons, snn
 from tracetorch.init import calibrate_, fluctuation_, identity_, impulse_response, tdbn_
 
 
@@ -125,19 +125,6 @@ class Linear(snn.Neuron):
 )
 def test_what_has_no_response_is_refused(call: str, error: str) -> None:
     check(f"impulse_response({call})", error, globals())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (models.IF(1), r"nn.BatchNorm1d or nn.BatchNorm2d, it needs no calibration"),
-        *((layer(n), r"has not ended after \d+ steps: it does not forget") for n in ENDLESS),
-    ],
-)
-def test_what_never_ends_is_refused(module: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        impulse_response(module)
 
 
 class Noisy(snn.Neuron):

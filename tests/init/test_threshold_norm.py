@@ -157,9 +157,6 @@ def shared() -> nn.Module:
     unlike() -> ValueError: '1' .* has 2 channels, and '3' behind it 4 thresholds
     pruned() -> ValueError: '1' \(BatchNorm1d\) is parametrized, pruned
     shared() -> ValueError: '3' and '1' share their weight
-    fork(), alpha=0.0 -> ValueError: alpha must be positive and finite
-    fork(), alpha=-1.0 -> ValueError: alpha must be positive and finite
-    fork(), alpha=torch.inf -> ValueError: alpha must be positive and finite
     fork(), alpha=torch.nan -> ValueError: alpha must be positive and finite
     fork(), alpha="1" -> TypeError: alpha must be a number
     "model" -> TypeError: expected an nn\.Module

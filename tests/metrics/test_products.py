@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 
-import tracetorch as tt
 from tests.cases import Net
 from tests.unrolling.models import By
 from tracetorch import metrics, snn
@@ -246,13 +245,3 @@ def test_what_is_not_counted_is_named(inner: nn.Module, reason: str) -> None:
     message = rf"^inner \({type(inner).__name__}\) multiplies by weights"
     with pytest.raises(ValueError, match=message):
         metrics.synaptic_operations(model, x, by="step")
-
-
-def test_counting_leaves_the_model_alone() -> None:
-    model, x = Written(WAYS["attention"][0]), inputs()
-    tt.unroll(model, x)
-    mem, before = model.cell.mem, [p._version for p in model.parameters()]
-    metrics.profile(model, x, repeats=1)
-    assert model.cell.mem is mem
-    assert [p._version for p in model.parameters()] == before
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

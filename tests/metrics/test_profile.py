@@ -84,19 +84,20 @@ def test_profile_measures_memory_and_time_of_each_layer() -> None:
 
 
 def test_profile_prints_as_text_and_markdown() -> None:
-    model = network()
-    table = metrics.profile(model, torch.rand(9, 5, 1, 6, 6), repeats=1)
+    table = metrics.profile(network(), torch.rand(9, 5, 1, 6, 6), repeats=1)
     lines = str(table).splitlines()
-    assert re.split(r"  +", lines[0]) == [
-        "layer", "kind", "shape", "parameters", "rate", "dead", "saturated",
-        "SynOps", "MACs", "energy", "product", "time", "memory",
-    ]  # fmt: skip
     assert re.match(r"1 +LIF +4x4x4 +8 +\d+\.\d% +\d+\.\d% +\d+\.\d% +- +- +\S+ nJ", lines[3])
     assert lines[-5].startswith("total")
-    assert "Horowitz" in lines[-1]
     markdown = table.to_markdown().splitlines()
     assert [line.count("|") for line in markdown[:11]] == [14] * 11
     assert markdown[4].startswith("| 2 | Flatten | 64 | 0 | - |")
+    for by_events, density, cell in (
+        (None, None, "-"), (True, 0.25, "events 25.0%"), (False, None, "dense"),
+        (False, 0.5, "dense 50.0%"),
+    ):  # fmt: skip
+        row = dataclasses.replace(table.rows[0], by_events=by_events, input_density=density)
+        line = dataclasses.replace(table, rows=(row,)).to_markdown().splitlines()[2]
+        assert line.split(" | ")[-3] == cell
 
 
 def test_profile_of_a_single_layer_and_saturation() -> None:
@@ -153,19 +154,3 @@ def test_profile_says_how_products_were_computed() -> None:
     assert never.rows[0].by_events is None
     assert (table.rows[0].by_events, table.rows[0].input_density) == (False, 0.875)
     assert " dense 87.5% " in str(table)
-
-
-@pytest.mark.parametrize(
-    ("by_events", "density", "cell"),
-    [
-        (None, None, "-"),
-        (True, 0.25, "events 25.0%"),
-        (False, None, "dense"),
-        (False, 0.5, "dense 50.0%"),
-    ],
-)
-def test_table_says_how_a_product_was_computed(by_events, density, cell) -> None:
-    table = metrics.profile(nn.Sequential(nn.Linear(2, 2), snn.LIF(2)), torch.ones(2, 1, 2))
-    row = dataclasses.replace(table.rows[0], by_events=by_events, input_density=density)
-    line = dataclasses.replace(table, rows=(row,)).to_markdown().splitlines()[2]
-    assert line.split(" | ")[-3] == cell

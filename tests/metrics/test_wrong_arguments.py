@@ -41,10 +41,6 @@ DENSE, LIF = nn.Linear(3, 3), snn.LIF(3)
     membrane_updates(DENSE, STEPS) -> ValueError: Linear has no neuron layer
     activation_sparsity(DENSE, STEPS) -> ValueError: no activation: no neuron that s
     connection_sparsity(LIF) -> ValueError: LIF has no connections: no linear, convo
-    footprint("model") -> TypeError: expected an nn\.Module, got str
-    parameter_count("model") -> TypeError: expected an nn\.Module, got str
-    connection_sparsity("model") -> TypeError: expected an nn\.Module, got str
-    profile(LIF, STEPS, repeats=0) -> ValueError: repeats must be at least 1, got 0
     profile(LIF, STEPS[:, :0]) -> ValueError: x has no sample
     synaptic_operations(LIF, STEPS[:, :0]) -> ValueError: x has no sample
     synaptic_operations(LIF, STEPS, by="layers") -> ValueError: by must be 'layer' or 'step', got

@@ -1,7 +1,6 @@
 """Test the learner: gradients against backpropagation through time, by name, in float64."""
 
 import copy
-import re
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -24,6 +23,7 @@ from tests.online_learning.cases import (
     online_gradients,
     two_layers,
 )
+from tests.refusals import check, refusals
 from tracetorch import snn
 from tracetorch.online_learning.rules import Rule
 
@@ -221,21 +221,6 @@ def test_states_set_from_outside_are_refused(edit: str) -> None:
     learner(torch.ones(3, 6))
 
 
-def test_layer_without_values_is_refused() -> None:
-    net = nn.Sequential(nn.LazyLinear(5), snn.LIF(5))
-    with pytest.raises(ValueError, match=r"'0.weight' has no values yet. Run the model once"):
-        tt.online(net)
-    net(torch.ones(2, 6))
-    tt.online(net)
-
-
-def test_unroll_by_layer_is_refused() -> None:
-    learner, x = tt.online(network(snn.LIF(5))), sequence(5, 4, 6)
-    with pytest.raises(ValueError, match=r"takes one step at a time.*by=\"step\""):
-        tt.unroll(learner, x)
-    assert tt.unroll(learner, x, by="step").requires_grad
-
-
 def checkpointed(learner: nn.Module, x: Tensor) -> None:
     y = [torch.utils.checkpoint.checkpoint(learner, step, use_reentrant=False) for step in x]
     torch.stack(y).sum().backward()
@@ -245,6 +230,8 @@ def checkpointed(learner: nn.Module, x: Tensor) -> None:
     ("run", "message"),
     [
         (lambda f, x: tt.unroll(f, x, by="step", segment=3), r"which \w+ does not allow"),
+        (tt.unroll, r"takes one step at a time.*by=\"step\""),
+        (torch.no_grad()(lambda f, x: f(x[0])), r"gradients, which are disabled .* learner\.model"),
         (lambda f, x: torch.vmap(f)(x), "cannot run in torch.func transforms, vmap or grad say"),
         (
             lambda f, x: torch.func.grad(lambda x: f(x).sum())(x[0]),
@@ -252,7 +239,7 @@ def checkpointed(learner: nn.Module, x: Tensor) -> None:
         ),
         (checkpointed, r"was called inside backward\(\), by activation checkpointing"),
     ],
-    ids=["segment", "vmap", "grad", "checkpoint"],
+    ids=["segment", "by layer", "no gradients", "vmap", "grad", "checkpoint"],
 )
 @pytest.mark.parametrize("rule", get_args(Rule))
 def test_what_repeats_or_transforms_a_step_is_refused(rule: Any, run: Any, message: str) -> None:
@@ -313,26 +300,15 @@ def test_another_neuron_layer_is_refused(rule: Any, change: str) -> None:
         learner(x[1])
 
 
-def test_disabled_gradients_are_refused() -> None:
-    error = r"gradients, which are disabled .* take learner\.model"
-    with torch.no_grad(), pytest.raises(ValueError, match=error):
-        tt.online(snn.LIF(6))(torch.ones(2, 6))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (("no model",), TypeError, "expected an nn.Module, got str"),
-        ((nn.Linear(2, 2),), ValueError, "Linear has no neuron layer"),
-        ((snn.LIF(2), "epro"), ValueError, re.escape("no rule 'epro'. Did you mean 'eprop'?")),
-    ],
+@refusals(
+    """
+    tt.online("no model") -> TypeError: expected an nn.Module, got str
+    tt.online(nn.Linear(2, 2)) -> ValueError: Linear has no neuron layer
+    tt.online(snn.LIF(2), "epro") -> ValueError: no rule 'epro'. Did you mean 'eprop'
+    """
 )
-def test_wrong_arguments(arguments: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        tt.online(*arguments)
-
-
-def test_repr_names_the_rule() -> None:
+def test_wrong_arguments(call: str, error: str) -> None:
+    check(call, error, globals())
     assert "rule='ottt'" in repr(tt.online(snn.LIF(2), "ottt"))
 
 

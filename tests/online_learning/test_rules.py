@@ -1,7 +1,5 @@
 """Test the rules as values, e-prop against formulas of papers, and what it takes for a reset."""
 
-import copy
-import pickle
 from collections.abc import Callable
 from typing import Any, ClassVar, get_args
 
@@ -12,15 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, sequence
+from tests.cases import LAYERS, layer, sequence, vary
 from tests.online_learning.cases import (
     STEPS,
     assert_same,
     bptt_gradients,
     network,
     online_gradients,
+    two_layers,
 )
 from tracetorch import neurons, snn
+from tracetorch.online_learning import DroppedPath, OnlineLearner
 from tracetorch.online_learning.lanes import StepCall
 from tracetorch.online_learning.rules import RULES, Derivatives, LearningRule, Rule
 
@@ -293,6 +293,39 @@ def test_eprop_is_backpropagation_with_the_reset_detached(name: str, reset: Any)
     ] * dropped
 
 
+def origins(learner: Any, path: str) -> set[str]:
+    return {each.origin for each in learner.dropped if each.layer == path}
+
+
+def test_dropped_paths_are_named() -> None:
+    x = sequence(4, 6)
+    learner = tt.online(two_layers(), "eprop")
+    learner(x)
+    assert origins(learner, "1") == {"1"}  # its own spikes
+    assert origins(learner, "3") == set()
+    vary(learner.model)
+    learner(x)
+    assert origins(learner, "3") == {"1"}  # the readout's decays differ
+    learner = OnlineLearner(two_layers(), rule="ottt")
+    learner(x)
+    first = {"0.weight", "0.bias", "1.raw_beta", "1.raw_pos_threshold"}
+    assert origins(learner, "1") == {"0.weight", "1"}
+    assert origins(learner, "3") == first | {"2.weight"}
+    learner = tt.online(two_layers(), "local")
+    learner(x)
+    assert set(learner.dropped) == {
+        DroppedPath(path, path, "earlier steps are constants") for path in ("1", "3")
+    }
+    learner = tt.online(network(snn.Recurrent(snn.LIF(5), nn.Linear(5, 5))), "eprop")
+    learner(x)
+    assert origins(learner, "1") == {"1"}
+    deep = network(snn.LIF(5), nn.Linear(5, 5), snn.LIF(5), nn.Linear(5, 5), snn.Readout(5))
+    learner = tt.online(deep, "eprop")
+    learner(x)
+    assert origins(learner, "3") == {"3"}
+    assert origins(learner, "5") == first
+
+
 class Following(snn.Neuron):
     """An adaptation current that follows the membrane before its reset, and spikes."""
 
@@ -355,13 +388,6 @@ def test_reset_states_that_are_no_states_are_refused(wrong: Any) -> None:
 def test_every_name_has_a_rule_of_that_name() -> None:
     assert tuple(RULES) == get_args(Rule)
     assert [rule.name for rule in RULES.values()] == list(RULES)
-
-
-def test_a_learner_keeps_its_rule_in_copies() -> None:
-    learner = tt.online(network(snn.LIF(5)), "eprop")
-    learner(torch.rand(2, 6).double())
-    for other in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
-        assert other._state.rule == RULES["eprop"]
 
 
 def _halved(call: StepCall) -> Derivatives:

@@ -1,6 +1,7 @@
 """Test one step: what stands around a layer, and what no trace follows."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -184,23 +185,6 @@ def between(*modules: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 5, bias=False), *modules, snn.LIF(5), nn.Linear(5, 2))
 
 
-def test_what_mixes_neurons_is_found_behind_a_silent_first_step() -> None:
-    learner = tt.online(between(nn.ReLU(), nn.LayerNorm(5, elementwise_affine=False)))
-    learner(torch.zeros(3, 6))
-    with pytest.raises(ValueError, match=r"0.weight -> states of 3: no trace"):
-        learner(torch.rand(3, 6))
-
-
-def test_what_mixes_samples_is_found_when_the_mode_changes() -> None:
-    norm = nn.BatchNorm1d(5, affine=False)
-    learner = tt.online(between(norm.eval()))
-    learner(torch.rand(3, 6))
-    learner.zero_states()
-    norm.train()
-    with pytest.raises(ValueError, match=r"0.weight -> states of 2: no trace"):
-        learner(torch.rand(3, 6))
-
-
 class Centred(snn.Neuron):
     states = ("mem",)
 
@@ -210,13 +194,27 @@ class Centred(snn.Neuron):
         return mem, mem
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_what_mixes_samples_is_found_when_the_batch_grows(inside: bool) -> None:
-    learner = tt.online(Centred(6) if inside else between(Says(lambda x: x - x.mean(0))))
-    learner(torch.rand(1, 6))
-    learner.zero_states()
-    with pytest.raises(ValueError, match=r"mixes neurons or samples|0.weight -> states of 2"):
-        learner(torch.rand(2, 6))
+LATE: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "a silent first step": (
+        lambda: between(nn.ReLU(), nn.LayerNorm(5, elementwise_affine=False)),
+        torch.zeros(3, 6),
+    ),
+    "another mode": (lambda: between(nn.BatchNorm1d(5, affine=False).eval()), torch.rand(3, 6)),
+    "a larger batch": (lambda: between(Says(lambda x: x - x.mean(0))), torch.rand(1, 6)),
+    "a larger batch, in a step": (lambda: Centred(6), torch.rand(1, 6)),
+}
+
+
+@pytest.mark.parametrize("behind", LATE)
+def test_what_mixes_neurons_or_samples_is_found_behind(behind: str) -> None:
+    build, first = LATE[behind]
+    learner = tt.online(build())
+    learner(first)
+    if behind != "a silent first step":
+        learner.zero_states()
+    learner.train()
+    with pytest.raises(ValueError, match=r"mixes neurons or samples|0.weight -> states of [23]"):
+        learner(torch.rand(3, 6))
 
 
 def test_hook_on_all_modules_is_refused() -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import weighted_sum
+from tests.refusals import check, refusals
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import fuse, snn
 from tracetorch.core.hooks import forward_hooks
@@ -127,22 +128,19 @@ def test_gradients_that_a_fused_loop_does_not_keep_are_refused(what: str, messag
     assert tt.get_states(model) == {}
 
 
-def test_record_errors() -> None:
-    model = made("dense")
-    x = dyadic(4, 2, 3)
-    with pytest.raises(ValueError, match=r"record: nothing is called 'men'\. Did you mean 'mem'"):
-        tt.probe.record(model, x, "men")
-    with pytest.raises(ValueError, match=r"watch: nothing is called 'men'\. Did you mean 'mem'"):
-        tt.probe.record(model, x, "men", by="step")
-    with pytest.raises(TypeError, match="takes a name or a list of names, got"):
-        tt.probe.record(model, x, [3])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="Linear has no neuron layer: nothing in it has states"):
-        tt.probe.record(nn.Linear(3, 3), x, "mem")
-    with pytest.raises(TypeError, match=r"expected an nn\.Module, got str"):
-        tt.probe.record("model", x, "mem")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="recorded without gradients"):
-        tt.probe.record(model, x, "mem")[1].gradients()
-    tt.zero_states(model)
-    seen = tt.probe.record(model, x, "output", gradients=True)[1]
-    with pytest.raises(ValueError, match=r"no gradient has arrived\. Call backward\(\)"):
-        seen.gradients()
+@refusals(
+    r"""
+    tt.probe.record(model, x, "men") -> ValueError: record: nothing is called 'men'\. Did you mean
+    tt.probe.record(model, x, "men", by="step") -> ValueError: watch: nothing is called 'men'\. Did
+    tt.probe.record(model, x, [3]) -> TypeError: takes a name or a list of names, got
+    tt.probe.record(nn.Linear(3, 3), x, "mem") -> ValueError: nothing in it has states
+    tt.probe.record("model", x, "mem") -> TypeError: expected an nn\.Module, got str
+    tt.probe.record(model, x, "mem")[1].gradients() -> ValueError: recorded without gradients
+    tt.probe.record(model, x, "output", gradients=True)[1].gradients()
+        -> ValueError: no gradient has arrived\. Call backward\(\)
+    tt.probe.Recording({"mem": [1.0]}) -> TypeError: names to tensors, got list at 'mem'
+    tt.probe.watch(model, 3) -> TypeError: watch takes a name or a list of names, got 3
+    """
+)
+def test_wrong_arguments(call: str, error: str) -> None:
+    check(call, error, {**globals(), "model": made("dense"), "x": dyadic(4, 2, 3)})

@@ -76,8 +76,3 @@ def test_layers_tell_spikes_from_states(by: Any) -> None:
     y, seen = tt.probe.record(snn.LIF(2), x, "output", by=by, gradients=True)
     y.sum().backward()
     assert set(seen.gradients().kinds.values()) == {"state"}
-
-
-def test_recording_errors() -> None:
-    with pytest.raises(TypeError, match=r"names to tensors, got list at 'mem'"):
-        Recording({"mem": [1.0]})  # type: ignore[dict-item]
