@@ -137,6 +137,8 @@ def test_tied_and_overlapping_tensors_are_saved_and_loaded(tmp_path: Path) -> No
     tt.save(loose, tmp_path / "loose.safetensors")
     with pytest.raises(ValueError, match=r"'0\.weight' and '2\.weight' are one tensor in the"):
         tt.load(tmp_path / "loose.safetensors", other)
+    with pytest.raises(TypeError, match="states must be True or False, got 1"):
+        tt.save(loose, tmp_path / "states.safetensors", states=1)  # type: ignore[arg-type]
 
 
 @refusals(

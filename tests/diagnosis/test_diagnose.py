@@ -87,6 +87,11 @@ def test_a_network_has_no_warnings_during_and_after_training(name: str) -> None:
     assert d.ok, str(d)
 
 
+def test_what_is_off_is_not_missed() -> None:
+    layers = nn.Linear(N, 8), snn.LIF(8), snn.LockedDropout(8), nn.Linear(8, CLASSES)
+    assert not diagnose(nn.Sequential(*layers).eval()).named("layer-not-called")
+
+
 # One fault each
 
 

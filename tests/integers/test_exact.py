@@ -201,6 +201,8 @@ def test_functions_have_no_rule() -> None:
 
     with pytest.raises(ValueError, match=r"Mixed.*cannot be proved exact: its step uses"):
         integers.prove(Mixed(1), {"x": Interval(0, 9)})
+    with pytest.raises(TypeError, match="layer must be a neuron layer with a step, got Sequential"):
+        integers.prove(nn.Sequential(Mixed(1)), {"x": Interval(0, 9)})  # type: ignore[arg-type]
 
 
 def test_no_width_holds_every_real_number() -> None:

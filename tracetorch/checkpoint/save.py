@@ -14,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from tracetorch.checkpoint.descriptions import describe, plain
 from tracetorch.checkpoint.read import CHECKSUM_KEY, FORMAT, HEADER_KEY, STATE_PREFIX, checksum
 from tracetorch.core import __version__
-from tracetorch.core.checks import check_module, check_unsharded
+from tracetorch.core.checks import check_flag, check_module, check_unsharded
 from tracetorch.core.files import atomic_replace
 from tracetorch.core.walk import hidden_modules, join_path
 from tracetorch.snn.states import get_states
@@ -51,6 +51,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
         ...     load(f"{folder}/net.safetensors", nn.Sequential(nn.Linear(4, 3), LIF(3))).missing
         ()
     """
+    check_flag("states", states)
     check_module(model)
     check_unsharded(model, "tt.save")
     model = unwrapped(model)
@@ -65,8 +66,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, states: bool = False
     current = {plain(n): t for n, t in get_states(model).items()} if states else None
     for name, state in (current or {}).items():
         tensors[STATE_PREFIX + name] = state.cpu().contiguous()
-    nan = [name for name, state in (current or {}).items() if bool(state.isnan().any())]
-    if nan:
+    if nan := [name for name, state in (current or {}).items() if bool(state.isnan().any())]:
         warnings.warn(
             f"{', '.join(map(repr, nan))} of the states saved to {os.fspath(path)!r} hold NaN, and "
             "what goes on from there begins with it. Call zero_states() before.",

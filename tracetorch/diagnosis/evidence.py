@@ -166,15 +166,15 @@ def gather(
     check_module(model)
     check_unsharded(model, "tt.diagnose")
     check_has_values(model)
-    neurons = neuron_layers(model)
+    # a dropout that is off has no mask
+    layers = neuron_layers(model).items()
+    neurons = {p: n for p, n in layers if n.training or type(n) is not LockedDropout}
     parameters = named_parameters(model)
     old_states = get_states(model, detach=False)
     # A caller's inference mode would make tensors that autograd cannot use.
     with restored(model), torch.inference_mode(False):
         zero_states(model)
         order = {p: neurons[p] for p in call_order(model, inputs) if p in neurons}
-        # a dropout that is off has no mask
-        order = {p: n for p, n in order.items() if n.training or type(n) is not LockedDropout}
         zeroed = _layers_zeroed_between_steps(model, inputs, order)
         if zeroed or inputs.steps == 1:  # states that are zeroed by layer cannot be run
             by = "step"

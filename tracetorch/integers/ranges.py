@@ -1,7 +1,6 @@
 """Ranges of all that a model computes, over any number of steps, and the proof that they are exact.
 
-The graphs of the model and of every ``Recurrent`` in it are run over intervals (``fuse/ir``) until
-the states of all layers grow no more.
+Graphs of the model and of each ``Recurrent`` in it are run over intervals until no state grows.
 """
 
 from __future__ import annotations
@@ -72,6 +71,7 @@ def prove(
         dtype: float32 or float64.
 
     Raises:
+        TypeError: ``layer`` is no neuron layer.
         ValueError: the step cannot be traced, or does what has no rule of interval arithmetic.
 
     Example:
@@ -83,16 +83,17 @@ def prove(
         >>> found.exact
         True
     """
-    starts, step = _read_step(layer, ndim, dtype)
-    return intervals.invariant(starts, lambda states, _: step(inputs, states))[0]
+    if not has_step(layer):
+        raise TypeError(f"layer must be a neuron layer with a step, got {type(layer).__name__}.")
+    start, step = _read_step(layer, ndim, dtype)
+    return intervals.invariant(start, lambda states, _: step(inputs, states))[0]
 
 
 def check_exact(model: nn.Module, x: Tensor) -> dict[str, dict[str, Interval]]:
     """Check that no number of an integer model leaves the exact range of its dtype.
 
-    float32 holds every integer up to 2^24, float64 up to 2^53; beyond, sums are rounded, and what
-    runs here is not what integer hardware computes. Ranges are followed through the whole model,
-    whatever fires, over any number of steps, and through sums in whatever order they are made.
+    float32 holds every integer up to 2^24, float64 up to 2^53, and rounds beyond, which integer
+    hardware does not. Ranges are followed whatever fires, over any number of steps and orders.
 
     Args:
         model: a module that can be read as a graph: integer products, neurons, pools, delays,
@@ -134,8 +135,7 @@ def _read_step(layer: Neuron, ndim: int, dtype: torch.dtype) -> tuple[Given, Ste
         raise ValueError(f"{layer._label()} cannot be proved exact: {reason}.") from None
     known = dict[str, Interval]()
     for name, value in zip(program.params, program.tensors(kwargs), strict=True):
-        # each neuron has its own
-        numbers = value.detach().double().flatten().numpy(force=True)
+        numbers = value.detach().double().flatten().numpy(force=True)  # each neuron has its own
         whole = np.where(numbers == numbers.round(), 0.0, -math.inf)
         known[f"p_{name}"] = Interval(numbers, numbers, whole)
     values = {name: getattr(layer, f"initial_{name}", None) for name in cell.active}
