@@ -101,14 +101,7 @@ def _like(given: Tensor, result: Tensor) -> Tensor:
 def run_sparse_recurrence(
     loop: RecurrentCall, x: Tensor
 ) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
-    """Return outputs, last output and final states, or ``None``: step by step.
-
-    ::
-
-        output[t] = step(x[t] + bias + sum over edges of  weight[e] * output[t - 1 - delay[e]])
-
-    The inputs ``x`` are ``[T, ..., neurons]``, at least one step, in the dtype of the arithmetic.
-    """
+    """Return outputs, last output and final states of inputs ``[T, ..., neurons]``, or ``None``."""
     plan = _plan(loop, x)
     if plan is None:
         return None
@@ -252,11 +245,7 @@ class EventRequest(NamedTuple):
 def run_sparse_events(
     loop: RecurrentCall, request: EventRequest, values: Tensor | None
 ) -> tuple[list[Tensor], Tensor, list[Tensor]] | None:
-    """Run neurons in a loop from events, with ``values`` if they learn, to what is requested.
-
-    Return outputs ``[T, samples, k]``, counts ``[bins, samples, neurons]`` and events ``[n, 3]``;
-    the last outputs, as many as there are and edges reach back to; and final states.
-    """
+    """Return outputs, counts and events; as many last outputs as edges reach back; and states."""
     # has a shape and no memory
     x = loop.first.new_zeros(()).expand(request.steps, request.samples, loop.first.shape[-1])
     plan = _plan(loop, x, *(() if values is None else (values,)))

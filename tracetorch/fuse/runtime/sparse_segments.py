@@ -37,10 +37,7 @@ _PAIRS = 1 << 22  # edges and samples at a time, in the gradient of the outputs 
 
 
 class Edges(NamedTuple):
-    """Edges sorted by source and then by the chunk of the target, and else in the order given.
-
-    All are copies, so that no kernel reads what was written to a layer since they were checked.
-    """
+    """Copies of edges by source, then by the chunk of the target, else in the order given."""
 
     starts: Tensor  # where those of a source to a chunk begin, ``[sources * chunks + 1]`` int64
     targets: Tensor  # ``[E]`` int32
@@ -94,10 +91,7 @@ def sorted_by_source(edges: Tensor, delay: Tensor | None, inputs: int) -> Edges:
 
 
 class Rows(NamedTuple):
-    """Events of some steps, by step, sample and tile of neurons: ``starts`` has where each begins.
-
-    They are in the order of their neurons.
-    """
+    """Events of some steps by step, sample and tile, which begin at ``starts``, and neuron."""
 
     starts: Tensor  # ``[steps * samples * tiles + 1]`` int64
     neurons: Tensor  # ``[n]`` int32
@@ -354,20 +348,15 @@ def _advance(
 def forward(
     loop: SparseLoop,
     given: Sequences,
-    first: Tensor,
+    first: Tensor,  # outputs before the first step
     states: Sequence[Tensor],
     *,
-    output: Tensor | None = None,
-    drive: Tensor | None = None,
+    output: Tensor | None = None,  # memory for all of them
+    drive: Tensor | None = None,  # and for the sum that each step is given
     keep: bool,
-    seen: Callable[[int, Tensor], None] | None = None,
+    seen: Callable[[int, Tensor], None] | None = None,  # of steps and their spikes, in order
 ) -> tuple[list[Tensor], Kept]:
-    """Run all steps; return the final states, and what the backward pass needs.
-
-    ``states`` and ``first``, the outputs, are those before the first step. Outputs, and the sum
-    that each step is given, are written where there is memory for them. ``seen`` is called with
-    the first of some steps and their spikes, in order.
-    """
+    """Run all steps; return the final states, and what the backward pass needs."""
     now = torch.zeros(1, len(states), *loop.shape, dtype=loop.dtype)
     for part, state in zip(now[0], states, strict=True):
         part.copy_(state)
@@ -404,14 +393,10 @@ def backward(
     kept: Kept,
     g_output: Sequences,
     g_ends: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-    seen: Callable[[int, Tensor], None],
+    wanted: Sequence[bool],  # of what is given, and of the first three gradients
+    seen: Callable[[int, Tensor], None],  # of steps and those of what is given, the last ones first
 ) -> LoopGradients:
-    """Return the gradients, from those of outputs and of final states.
-
-    ``wanted`` are those of what is given, and of the first three. ``seen`` is called with the first
-    of some steps and the gradient of what they are given, from the last ones on.
-    """
+    """Return the gradients, from those of outputs and of final states."""
     _, wants_first, wants_weight, wants_bias = wanted
     (samples, neurons), dtype = loop.shape, loop.dtype
     cotangents = torch.zeros(len(g_ends), *loop.shape, dtype=dtype)
