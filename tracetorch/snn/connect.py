@@ -32,13 +32,12 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
 
         weight = mask * signs * |raw|      (without signs: mask * raw)
 
-    Where the mask is false the weight is exactly zero, and stays so whatever an optimizer does.
-    With signs all weights of an input neuron are excitatory (at least 0) or inhibitory (at most 0);
-    the derivative by ``raw`` is 1 or -1 everywhere, so that a weight that has become zero can grow
-    again. The layer stays what it is, with a parametrization of its ``weight``, until
-    :func:`disconnect`; ``remove_parametrizations`` would break its copies, which share a class. The
-    raw values, the same parameter object as before, are ``parametrizations.weight.original`` in its
-    ``state_dict``. A weight of the wrong sign is mirrored here, an integer becomes zero.
+    Where the mask is false the weight stays exactly zero, whatever an optimizer does. With signs
+    all weights of an input neuron are excitatory (at least 0) or inhibitory (at most 0); the
+    derivative by ``raw`` is 1 or -1 everywhere, so that a weight that has become zero can grow
+    again. The raw values, the same parameter object as before, are
+    ``parametrizations.weight.original``, until :func:`disconnect` (``remove_parametrizations``
+    would break copies). A weight of the wrong sign is mirrored here, an integer becomes zero.
 
     A write into ``layer.weight`` in place is lost: assign a tensor (``layer.weight = values``),
     which is checked, or set weights by ``tt.init``. ``pickle`` refuses it.
@@ -48,13 +47,12 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
             :class:`tt.STDP <tracetorch.STDP>`), or an :class:`DelayedLinear`.
         mask: booleans, true where there is a connection, of the weight's shape ``[outputs,
             inputs, ...]``, or ``[outputs, inputs]`` for the channels of a convolution.
-        signs: 1 for an excitatory and -1 for an inhibitory input, ``[inputs]``, channels in a
-            convolution; ``None``: both signs are free.
+        signs: 1 (excitatory) or -1 (inhibitory), ``[inputs]``; ``None``: both signs are free.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: neither is given, a shape does not fit, signs are others than 1 and -1, the
-            weight has no values yet, or follows from other values already.
+        ValueError: neither is given, a shape does not fit, signs are not 1 and -1, or the weight
+            has no values yet or follows from others already.
 
     Example:
         >>> layer = connect(nn.Linear(4, 3), mask=torch.eye(3, 4) > 0)
@@ -65,8 +63,7 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
         True
 
     Reference: Song, Yang and Wang, "Training excitatory-inhibitory recurrent neural networks for
-    cognitive tasks: a simple and flexible framework", PLOS Computational Biology 12 (2016), for
-    trained networks that obey Dale's law.
+    cognitive tasks", PLOS Computational Biology 12 (2016).
     """
     product = module.linear if isinstance(module, DelayedLinear) else module
     # of integers, whose room is below: what has whole weights, in no parameter
@@ -97,8 +94,8 @@ def connect(module: Layer, *, mask: Tensor | None = None, signs: Tensor | None =
 def disconnect(module: Layer) -> Layer:
     """Make a layer of :func:`connect` a plain one again, in place; its weight stays as it is.
 
-    The parameter is the same object as before, and holds the weight that acted. Copies of the layer
-    stay connected. An optimizer's momentum is that of the raw values, mirrored where the sign was.
+    Copies of the layer stay connected. An optimizer's momentum is that of the raw values, mirrored
+    where the sign was.
 
     Args:
         module: what was given to :func:`connect`, or a copy.

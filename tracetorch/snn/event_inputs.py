@@ -107,13 +107,12 @@ def _by_step(events: Sequence[Tensor]) -> Tensor:
 class PoissonInput:
     """Input by Poisson groups: in every step a value arrives at each neuron with a probability.
 
-    Numbers come from a counter, by seed, step, sample and place in ``neurons``: a run has the same
-    events each time, for any number of threads. One that goes on from another takes another seed.
+    A run has the same events each time, by seed, step, sample and place in ``neurons``. One that
+    goes on from another takes another seed.
 
     Args:
         neurons: at which events arrive, integers ``[k]``.
-        probability: of an event in a step, in [0, 1]: a rate of 150 Hz at steps of 0.1 ms is 0.015.
-            One number, or ``[k]``.
+        probability: of an event in a step, in [0, 1], one number or ``[k]``.
         value: what arrives, one number.
         seed: of the numbers, 0 to 2**31 - 1.
 

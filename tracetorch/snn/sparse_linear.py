@@ -52,32 +52,26 @@ class SparseLinear(PastLayer):
         output[t, o] = bias[o] + sum over edges e to o of  w[e] * x[t - delay[e], source[e]]
         w = weight,  weight[group],  signs * |weight|
 
-    A weight takes 4 bytes, an edge 8, the lists of a source's edges 4 more, as many again the order
-    of edges that are not sorted, delays, and groups; signs 1. On the CPU time goes by events: an
-    input that is 0 costs nothing, and adds nothing, even where its weight is infinite or NaN. The
-    gradient of the input visits every edge. Sums have one order, by time, source and place of the
-    edge, for any number of threads. On other devices, under ``torch.func``, forward mode and
-    ``torch.compile`` operations of PyTorch's compute the same but for rounding, in memory
-    O(rows * edges) where they record a graph. Derivatives of any order are there.
+    On the CPU time goes by events: an input that is 0 costs nothing, and adds nothing, even where
+    its weight is infinite or NaN. Sums have one order, by time, source and place of the edge. On
+    other devices, under ``torch.func``, forward mode and ``torch.compile`` operations of PyTorch's
+    compute the same but for rounding, in memory O(rows * edges) where they record a graph.
 
     Edges between the same two neurons add up. ``edges`` and ``delay`` are sorted again when they
-    are written to, but not by ``.data``, which nothing counts; loading checks them. With delays the
-    inputs of the last steps are the state ``past``; in a :class:`Recurrent` delays come on top of
-    the one step that this has itself. Signs (Dale's law): weights of excitatory sources are at
-    least 0, those of inhibitory at most 0, as those of :func:`connect`. Groups: edges of a kind
-    share a weight, which is then as long as there are groups.
+    are written to, but not by ``.data``, which nothing counts; loading checks them. In a
+    :class:`Recurrent` delays come on top of the one step that this has itself.
 
     Args:
         in_features: size of the last dimension of the input, the number of sources.
         out_features: size of the last dimension of the output, the number of targets.
         edges: integers ``[2, E]``, sources in row 0 and targets in row 1, fewer than 2**31.
         weight: values ``[E]`` in the order of ``edges``, ``[groups]`` with ``group``, or one number
-            for all; ``None`` draws them as ``nn.Linear`` does: uniformly within one over the square
-            root of the number of edges to the target.
+            for all; ``None``: uniform within one over the root of the number of edges to a target.
         bias: whether there is one; it starts as that of an ``nn.Linear``, 0 where no edge leads to.
         delay: whole steps, not negative: one number, or integers ``[E]``; ``None``: no delay.
-        signs: 1 or -1 for each source, ``[in_features]``, or for each edge, ``[E]``.
-        group: integers ``[E]``, the number of each edge's group, from 0 on.
+        signs: 1 or -1 for each source, ``[in_features]``, or for each edge, ``[E]``: weights are at
+            least or at most 0 (Dale's law), as those of :func:`connect`.
+        group: integers ``[E]``, from 0 on: edges of a group share a weight.
 
     Shape:
         Input ``[..., in_features]``, output ``[..., out_features]``; with delays the state ``past``
@@ -85,8 +79,8 @@ class SparseLinear(PastLayer):
 
     Raises:
         TypeError: an argument or the input is of the wrong type.
-        ValueError: an argument is out of range, an edge leads out of the layer, there are 2**31
-            edges or more, or the input has another number of features.
+        ValueError: an argument is out of range, an edge leads out of the layer, or the input has
+            another number of features.
 
     Example:
         >>> edges = torch.tensor([[0, 1, 1], [2, 0, 2]])
@@ -196,9 +190,8 @@ class SparseLinear(PastLayer):
         """Make a layer of a sparse matrix ``[out, in]``, which is shaped as ``nn.Linear.weight``.
 
         Args:
-            matrix: of PyTorch (``torch.sparse_coo``, ``sparse_csr``, ``sparse_csc``), or of SciPy.
-                Edges and weights are in the order of its entries: one by columns is read fastest.
-                Entries that are there twice stay two edges, and zeros that are stored stay edges.
+            matrix: of PyTorch (coo, csr or csc), or of SciPy. Each entry becomes an edge, in their
+                order, also a zero that is stored and those that are there twice.
             **options: ``bias``, ``delay``, ``signs`` of the constructor.
 
         Raises:
@@ -244,10 +237,8 @@ class SparseLinear(PastLayer):
     def from_linear(cls, linear: nn.Module, *, delay: Tensor | int | None = None) -> SparseLinear:
         """Make a layer of an ``nn.Linear``: of the mask of :func:`connect`, or of what is not 0.
 
-        Its signs and its bias are kept, as copies. Edges are sorted by source.
-
         Args:
-            linear: the layer, which stays as it is.
+            linear: the layer, whose signs and bias are copied.
             delay: as that of the constructor.
 
         Raises:
@@ -284,11 +275,7 @@ class SparseLinear(PastLayer):
 
     @property
     def plan(self) -> Edges:
-        """The edges sorted by source and checked, as a product by events reads them.
-
-        Raises:
-            ValueError: what was written to ``edges`` or ``delay`` leads out of the layer.
-        """
+        """The edges by source; ``ValueError``: what was written to them leads out of the layer."""
         edges, delay = self.edges, self.delay
         versions = version_of(edges), 0 if delay is None else version_of(delay)
         key = (*versions, self.in_features, self.out_features)
@@ -319,11 +306,7 @@ class SparseLinear(PastLayer):
         )
 
     def edge_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the weight of every edge ``[E]``, as it acts: of its group, with its sign.
-
-        Args:
-            dtype: of the arithmetic; that of ``weight`` if ``None``.
-        """
+        """Return the weight of every edge ``[E]`` as it acts, in a dtype or its own."""
         weight: Tensor | None = self._parameters.get("weight")
         if weight is None:  # a parametrization
             weight = self.weight

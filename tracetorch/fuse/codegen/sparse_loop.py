@@ -1,9 +1,8 @@
 """Run neurons in a loop along a list of edges, in LLVM IR: all steps, by events, on threads.
 
-A *window* is as many steps as pass before a spike reaches any neuron; a row of neurons, a sample,
-is *chunks*. A task is a chunk in one window: it adds what comes along edges to the ``ring`` of what
-its neurons are given, runs their kernel tile by tile, and writes their spikes as bits. Tasks are
-taken in their order, and each waits until those before it are done: so any number of threads comes
+A *window* is as many steps as pass before a spike reaches any neuron. A task is a chunk of a sample
+in one window: it adds what comes along edges to the ``ring``, runs the kernel of its neurons by
+tiles, and writes their spikes as bits. Each waits for those before it: any number of threads comes
 to an end, and every sum has one order, by time, source and then edge.
 """
 
@@ -29,7 +28,9 @@ SIZES: tuple[str, ...] = (
     *("total", "samples", "chunks", "per_chunk", "windows", "per_task", "steps", "window"),
     *("size", "ring", "history", "delay", "words", "wait", "behind"),
 )
-KERNEL = 7  # integers of a kernel of neurons: see `_CalledKernel`
+# Integers of a kernel of neurons: address of the function, length and address of the block, those
+# of what changes in it with the tile, and two places in the block that the loop writes.
+KERNEL = 7
 LINE = 8  # integers from the counter of a sample to that of the next
 
 
@@ -51,12 +52,7 @@ class _Lanes(NamedTuple):
 
 
 class _LoopWriter:
-    """Sizes, tasks, edges and bits, as the kernels of both directions read them.
-
-    ``bits`` are ``[steps, samples, words]``, the ``history`` before the first step first. Edges are
-    sorted by source and then by the chunk of the target: those of a source to a chunk begin at
-    ``starts[source * chunks + chunk]``.
-    """
+    """Sizes, tasks, edges and bits ``[history + steps, samples, words]``, in both directions."""
 
     def __init__(self, k: TaskWriter, real: str, delayed: bool) -> None:
         self.k, self.real = k, real
@@ -162,11 +158,7 @@ class _LoopWriter:
 
 
 class _CalledKernel:
-    """A kernel of neurons, and the block that it is given.
-
-    Its integers are the address of the function, length and address of the block, those of what
-    changes in it with the tile, and two places in the block that the loop writes.
-    """
+    """A kernel of neurons, and the block that it is given."""
 
     def __init__(self, loop: _LoopWriter) -> None:
         self.loop, self.numbers = loop, loop.k.integers(KERNEL)
@@ -181,15 +173,11 @@ class _CalledKernel:
         self,
         tile: _Lanes,
         at: tuple[Value, Value],
-        time: tuple[Operand, Value, Value],
-        written: Mapping[tuple[int, int], Operand],
+        time: tuple[Operand, Value, Value],  # values from step to step, steps, those to the end
+        written: Mapping[tuple[int, int], Operand],  # by one of two places, and how far behind it
         scratch: Array | None = None,
     ) -> None:
-        """Run over some steps of a tile, ``at`` a sample and a window.
-
-        ``time`` are values from a step to the next, steps, and those to the end of the sequence;
-        ``written`` is what else is, by which of the two places, and how far behind it.
-        """
+        """Run over some steps of a tile, ``at`` a sample and a window."""
         k, block, (stride, every, steps) = self.loop.k, self.block, time
         patches = self.loop.pointer(self.numbers[4], WORD)
         # the addresses of a tile, a sample and a window
@@ -295,10 +283,7 @@ def loop_forward(k: TaskWriter, real: str, delayed: bool) -> None:
 
 
 class _Ring:
-    """Sums along edges for steps to come, in whole words, and marks of words: unmarked ones are 0.
-
-    The bias is as long.
-    """
+    """Sums along edges for steps to come, and marks of their words: unmarked ones are 0."""
 
     def __init__(self, loop: _LoopWriter) -> None:
         self.loop, self.values, self.marks = loop, loop.k.array(loop.real), loop.k.array("i16")
@@ -370,11 +355,7 @@ def _add(row: tuple[Array, Array], target: Value, value: Value) -> None:
 
 
 def loop_backward(k: TaskWriter, real: str, delayed: bool) -> None:
-    """Run neurons backward, from the last window to the first.
-
-    What comes back to an output is gathered along its edges, unless the neuron does not let it
-    through, as a surrogate of compact support does nearly everywhere.
-    """
+    """Run neurons backward, window by window; edges of those that let nothing through rest."""
     loop = _LoopWriter(k, real, delayed)
     grads = k.array(real)
     given = _Given(loop)

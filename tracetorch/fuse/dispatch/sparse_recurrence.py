@@ -7,8 +7,7 @@ elsewhere. Two calls share it: one takes and returns tensors, the other one even
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from tracetorch.fuse.ir.plan import Plan, RecurrentPlan
 from tracetorch.fuse.runtime import sparse_segments
 from tracetorch.fuse.runtime.allocation import large_empty
 from tracetorch.fuse.runtime.sparse_segments import (
+    Edges,
     Kept,
     Part,
     Rows,
@@ -78,20 +78,17 @@ def _run(
     x: Tensor,
     given: Tensor | None,
     request: EventRequest | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[list[Any], list[Tensor]]:
     """Return the results of an input like ``x``, and the final states, as they are given."""
     shape = x[0, ..., 0].numel(), x.shape[-1]
-    none = loop.weight.new_empty(0)  # of a node, which saves its tensors by itself
-    edges = loop.linear.plan.by_chunk(chunks_of(*shape))
-    call = SparseLoop(plan, (), shape, edges, none, none, len(x))
-    count = 2 if request is None else 4
+    sizes = shape, loop.linear.plan.by_chunk(chunks_of(*shape)), len(x)
     states = [state.reshape(shape) for state in loop.active]
     results = _SparseRecurrence.apply(  # type: ignore[no-untyped-call]
-        *(call, request, given, loop.first.reshape(-1, *shape), loop.weight, loop.bias),
+        *(plan, sizes, request, given, loop.first.reshape(-1, *shape), loop.weight, loop.bias),
         *(*states, *plan.program.tensors(loop.kwargs)),
     )
-    ends = zip(loop.active, results[count:], strict=True)
-    return list(results[:count]), [_like(state, end) for state, end in ends]
+    ends = zip(loop.active, results[4:], strict=True)
+    return list(results[:4]), [_like(state, end) for state, end in ends]
 
 
 def _like(given: Tensor, result: Tensor) -> Tensor:
@@ -101,33 +98,30 @@ def _like(given: Tensor, result: Tensor) -> Tensor:
 def run_sparse_recurrence(
     loop: RecurrentCall, x: Tensor
 ) -> tuple[Tensor, Tensor, Sequence[Tensor]] | None:
-    """Return outputs, last output and final states, or ``None``: step by step.
-
-    ::
-
-        output[t] = step(x[t] + bias + sum over edges of  weight[e] * output[t - 1 - delay[e]])
-
-    The inputs ``x`` are ``[T, ..., neurons]``, at least one step, in the dtype of the arithmetic.
-    """
+    """Return outputs, last output and final states of inputs ``[T, ..., neurons]``, or ``None``."""
     plan = _plan(loop, x)
     if plan is None:
         return None
-    (output, last), ends = _run(loop, plan, x, x.reshape(len(x), -1, x.shape[-1]))
+    (output, _, _, last), ends = _run(loop, plan, x, x.reshape(len(x), -1, x.shape[-1]))
     return _like(x, output), _like(x[0], last), ends
 
 
-def _with_tensors(
-    loop: SparseLoop, plan: Plan, weight: Tensor, bias: Tensor | None, params: Sequence[Tensor]
+_Sizes: TypeAlias = tuple[tuple[int, int], Edges, int]
+"""Samples and neurons, edges, and steps."""
+
+
+def _loop_of(
+    plan: Plan, sizes: _Sizes, weight: Tensor, bias: Tensor | None, params: Sequence[Tensor]
 ) -> SparseLoop:
     """Return the loop of a plan, with weights in the order of its edges."""
-    order, neurons = loop.edges.order, loop.shape[1]
+    (_, neurons), order = sizes[0], sizes[1].order
     ordered = weight.detach()
     ordered = (ordered if order is None else ordered.index_select(0, order)).contiguous()
     shift = ordered.new_zeros(-(-neurons // BITS) * BITS)
     if bias is not None:
         shift[:neurons] = bias.detach()
     values = [param.detach().contiguous() for param in params]
-    return replace(loop, plan=plan, params=values, weight=ordered, bias=shift)
+    return SparseLoop(plan, *sizes, params=values, weight=ordered, bias=shift)
 
 
 class _SparseRecurrence(torch.autograd.Function):
@@ -136,58 +130,57 @@ class _SparseRecurrence(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        loop: SparseLoop,
+        plan: RecurrentPlan,
+        sizes: _Sizes,
         request: EventRequest | None,
         given: Tensor | None,
         first: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        ctx.loop, ctx.request, plan = loop, request, loop.plan
+    ) -> tuple[Tensor | None, ...]:
+        ctx.call = plan, sizes, request
         count = len(plan.program.states)
-        loop = _with_tensors(loop, plan, weight, bias, tensors[count:])
+        loop = _loop_of(plan, sizes, weight, bias, tensors[count:])
         start, keep = (first.detach(), tensors[:count]), plan.has_backward
+        found: Sequence[Tensor | None]
         if request is None:
             output = large_empty((loop.steps, *loop.shape), loop.dtype)
             # in the place of the input, so that no edge is visited again
             drive = large_empty(output.shape, loop.dtype) if keep else None
-            ends, kept = sparse_segments.forward(
-                loop, _sequence(given), *start, output=output, drive=drive, keep=keep
+            ends, _, kept = sparse_segments.forward(
+                loop, _given(None, given), *start, output=output, drive=drive, keep=keep
             )
-            found = [output, output[-1:].clone()]
+            found = output, None, None, output[-1:].clone()
         else:
             found, ends, kept = _run_events(loop, request, start, keep)
         read = () if request is None else request.read
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*kept, weight, bias, *tensors[count:], *noticed(*read))
-        smooth = [plan.smooth_results[0]] * len(found) + [*plan.smooth_results[2:]]
-        named = zip([*found, *ends], smooth, strict=True)
-        ctx.mark_non_differentiable(*(end for end, has_gradient in named if not has_gradient))
-        return (*found, *ends)
+        results = (*found, *ends)
+        smooth = [plan.smooth_results[0]] * 4 + [*plan.smooth_results[2:]]
+        rough = [end for end, is_smooth in zip(results, smooth, strict=True) if not is_smooth]
+        ctx.mark_non_differentiable(*(end for end in rough if end is not None))
+        return results
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             no_second_gradient(ctx, ())
-        loop, request, results = ctx.loop, ctx.request, 2 if ctx.request is None else 4
+        plan, sizes, request = ctx.call
         bits, checkpoints, drive, weight, bias, *tensors = saved_tensors(ctx)
-        *outputs, last = grads[:results]
-        some = next((grad for grad in outputs if grad is not None), None)
-        plan = loop.plan.given((some, last, *grads[results:]), loop.steps)
-        loop = _with_tensors(loop, plan, weight, bias, tensors[: len(plan.program.params)])
+        known = [None if g is None else incoming_gradients(weight, [g], 0)[0] for g in grads]
+        of_outputs, of_counts, _, last, *ends = known
+        some = of_counts if of_outputs is None else of_outputs
+        plan = plan.given((some, last, *ends), sizes[2])
+        loop = _loop_of(plan, sizes, weight, bias, tensors[: len(plan.program.params)])
         # nothing of the connection is reached where no input of a step is
-        wanted = [need and "x" in plan.reached for need in ctx.needs_input_grad[2:6]]
-        there = iter(incoming_gradients(weight, [g for g in grads if g is not None], 0))
-        resolved = [None if g is None else next(there).resolve_neg() for g in grads]
-        (*given, last), ends = resolved[:results], resolved[results:]
-        if request is None:
-            d_given = large_empty((loop.steps, *loop.shape), loop.dtype) if wanted[0] else None
-            inputs, outgoing = _sequence(None), _sequence(given[0])
-        else:
-            d_given = torch.zeros(len(request.learned), dtype=loop.dtype) if wanted[0] else None
-            inputs = _given(request)
-            outgoing = _requested(request, given[0], given[1], loop.shape)
+        wanted = [need and "x" in plan.reached for need in ctx.needs_input_grad[3:7]]
+        d_given = None
+        if wanted[0] and request is None:
+            d_given = large_empty((loop.steps, *loop.shape), loop.dtype)
+        elif wanted[0]:
+            d_given = torch.zeros(len(request.learned), dtype=loop.dtype)
 
         def seen(begin: int, part: Tensor) -> None:
             if d_given is not None and request is None:
@@ -197,37 +190,56 @@ class _SparseRecurrence(torch.autograd.Function):
                 some = (step >= begin) & (step < begin + len(part))
                 d_given[some] = part[step[some] - begin, sample[some], neuron[some]]
 
-        outgoing, kept = _with_last(outgoing, last, loop.steps), Kept(bits, checkpoints, drive)
+        outgoing = _outgoing(loop, request, of_outputs, of_counts, last)
+        kept = Kept(bits, checkpoints, drive)
+        inputs = _given(request, None)
         found = sparse_segments.backward(loop, inputs, kept, outgoing, ends, wanted, seen)
         named = zip(plan.program.states, found[3], strict=True)
         of_states = [end if f"s_{name}" in plan.reached else None for name, end in named]
         of_params = map(found[4].get, plan.program.params)
-        return None, None, d_given, *found[:3], *of_states, *of_params
+        return None, None, None, d_given, *found[:3], *of_states, *of_params
 
 
 # Sequences
 
 
-def _sequence(values: Tensor | None) -> Sequences:
-    """Return what gives a part of a sequence ``[T, samples, neurons]``."""
+def _given(request: EventRequest | None, values: Tensor | None) -> Sequences:
+    """Return what gives a part of the input from outside."""
+    if request is not None:
+        return lambda begin, end: Part(rows=request.given(begin, end))
     return lambda begin, end: Part(None if values is None else values[begin:end])
 
 
-def _with_last(outputs: Sequences, last: Tensor | None, steps: int) -> Sequences:
-    """Return what gives the gradient of outputs, and of the last ones ``[n, ...]`` once more."""
+def _outgoing(
+    loop: SparseLoop,
+    request: EventRequest | None,
+    of_outputs: Tensor | None,
+    of_counts: Tensor | None,
+    last: Tensor | None,
+) -> Sequences:
+    """Return what gives the gradient of all outputs, from those of what was returned of them."""
+    start = loop.steps - (0 if last is None else len(last))
 
     def part(begin: int, end: int) -> Part:
-        found = outputs(begin, end)
-        start = steps - (0 if last is None else len(last))
-        low = max(begin, start)
-        if last is None or low >= end:
-            return found
-        if found.values is None:
-            total = last.new_zeros(end - begin, *last.shape[1:])
-        else:
-            total = found.values.clone(memory_format=torch.contiguous_format)
-        total[low - begin :] += last[low - start : end - start]
-        return found._replace(values=total)
+        rows, values = None, None
+        if request is None:
+            values = None if of_outputs is None else of_outputs[begin:end]
+        elif of_outputs is not None:
+            neurons, order = request.neurons.sort()
+            in_tiles = torch.bincount(neurons // TILE, minlength=-(-loop.shape[1] // TILE))
+            count = (end - begin) * loop.shape[0]
+            starts = torch.cat([in_tiles.new_zeros(1), in_tiles.repeat(count).cumsum(0)])
+            given = of_outputs[begin:end].index_select(-1, order).reshape(-1)
+            rows = Rows(starts, neurons.int().repeat(count), given)
+        if of_counts is not None and request is not None:
+            bins = torch.arange(begin, end) // request.bins
+            is_one = bins[0] == bins[-1]  # a row for all steps
+            values = of_counts[bins[:1]].expand(end - begin, -1, -1) if is_one else of_counts[bins]
+        if last is not None and end > start:
+            low, others = max(begin, start), 0 if values is None else values
+            values = last.new_zeros(end - begin, *loop.shape) + others
+            values[low - begin :] += last[low - start : end - start]
+        return Part(values, rows)
 
     return part
 
@@ -252,11 +264,7 @@ class EventRequest(NamedTuple):
 def run_sparse_events(
     loop: RecurrentCall, request: EventRequest, values: Tensor | None
 ) -> tuple[list[Tensor], Tensor, list[Tensor]] | None:
-    """Run neurons in a loop from events, with ``values`` if they learn, to what is requested.
-
-    Return outputs ``[T, samples, k]``, counts ``[bins, samples, neurons]`` and events ``[n, 3]``;
-    the last outputs, as many as there are and edges reach back to; and final states.
-    """
+    """Return outputs, counts and events; as many last outputs as edges reach back; and states."""
     # has a shape and no memory
     x = loop.first.new_zeros(()).expand(request.steps, request.samples, loop.first.shape[-1])
     plan = _plan(loop, x, *(() if values is None else (values,)))
@@ -272,10 +280,8 @@ def _run_events(
     (samples, neurons), bins = loop.shape, request.bins
     counts = torch.zeros(-(-loop.steps // bins) if bins else 0, *loop.shape, dtype=loop.dtype)
     outputs, events = [], [torch.zeros(0, 3, dtype=torch.int64)]
-    recent = torch.zeros(0, samples, loop.words, dtype=torch.int64)
 
     def seen(begin: int, bits: Tensor) -> None:
-        nonlocal recent
         outputs.append(spikes_of(bits, request.neurons, loop.dtype))
         for row, neuron in events_of(bits) if bins or request.lists else ():
             step, sample = begin + row // samples, row % samples
@@ -285,41 +291,9 @@ def _run_events(
                 counts.view(-1).index_add_(0, place, one)
             if request.lists:
                 events.append(torch.stack([step, sample, neuron], 1))
-        # a copy: the memory of the bits is used again
-        recent = torch.cat([recent, bits[-loop.taps :]])[-loop.taps :]
 
-    ends, kept = sparse_segments.forward(loop, _given(request), *start, keep=keep, seen=seen)
+    ends, recent, kept = sparse_segments.forward(
+        loop, _given(request, None), *start, keep=keep, seen=seen
+    )
     last = spikes_of(recent, torch.arange(neurons), loop.dtype)
     return [torch.cat(outputs), counts, torch.cat(events), last], ends, kept
-
-
-def _given(request: EventRequest) -> Sequences:
-    return lambda begin, end: Part(rows=request.given(begin, end))
-
-
-def _requested(
-    request: EventRequest,
-    of_outputs: Tensor | None,
-    of_counts: Tensor | None,
-    shape: tuple[int, int],
-) -> Sequences:
-    """Return what gives the gradient of the outputs, from those of what was returned of them."""
-    neurons, order = request.neurons.sort()
-    in_tiles = torch.bincount(neurons // TILE, minlength=-(-shape[1] // TILE))
-
-    def part(begin: int, end: int) -> Part:
-        rows, values = None, None
-        if of_counts is not None:
-            bins = torch.arange(begin, end) // request.bins
-            if bins[0] == bins[-1]:  # one row for all steps
-                values = of_counts[int(bins[0])].expand(end - begin, -1, -1)
-            else:
-                values = of_counts[bins]
-        if of_outputs is not None:
-            count = (end - begin) * shape[0]
-            starts = torch.cat([in_tiles.new_zeros(1), in_tiles.repeat(count).cumsum(0)])
-            given = of_outputs[begin:end].index_select(-1, order).reshape(-1)
-            rows = Rows(starts, neurons.int().repeat(count), given)
-        return Part(values, rows)
-
-    return part

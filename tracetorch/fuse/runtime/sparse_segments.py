@@ -37,10 +37,7 @@ _PAIRS = 1 << 22  # edges and samples at a time, in the gradient of the outputs 
 
 
 class Edges(NamedTuple):
-    """Edges sorted by source and then by the chunk of the target, and else in the order given.
-
-    All are copies, so that no kernel reads what was written to a layer since they were checked.
-    """
+    """Copies of edges by source, then by the chunk of the target, else in the order given."""
 
     starts: Tensor  # where those of a source to a chunk begin, ``[sources * chunks + 1]`` int64
     targets: Tensor  # ``[E]`` int32
@@ -60,11 +57,9 @@ class Edges(NamedTuple):
             sources = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
             keys = sources.mul_(chunks[0]).add_(targets // chunks[1])
             starts = starts_of(keys, (len(starts) - 1) * chunks[0])
-            if not bool((keys[1:] >= keys[:-1]).all()):
-                place = keys.argsort(stable=True)
-                targets = targets.index_select(0, place)
-                delays = None if delays is None else delays.index_select(0, place)
-                order = place.int() if order is None else order.index_select(0, place)
+            place, (targets, delays) = _sorted_by(keys, targets, delays)
+            if place is not None:
+                order = place if order is None else order.index_select(0, place)
         delays = None if self.least == self.most else delays
         found = Edges(starts, targets, delays, order, self.least, self.most, {})
         return self.chunked.setdefault(chunks, found)
@@ -76,15 +71,19 @@ def starts_of(keys: Tensor, size: int) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
+def _sorted_by(keys: Tensor, *lists: Tensor | None) -> tuple[Tensor | None, list[Any]]:
+    """Return the order of keys, ``None`` where they are sorted, and lists in it."""
+    if bool((keys[1:] >= keys[:-1]).all()):
+        return None, [*lists]
+    order = keys.argsort(stable=True).int()
+    return order, [None if each is None else each.index_select(0, order) for each in lists]
+
+
 def sorted_by_source(edges: Tensor, delay: Tensor | None, inputs: int) -> Edges:
     """Return edges ``[2, E]`` that are in range by source, with a delay of all or of each."""
     (sources, targets), short = edges, torch.int32
-    starts, order = starts_of(sources, inputs), None
-    delays = delay if delay is not None and delay.ndim else None
-    if not bool((sources[1:] >= sources[:-1]).all()):
-        order = sources.argsort(stable=True).to(short)
-        targets = targets.index_select(0, order)
-        delays = None if delays is None else delays.index_select(0, order)
+    starts, delays = starts_of(sources, inputs), delay if delay is not None and delay.ndim else None
+    order, (targets, delays) = _sorted_by(sources, targets, delays)
     least = most = 0
     if delay is not None and delay.numel():
         least, most = (int(found) for found in torch.aminmax(delay))
@@ -94,10 +93,7 @@ def sorted_by_source(edges: Tensor, delay: Tensor | None, inputs: int) -> Edges:
 
 
 class Rows(NamedTuple):
-    """Events of some steps, by step, sample and tile of neurons: ``starts`` has where each begins.
-
-    They are in the order of their neurons.
-    """
+    """Events of some steps by step, sample and tile, which begin at ``starts``, and neuron."""
 
     starts: Tensor  # ``[steps * samples * tiles + 1]`` int64
     neurons: Tensor  # ``[n]`` int32
@@ -127,24 +123,16 @@ class SparseLoop:
     """Sizes of one call, and what all its kernels read; ``edges`` and weights in memory's order."""
 
     plan: Plan
-    params: Sequence[Tensor]
     shape: tuple[int, int]  # samples and neurons
     edges: Edges
+    steps: int
+    params: Sequence[Tensor]
     weight: Tensor
     bias: Tensor  # of whole words
-    steps: int
 
     @property
     def dtype(self) -> torch.dtype:
         return self.plan.program.dtype
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        return self.plan.program.states
-
-    @property
-    def chunks(self) -> tuple[int, int]:
-        return chunks_of(*self.shape)
 
     @property
     def words(self) -> int:
@@ -167,7 +155,7 @@ class SparseLoop:
 
     def segments(self, least: int = 1) -> list[tuple[int, int]]:
         """Segments of whole windows, first step and end: the root of all, more if memory lasts."""
-        states = len(self.states) / self.window
+        states = len(self.plan.program.states) / self.window
         few = int(_SEGMENT / ((states + 3) * self.lanes * self.dtype.itemsize))
         every = max(self.taps, math.isqrt(self.steps), min(few, self.steps), least)
         every = -(-every // self.window) * self.window
@@ -256,7 +244,7 @@ def _run(
     scratch: Sequence[int] = (),
 ) -> None:
     """Run a kernel of the loop over some steps, whose history ``bits`` begin with."""
-    (samples, neurons), (chunks, size) = loop.shape, loop.chunks
+    (samples, neurons), (chunks, size) = loop.shape, chunks_of(*loop.shape)
     edges, delay, windows = loop.edges, loop.edges.most, -(-steps // loop.window)
     total = -(-windows // per_task) * samples * chunks
     sizes = (total, samples, chunks, per_chunk or size, windows, per_task, steps, loop.window)
@@ -325,7 +313,7 @@ def _advance(
     """Run the neurons over some steps, whose history ``bits`` begin with; ``states`` go on."""
     window = states[0].nbytes if len(states) > 1 else 0
     memory: dict[str, _Strides] = {}
-    for i, name in enumerate(loop.states):
+    for i, name in enumerate(loop.plan.program.states):
         memory[f"start_{name}"] = _of_step(loop, states[0, i], window)
         memory[f"end_{name}"] = _of_step(loop, states[1 if window else 0, i], window)
     places = "input_x", "output"
@@ -333,7 +321,7 @@ def _advance(
     shape = loop.shape[0], loop.edges.most + loop.window, loop.words
     ring = large_empty((*shape, BITS), loop.dtype).zero_()
     marks = torch.zeros(shape, dtype=torch.int16)
-    flat, outside = _outside(loop, given)
+    _flat, outside = _outside(loop, given)  # alive until the kernel is done
     tile = loop.window * TILE * loop.dtype.itemsize
     _run(
         loop,
@@ -345,29 +333,23 @@ def _advance(
         *(ring, marks.data_ptr(), loop.bias, *outside),
         *(0 if each is None else each.data_ptr() for each in (kept, output)),
         *block.numbers,
-        per_task=-(-steps // loop.window) if loop.chunks[0] == 1 else 1,
+        per_task=-(-steps // loop.window) if chunks_of(*loop.shape)[0] == 1 else 1,
         scratch=(block.nbytes, tile, tile),
     )
-    del flat, marks, block
 
 
 def forward(
     loop: SparseLoop,
     given: Sequences,
-    first: Tensor,
+    first: Tensor,  # outputs before the first step
     states: Sequence[Tensor],
     *,
-    output: Tensor | None = None,
-    drive: Tensor | None = None,
+    output: Tensor | None = None,  # memory for all of them
+    drive: Tensor | None = None,  # and for the sum that each step is given
     keep: bool,
-    seen: Callable[[int, Tensor], None] | None = None,
-) -> tuple[list[Tensor], Kept]:
-    """Run all steps; return the final states, and what the backward pass needs.
-
-    ``states`` and ``first``, the outputs, are those before the first step. Outputs, and the sum
-    that each step is given, are written where there is memory for them. ``seen`` is called with
-    the first of some steps and their spikes, in order.
-    """
+    seen: Callable[[int, Tensor], None] | None = None,  # of steps and their spikes, in order
+) -> tuple[list[Tensor], Tensor, Kept]:
+    """Run all steps; return the final states, the last spikes, and what the backward pass needs."""
     now = torch.zeros(1, len(states), *loop.shape, dtype=loop.dtype)
     for part, state in zip(now[0], states, strict=True):
         part.copy_(state)
@@ -386,7 +368,8 @@ def forward(
         _advance(loop, part, given(begin, end), now, steps, output=whole[0], kept=whole[1])
         if seen is not None:
             seen(begin, part[taps : taps + steps])
-    return list(now[0].clone()), Kept(bits, checkpoints, drive)
+    recent = part[taps + steps - min(taps, loop.steps) : taps + steps]
+    return list(now[0].clone()), recent, Kept(bits, checkpoints, drive)
 
 
 # Backward
@@ -404,14 +387,10 @@ def backward(
     kept: Kept,
     g_output: Sequences,
     g_ends: Sequence[Tensor | None],
-    wanted: Sequence[bool],
-    seen: Callable[[int, Tensor], None],
+    wanted: Sequence[bool],  # of what is given, and of the first three gradients
+    seen: Callable[[int, Tensor], None],  # of steps and those of what is given, the last ones first
 ) -> LoopGradients:
-    """Return the gradients, from those of outputs and of final states.
-
-    ``wanted`` are those of what is given, and of the first three. ``seen`` is called with the first
-    of some steps and the gradient of what they are given, from the last ones on.
-    """
+    """Return the gradients, from those of outputs and of final states."""
     _, wants_first, wants_weight, wants_bias = wanted
     (samples, neurons), dtype = loop.shape, loop.dtype
     cotangents = torch.zeros(len(g_ends), *loop.shape, dtype=dtype)
@@ -475,14 +454,14 @@ def _back(
     row = loop.window * loop.lanes * item
     memory = {"input_x": _of_step(loop, x, row), "grad_input_x": _of_step(loop, d_x, row)}
     memory["sums"] = sums.data_ptr(), sums[0, 0].nbytes // TILE, sums[0].nbytes, 0
-    for i, name in enumerate(loop.states):
+    for i, name in enumerate(loop.plan.program.states):
         memory[f"start_{name}"] = _of_step(loop, states[0, i], states[0].nbytes)
         cotangent = _of_step(loop, cotangents[i])
         memory[f"grad_end_{name}"] = memory[f"grad_start_{name}"] = cotangent
     places = "grad_output", "output"
     reach = _block(loop, "called reach", schedules.reach_kernel, memory, places)
     block = _block(loop, "called backward", schedules.backward_kernel, memory, places)
-    flat, outside = _outside(loop, g_output)
+    _flat, outside = _outside(loop, g_output)
     tile = loop.window * TILE * item
     _run(
         loop,
@@ -495,13 +474,12 @@ def _back(
         behind=behind,
         scratch=(reach.nbytes, block.nbytes, tile, tile, block.values * item),
     )
-    del flat, reach, block
 
 
 def _by_first(loop: SparseLoop, d_x: Tensor) -> Tensor:
     """Return the gradient of the outputs before the first step, along all edges."""
     edges, taps = loop.edges, loop.taps
-    counts = edges.starts[:: loop.chunks[0]].diff()
+    counts = edges.starts[:: chunks_of(*loop.shape)[0]].diff()
     sources = torch.repeat_interleave(torch.arange(loop.shape[1]), counts)
     total = torch.zeros_like(d_x)
     for row in range(taps):
