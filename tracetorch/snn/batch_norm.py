@@ -48,15 +48,13 @@ class BatchNormThroughTime(SequenceLayer):
 
         output[t] = weight[t] * (x[t] - mean[t]) / sqrt(var[t] + eps)  [+ bias[t]]
 
-    In training ``mean`` and ``var`` are those of step ``t`` over the batch, and over places if the
-    input has any; in evaluation they are the running ones of step ``t``. The step is counted from
-    the last ``zero_states()``, per sample, in the state ``position``. **Steps from the last on
-    share the values of the last**: any sequence length will do.
+    In training ``mean`` and ``var`` are those of step ``t`` over the batch and places, padded ones
+    too; in evaluation the running ones. The step is counted from the last ``zero_states()``, per
+    sample, in the state ``position``. **Steps from the last on share the values of the last.**
 
     A plain ``nn.BatchNorm1d``, which under ``tt.unroll`` sees all steps as one batch, suits most
-    networks. In training all samples must stand at one step, and padded steps enter the statistics.
-    Values are kept in ``norm``, as ``[steps, num_neurons]``; ``layer.norm.eval()`` freezes the
-    statistics. Under ``DistributedDataParallel`` they are those of each process.
+    networks. Values are kept in ``norm``, as ``[steps, num_neurons]``; ``layer.norm.eval()``
+    freezes the statistics. Under ``DistributedDataParallel`` they are those of each process.
 
     Args:
         num_neurons: size of the input at ``dim``, the channels.

@@ -30,11 +30,7 @@ class Connectivity(nn.Module):
 
     def forward(self, raw: Tensor) -> Tensor:
         """Return the weight that acts."""
-        weight = raw
-        if self.signs is not None:
-            signs = self.signs.to(raw.dtype)
-            # signs * |raw|, whose derivative is 1 or -1 at zero too, where that of abs is 0
-            weight = raw * torch.where(raw < 0, -signs, signs)
+        weight = raw if self.signs is None else signed(raw, self.signs)
         # not a product: 0 * inf would be NaN, and so would be the gradient of a masked weight
         return weight if self.mask is None else torch.where(self.mask, weight, 0)
 
@@ -69,13 +65,24 @@ class Connectivity(nn.Module):
         return ", ".join(parts)
 
 
+def signed(raw: Tensor, signs: Tensor) -> Tensor:
+    """Return ``signs * |raw|``, whose derivative is 1 or -1 at zero too, where that of abs is 0."""
+    signs = signs.to(raw.dtype)
+    return raw * torch.where(raw < 0, -signs, signs)
+
+
+def check_values(name: str, values: Tensor) -> Tensor:
+    """Return a tensor; raise where it is on the meta device."""
+    if values.is_meta:
+        raise ValueError(f"{name} has no values on the meta device. Give it on the CPU.")
+    return values
+
+
 def check_signs(signs: object) -> Tensor:
     """Return a tensor; raise unless it is of 1 and -1."""
     if not isinstance(signs, Tensor):
         raise TypeError(f"signs must be a tensor of 1 and -1, got {type(signs).__name__}.")
-    if signs.is_meta:
-        raise ValueError("signs has no values on the meta device. Give it on the CPU.")
-    if not bool(((signs == 1) | (signs == -1)).all()):
+    if not bool(((check_values("signs", signs) == 1) | (signs == -1)).all()):
         raise ValueError("signs must be 1 (excitatory) or -1 (inhibitory).")
     return signs
 

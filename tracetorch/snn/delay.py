@@ -111,8 +111,7 @@ class DelayingLayer(PastLayer):
     def round_(self) -> None:
         """Round every delay to a whole number of steps, and set ``sigma`` to 0.
 
-        From then on a delay is a shift, in training and evaluation alike. Freeze ``raw_delay``
-        (``requires_grad_(False)``) to train the rest further.
+        Freeze ``raw_delay`` (``requires_grad_(False)``) to train the rest further.
 
         Raises:
             ValueError: the delays are parametrized: what is written to them would not last.
@@ -251,16 +250,14 @@ class Delay(DelayingLayer):
         sigma = 0:  w[k] = max(0, 1 - |k - delay|)
         sigma > 0:  w[k] = exp(-(k - delay)^2 / (2 sigma^2)),  divided by their sum
 
-    With ``sigma = 0`` a whole delay is a shift, exactly, and one between two steps interpolates
-    them. Learning starts best from a wide ``sigma``, which is made smaller during training
-    (``layer.sigma = ...``, to about 0.5), and ends with ``round_()``.
+    With ``sigma = 0`` a whole delay is exactly a shift, another one interpolates two steps. Learn
+    from a wide ``sigma``, made smaller in training (``layer.sigma = 0.5``), and ``round_()`` last.
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
         dim: the neuron dimension of the tensor of one step.
         max_delay: the largest delay in steps; at least 1.
-        delay: initial delays in steps, a number or one per neuron; ``None`` draws them uniformly
-            between 0 and ``max_delay``.
+        delay: initial delays, a number or one per neuron; ``None``: uniform in [0, max_delay].
         sigma: width of the interpolation in steps; an attribute, saved in the ``state_dict``.
         learnable: ``raw_delay`` is an ``nn.Parameter`` if true, a buffer if not.
 
@@ -325,17 +322,15 @@ class DelayedLinear(DelayingLayer):
 
     with ``w``, ``sigma`` and ``round_()`` as for :class:`Delay`. Weight and bias are those of
     ``linear``, an ``nn.Linear``, which is read and not called: a parametrization of its weight
-    acts, a hook on it is an error or never runs. Time and memory grow with ``max_delay``. As the
-    connection of a :class:`Recurrent` it delays the feedback beyond the one step that this has
-    itself, in one compiled loop on the CPU.
+    acts, a hook on it is an error or never runs. Time and memory grow with ``max_delay``. In a
+    :class:`Recurrent` it delays the feedback beyond the one step that this has itself.
 
     Args:
         in_features: size of the last dimension of the input.
         out_features: size of the last dimension of the output.
         bias: whether there is one.
         max_delay: the largest delay in steps; at least 1.
-        delay: initial delays in steps, a number or a tensor ``[out_features, in_features]``;
-            ``None`` draws them uniformly between 0 and ``max_delay``.
+        delay: initial delays, a number or ``[out_features, in_features]``; ``None``: uniform.
         sigma: width of the interpolation in steps.
         learnable: whether the delays are learned; the weights are.
 

@@ -283,15 +283,13 @@ class TTModule(nn.Module):
     ) -> None:
         """Declare a memory: a state that ``forward`` reads and writes as the attribute ``name``.
 
-        Before it has been assigned it reads as its initial value: ``[B, *shape]``, ``B`` the batch
-        of the first tensor that the call was given; without a shape as a tensor that broadcasts to
-        any. ``zero_states()`` returns to it, and all else that treats states of neurons, copies and
-        exports too, treats memories alike. ``tt.unroll`` runs such a model by step.
+        Until it is assigned, and after ``zero_states()``, it reads as its initial value ``[B,
+        *shape]``, ``B`` the batch of the first tensor of the call; without a shape as one that
+        broadcasts to any; outside of a call as ``None``. ``tt.unroll`` runs such a model by step.
 
-        Assign, and do not write in place: what a call reads is a copy, and a write into it a
-        ``ValueError`` at its end, unless it is assigned: ``buf = self.buf; buf[:, 0] = x;
-        self.buf = buf``. ``torch.compile`` and ``torch.vmap`` do not see such a write. Outside of a
-        call the memory is ``None`` at rest.
+        Assign, and do not write in place: what a call reads is a copy, and a write into it that is
+        not assigned a ``ValueError`` at its end, which ``torch.compile`` and ``torch.vmap`` do not
+        see: ``buf = self.buf; buf[:, 0] = x; self.buf = buf``.
 
         Args:
             name: of the attribute; an identifier that is not taken.

@@ -43,9 +43,8 @@ class Neuron(SequenceLayer):
 
     A parameter reads as it is used, ``layer.beta``, and is set by assignment, ``layer.beta = 0.5``:
     what is written into the value in place is lost. States are ``None`` until the first input, then
-    tensors shaped like it, plain attributes, which follow ``.to()``, stay out of the
-    ``state_dict``, and are copied detached. Their dtype is that of the arithmetic, float32 for
-    bfloat16 and float16 inputs, else the input's.
+    tensors shaped like it, in its dtype, float32 for bfloat16 and float16; they follow ``.to()``,
+    stay out of the ``state_dict``, and are copied detached.
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
@@ -242,9 +241,8 @@ class Neuron(SequenceLayer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all the steps of ``x`` at once: what a loop over them computes.
 
-        Steps of arithmetic and comparisons give the same bits; ``exp`` and its like may differ in
-        the last places, and gradients are summed in another order. It starts from the states the
-        layer holds, and leaves the last ones in it, part of the graph.
+        Arithmetic and comparisons give the same bits; ``exp`` and its like may differ in the last
+        places, as do sums of gradients. The states go on, and stay part of the graph.
 
         Args:
             x: the inputs ``[T, ...]``.

@@ -32,11 +32,10 @@ class Noise(SequenceLayer):
 
         noise[t, l] = f(Threefry(key = l, counter = position + t)),   l the place in the tensor
 
-    A ``step`` may not draw random numbers itself. It takes them as an input, and the layer holds a
-    ``Noise`` of that name (example). Of the layer's own input only the shape matters. The state
-    ``position`` says where in its stream of numbers each neuron is: a sequence can be cut anywhere,
-    repeated, and is the same by layer, by step, on every backend and device (normal numbers but
-    for the last place).
+    A ``step`` may not draw random numbers itself: it takes them as an input, and the layer holds a
+    ``Noise`` of that name (example), of whose input only the shape matters. The state ``position``
+    is the place in the stream of numbers: they are the same for every cut of a sequence, by layer,
+    by step, on every backend and device (normal numbers but for the last place).
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.

@@ -36,14 +36,13 @@ def param_groups(
     """Group parameters for an optimizer: weight decay on weights alone, learning rates by scale.
 
     Biases and the scales of norms have no weight decay by default, and neurons never: on
-    ``raw_beta`` it would pull every beta towards 0.5, every threshold towards ``log 2``. Adam and
-    its like move every weight by about ``lr`` a step, however large ``tt.init.calibrate_`` has made
-    it. With ``relative=True`` each weight has a rate of its own::
+    ``raw_beta`` it would pull every beta towards 0.5, every threshold towards ``log 2``. Adam moves
+    every weight by about ``lr`` a step, however large ``tt.init.calibrate_`` has made it, so call
+    this after it. With ``relative=True`` each weight has a rate of its own, and so has its bias::
 
         rate = lr * RMS(weight) / RMS(PyTorch's default for it), at least lr / 10
 
-    A bias has the rate of its weight; weight decay is divided by the same ratio. A weight that
-    several modules share has the lowest of their rates. Call it after ``calibrate_``.
+    Weight decay is divided by that ratio. A weight that modules share has their lowest rate.
 
     Args:
         model: any module; layers hidden in lists and plain objects are found too.

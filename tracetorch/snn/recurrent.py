@@ -64,8 +64,7 @@ class Populations(TTModule):
     :class:`Recurrent` they run step by step; one layer with parameters per neuron is one loop.
 
     Args:
-        **neurons: layers of neurons in the last dimension, by name, in their order. Each is an
-            attribute of its name.
+        **neurons: layers of neurons in the last dimension, attributes of their names, in order.
 
     Shape:
         Input and output ``[..., num_neurons]``, the sum of their numbers.
@@ -136,19 +135,15 @@ class Recurrent(SequenceLayer):
 
         output = neuron(x + connection(prev_output)),  prev_output = output
 
-    ``prev_output`` is a state, zero at the first step; it goes through the connection then too, so
-    that a bias acts. Over time it runs step by step; with an ``nn.Linear`` or a
-    :class:`DelayedLinear` as connection, in one compiled loop on the CPU; with a
-    :class:`SparseLinear` too, by events in both directions, where outputs are 0 or 1. Its gradients
-    visit the edges of those that fired, and of those within the ``support`` of their surrogate: all
-    edges in every step where it has none. :meth:`run_events` is for networks whose inputs and
-    outputs would not fit into memory as tensors.
-
-    ``neuron`` may be several populations, step by step: :class:`Populations`, or any module that
-    holds neuron layers, as ``nn.Sequential(LIF(64), nn.Linear(64, 16), AdLIF(16))``.
+    ``prev_output`` is a state, zero at the first step, through the connection then too: a bias
+    acts. It runs step by step; with an ``nn.Linear``, a :class:`DelayedLinear` or a
+    :class:`SparseLinear` as connection in one compiled loop on the CPU, with the last by events
+    where outputs are 0 or 1: gradients visit the edges of neurons that fired or lie within the
+    ``support`` of their surrogate, all edges where it has none.
 
     Args:
-        neuron: any neuron layer, or any module of neuron layers.
+        neuron: any neuron layer; or, step by step, any module that holds neuron layers, such as
+            :class:`Populations` or ``nn.Sequential(LIF(64), nn.Linear(64, 16), AdLIF(16))``.
         connection: any module that makes of the output what is added to the input: of a neuron
             layer ``nn.Linear(n, n)``, ``nn.Conv2d(c, c, 3, padding=1)``.
         shape: that of one sample of the output, a number for one dimension, features or channels
@@ -159,8 +154,7 @@ class Recurrent(SequenceLayer):
         Input and output as those of ``neuron``.
 
     Raises:
-        TypeError: ``neuron`` holds no neuron layer, ``connection`` is not a module, or ``shape`` is
-            not made of integers.
+        TypeError: an argument is of the wrong type, or ``neuron`` holds no neuron layer.
         ValueError: the shape of the output is not known; the connection does not give the shape of
             the input, or ``neuron`` another one than ``shape``; or as the neuron.
 
@@ -379,18 +373,17 @@ class Recurrent(SequenceLayer):
     ) -> EventRun:
         """Run from events to events, for networks too large for a tensor of all steps and neurons.
 
-        As ``tt.unroll(layer, x)`` with ``x`` zero but for the events. Only one layer of neurons
-        whose output is 0 or 1, in a loop along a :class:`SparseLinear`, on the CPU. Memory: a bit
-        for every step and neuron; for a gradient, states of about the root of all steps.
+        As ``tt.unroll(layer, x)`` with ``x`` zero but for the events, for one layer of neurons
+        whose output is 0 or 1 and a :class:`SparseLinear`, on the CPU. Memory: a bit for every step
+        and neuron; for a gradient, states of about the root of all steps.
 
         Args:
-            inputs: an :class:`EventInput`, a :class:`PoissonInput`, or several, as they are now;
-                writing to their tensors before the backward pass is an error there.
+            inputs: an :class:`EventInput`, a :class:`PoissonInput`, or several; writing to their
+                tensors before the backward pass is an error there.
             steps: how many.
             batch: samples.
             neurons: whose outputs are wanted, integers ``[k]``.
-            count_every: count the spikes of every neuron in bins of so many steps, of which the
-                last one may be shorter.
+            count_every: steps in a bin of ``counts``; the last bin may be shorter.
             events: whether all spikes are wanted as a list.
 
         Returns:

@@ -28,7 +28,7 @@ from tracetorch.core.checks import (
 from tracetorch.core.hooks import hooked_weights
 from tracetorch.core.torch_private import is_readable, unsafe_view, version_of
 from tracetorch.fuse.runtime.sparse_segments import Edges, sorted_by_source
-from tracetorch.snn.connectivity import check_signs, connectivity, plain_class
+from tracetorch.snn.connectivity import check_signs, check_values, connectivity, plain_class, signed
 from tracetorch.snn.delay import PastLayer
 from tracetorch.snn.passes import Restarts, weight_in_loop
 from tracetorch.snn.sparse.product import EdgeWiring, product
@@ -87,9 +87,6 @@ class SparseLinear(PastLayer):
         >>> layer = SparseLinear(2, 3, edges, weight=torch.tensor([1.0, 2.0, 3.0]), bias=False)
         >>> layer(torch.tensor([[1.0, 0.0], [1.0, 1.0]])).tolist()
         [[0.0, 0.0, 1.0], [2.0, 0.0, 4.0]]
-        >>> layer = SparseLinear(2, 3, edges, weight=1.0, bias=False, delay=torch.tensor([0, 1, 2]))
-        >>> [layer(torch.tensor([x])).tolist()[0] for x in ([1.0, 1.0], [0.0, 0.0], [0.0, 0.0])]
-        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
 
     _time = 0
@@ -126,10 +123,10 @@ class SparseLinear(PastLayer):
         if delay is not None:
             number = not isinstance(delay, Tensor)
             delay = torch.tensor(check_integer("delay", delay), device="cpu") if number else delay
-            delay = _checked_integers("delay", delay)
+            delay = check_values("delay", check_integers("delay", delay))
             check_each("delay", delay, edges.shape[1], "edge")
         if group is not None:
-            group = _checked_integers("group", group)
+            group = check_values("group", check_integers("group", group))
             if group.shape != edges.shape[1:]:
                 raise ValueError(
                     f"group must be [{edges.shape[1]}], the number of each edge's group, got shape "
@@ -315,9 +312,7 @@ class SparseLinear(PastLayer):
         if self.group is not None:
             weight = weight.index_select(0, self.group)
         if self.signs is not None:
-            signs = self.signs.to(weight.dtype)
-            # signs * |weight|, whose derivative is 1 or -1 at zero too
-            weight = weight * torch.where(weight < 0, -signs, signs)
+            weight = signed(weight, self.signs)
         return weight
 
     def default_rms(self) -> float:
@@ -333,7 +328,7 @@ class SparseLinear(PastLayer):
 
         Example:
             >>> SparseLinear(2, 1, torch.tensor([[1, 1], [0, 0]]), weight=0.5).dense_weight()
-            tensor([[0., 1.]], grad_fn=<ViewBackward0>)
+            tensor([[0., 1.]], grad_fn=<IndexPutBackward0>)
         """
         if self.max_delay:
             raise ValueError("an nn.Linear has no delays: put snn.Delay before one.")
@@ -344,10 +339,8 @@ class SparseLinear(PastLayer):
                 "made. Keep the edges and their weights."
             )
         weight = self.edge_weight()
-        sources, targets = self.edges.long()
-        places = targets * self.in_features + sources
-        dense = weight.new_zeros(size).index_add(0, places, weight)
-        return dense.view(self.out_features, self.in_features)
+        dense = weight.new_zeros(self.out_features, self.in_features)
+        return dense.index_put((*self.edges.long().flip(0),), weight, accumulate=True)
 
     # Running
 
@@ -383,11 +376,9 @@ class SparseLinear(PastLayer):
         if self.max_delay:
             past = cast(Tensor, self._states_for(x, dtype, sequence=True)[0])
             window = torch.cat([past.movedim(-1, 0), window])
-        delay, reach, rows = self.delay, 0, window[:steps]
-        if delay is not None and delay.ndim:
-            reach, rows = self.max_delay, window
-        else:  # rows alike, those of steps and those of samples
-            delay = None
+        delay, reach, rows = self.delay, self.max_delay, window
+        if delay is None or not delay.ndim:  # rows alike, those of steps and those of samples
+            delay, reach, rows = None, 0, window[:steps]
         sizes = self.in_features, self.out_features
         # checked now, and not held by the graph as a method would be, with the layer
         has_plan = self.edges.is_cpu and is_readable(self.edges)
@@ -417,27 +408,24 @@ class SparseLinear(PastLayer):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *arguments: Any
     ) -> None:
-        problem = self._loaded_problem(state_dict, prefix)
-        if problem is not None:  # nothing of the layer is loaded
-            arguments[-1].append(f"{prefix.rstrip('.') or type(self).__name__}: {problem}.")
-            return
+        for name in ("edges", "delay", "signs", "group"):
+            problem = self._loaded_problem(name, state_dict.get(f"{prefix}{name}"))
+            if problem is not None:  # nothing of the layer is loaded
+                arguments[-1].append(f"{prefix.rstrip('.') or type(self).__name__}: {problem}.")
+                return
         super()._load_from_state_dict(state_dict, prefix, metadata, *arguments)
 
-    def _loaded_problem(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+    def _loaded_problem(self, name: str, loaded: object) -> str | None:
         """Return why what is to be loaded cannot be, where PyTorch would not say so."""
-        for name in ("edges", "delay", "signs", "group"):
-            own, loaded = self._buffers[name], state_dict.get(f"{prefix}{name}")
-            if own is None and loaded is not None:
-                return f"the file has {name}, and the layer was built without"
-            if not isinstance(loaded, Tensor) or own is None or loaded.is_meta:
-                continue
-            if loaded.dtype not in INTEGERS:
-                return f"{name} must be integers, got {loaded.dtype}"
-            # PyTorch says so where the shape is another one
-            problem = self._problem(name, loaded) if loaded.shape == own.shape else None
-            if problem is not None:
-                return problem
-        return None
+        own = self._buffers[name]
+        if own is None and loaded is not None:
+            return f"the file has {name}, and the layer was built without"
+        if not isinstance(loaded, Tensor) or own is None or loaded.is_meta:
+            return None
+        if loaded.dtype not in INTEGERS:
+            return f"{name} must be integers, got {loaded.dtype}"
+        # PyTorch says so where the shape is another one
+        return self._problem(name, loaded) if loaded.shape == own.shape else None
 
     def _problem(self, name: str, values: Tensor | None) -> str | None:
         """Return what is wrong with the values of a buffer, or ``None``."""
@@ -481,13 +469,6 @@ def _checked_edges(edges: object) -> Tensor:
             f"a layer has fewer than 2**31 edges, got {checked.shape[1]}. Split them, by target "
             "say, over several layers."
         )
-    return checked
-
-
-def _checked_integers(name: str, values: object) -> Tensor:
-    checked = check_integers(name, values)
-    if checked.is_meta:
-        raise ValueError(f"{name} has no values on the meta device. Give it on the CPU.")
     return checked
 
 

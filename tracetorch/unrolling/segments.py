@@ -20,12 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from tracetorch.core.checks import check_count
-from tracetorch.core.torch_private import (
-    exclude_from_compile,
-    functorch_active,
-    pytree,
-    version_of,
-)
+from tracetorch.core.torch_private import exclude_from_compile, functorch_active, pytree, version_of
 from tracetorch.core.walk import modules_of
 from tracetorch.events import mode, requested_mode
 from tracetorch.fuse import backend, requested_backend

@@ -29,13 +29,12 @@ R = TypeVar("R")
 class Stream:
     """Run a model as a stream with states of its own: one of many, in one thread or in several.
 
-    The model is shared, and its own states are neither read nor written: a server keeps one model,
-    and a stream for each client. A call is one time step, like a call of the model. A stream starts
-    from rest, with the batch size of its first input, until ``zero_states()``. A call that fails
-    changes nothing. Streams of one model may run at once in several threads, each in one at a time.
-
-    What a module keeps outside of the states of its layers all streams share: running statistics
-    in training, attributes of a ``forward``; declare a memory by :meth:`.TTModule.memory`.
+    The model's own states are neither read nor written: a server keeps one model, and a stream for
+    each client. A call is one time step; one that fails changes nothing. A stream starts from rest,
+    with the batch size of its first input, until ``zero_states()``. Streams of one model may run at
+    once in several threads, each in one at a time. What a module keeps outside of states they
+    share: running statistics in training, attributes of a ``forward`` that are no :meth:`memory
+    <.TTModule.memory>`.
 
     Args:
         model: any module with neuron layers, whose call is one step.

@@ -30,13 +30,7 @@ from tracetorch.unrolling.first_run import (
     refused_one_step,
     trusted,
 )
-from tracetorch.unrolling.inputs import (
-    Inputs,
-    call,
-    parse_inputs,
-    split_static,
-    with_reset,
-)
+from tracetorch.unrolling.inputs import Inputs, call, parse_inputs, split_static, with_reset
 from tracetorch.unrolling.segments import in_segments
 from tracetorch.unrolling.trajectories import Recorder
 
@@ -64,14 +58,12 @@ def unroll(
 
     By layer, the default, time is folded into the batch, the model is called **once**, and every
     neuron layer runs its whole sequence as one fused loop. That is right where everything without
-    memory treats the samples of a batch independently and keeps the batch first. A batch norm in
-    training takes its statistics over time and batch together, unlike by step. The first time a
-    model is met in a mode, its first three steps are run by step as well, and one that computes
-    something else, because it keeps something outside of its neuron layers or mixes samples, is
-    refused; so is a ``forward`` that reads or writes states of layers. What acts only after the
-    third step is not found; ``check`` runs more. By step, the model is called once per step:
-    always right. So runs, whatever ``by`` is, a model in which a ``Recurrent`` holds code of a
-    user's own.
+    memory treats samples independently and keeps the batch first; a batch norm in training takes
+    its statistics over time and batch. The first time a model is met in a mode, its first three
+    steps are run by step as well, and a model that computes something else is refused; so is a
+    ``forward`` that reads or writes states of layers. What acts only after the third step is not
+    found; ``check`` runs more. By step, always right, the model is called once per step, whatever
+    ``by`` is where a ``Recurrent`` holds code of a user's own.
 
     Args:
         model: any ``nn.Module``.
@@ -87,16 +79,15 @@ def unroll(
             (``"cells.*.mem"``).
         check: compare both ways over more steps, each time: ``True``: over all; a number: over so
             many. That a model is random is logged at the level INFO.
-        segment: run so many steps at a time and, until ``backward`` runs each segment once more,
-            keep only the inputs and the states between them, for one more forward pass. A batch
-            norm takes its statistics over a segment. One that computes something else when it runs
-            again raises a ``RuntimeError`` in ``backward``. ``"auto"``: ``4 * sqrt(T)`` steps.
+        segment: run so many steps at a time, keep only the inputs and the states between them, and
+            run each once more in ``backward``, which raises a ``RuntimeError`` where it computes
+            something else. A batch norm takes its statistics over a segment. ``"auto"``:
+            ``4 * sqrt(T)`` steps.
         from_rest: start from initial states and leave none behind: for evaluation, say. The states
             that the model holds are not touched, so that several threads may run one model.
-        reset: ``[T, B]`` booleans, true where a sample starts anew **before** that step, as
-            ``zero_states(where=reset[t])`` does: episodes in a recurrent policy, sequences packed
-            one behind the other. ``[B, T]`` where ``time_dim`` is not 0. No gradient goes back
-            through a restart.
+        reset: ``[T, B]`` booleans, ``[B, T]`` where ``time_dim`` is not 0, true where a sample
+            starts anew **before** that step, as ``zero_states(where=reset[t])`` does: episodes,
+            sequences packed one behind the other. No gradient goes back through a restart.
 
     Shape:
         Every tensor of the output has time at ``time_dim``; so has every recorded trajectory.

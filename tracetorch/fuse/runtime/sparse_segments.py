@@ -375,12 +375,6 @@ def forward(
 # Backward
 
 
-LoopGradients: TypeAlias = tuple[
-    Tensor | None, Tensor | None, Tensor | None, list[Tensor], dict[str, Tensor]
-]
-"""Those of the outputs before the first step, weights and bias, of states, and of parameters."""
-
-
 def backward(
     loop: SparseLoop,
     given: Sequences,
@@ -389,8 +383,8 @@ def backward(
     g_ends: Sequence[Tensor | None],
     wanted: Sequence[bool],  # of what is given, and of the first three gradients
     seen: Callable[[int, Tensor], None],  # of steps and those of what is given, the last ones first
-) -> LoopGradients:
-    """Return the gradients, from those of outputs and of final states."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], dict[str, Tensor]]:
+    """Return those of first outputs, weights, bias, states and parameters."""
     _, wants_first, wants_weight, wants_bias = wanted
     (samples, neurons), dtype = loop.shape, loop.dtype
     cotangents = torch.zeros(len(g_ends), *loop.shape, dtype=dtype)
