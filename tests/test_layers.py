@@ -54,7 +54,7 @@ CEILINGS = {
     "checkpoint": 738,
     "chips": 1126,
     "convert": 1183,
-    "core": 1719,
+    "core": 1709,
     "data": 861,
     "decode": 171,
     "diagnosis": 1562,
@@ -62,7 +62,7 @@ CEILINGS = {
     "events": 1197,
     "export": 7048,
     "functional": 488,
-    "fuse": 9058,
+    "fuse": 8959,
     "hub": 125,
     "init": 2045,
     "integers": 1500,
@@ -76,8 +76,8 @@ CEILINGS = {
     "probe": 454,
     "quantize": 1588,
     "ragged": 96,
-    "snn": 8021,
-    "unrolling": 1578,
+    "snn": 7969,
+    "unrolling": 1560,
     "zoo": 250,
 }
 MOST_OUTSIDE = 13_000  # in examples, benchmarks and .ci, where what moves out of the package goes

@@ -19,10 +19,7 @@ _ENTRY = re.compile(r"\n(?=    \S)")
 
 @dataclass(frozen=True)
 class SharedDescriptions:
-    """Decorator that adds to a docstring what it does not say itself, so that ``help`` shows it.
-
-    What a docstring says stands, and its arguments come in the order of the signature.
-    """
+    """Add to a docstring the arguments that it does not describe, so that ``help`` shows them."""
 
     # descriptions by name of an argument, or by a pattern, "*_rank": arguments of one pattern are
     # described together

@@ -1,9 +1,8 @@
 """``Reads``: what functions read besides their arguments, found in their code.
 
 The rule of a step. Beside its arguments it reads numbers and text, operations of PyTorch and
-``math``, and plain functions, frozen dataclasses and ``autograd.Function``s that keep this rule.
-All of that is named in its code, so it is found without running it, and compared by identity at
-each call. What else it reads could change unseen.
+``math``, and plain functions, frozen dataclasses and ``autograd.Function``s that keep this rule:
+all of that is named in its code, found without running it, and compared by identity at each call.
 """
 
 from __future__ import annotations

@@ -104,12 +104,7 @@ def _is_plain(value: object) -> bool:
 def restored(
     model: nn.Module, *, tensors: bool = True, training: bool | None = None
 ) -> Iterator[None]:
-    """Restore a model at the end of a block, whatever the block did to it.
-
-    Attributes, and with them states and modes, always; with ``tensors`` values, gradients and
-    random states too. ``training`` is the mode within the block, unless it is ``None``. What user
-    code keeps outside of the attributes of modules cannot be known.
-    """
+    """Restore a model after a block: its attributes; with ``tensors`` values and gradients too."""
     found = walk(model)
     setters, modules = [*_setters_of(found)], [module for _, module in found.modules]
     registered = [t for m in modules for t in (*m.parameters(False), *m.buffers(False))]

@@ -1,9 +1,8 @@
 """Walk over a model: find every module in it, however deeply it is hidden.
 
 PyTorch's own ``named_modules`` sees what is registered; a layer in a plain list, a dict or an
-object held as an attribute is found here. Objects are looked at, never called: no property, no
-``__iter__``, no ``__getattr__`` of theirs runs; ``type(x)``, not ``isinstance``, decides, for a
-mock may claim to be a module. Inside ``torch.compile`` registered modules alone can be followed.
+attribute's object is found here. Objects are looked at, never called: no property, ``__iter__`` or
+``__getattr__`` runs, and ``type(x)`` decides. Inside ``torch.compile`` registered ones are walked.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Neurons: one pure step each, states that manage themselves, parameters that stay in range.
 
-Many processes. Nothing of ours knows of them: states are attributes, which no engine looks at.
-Kernels read parameters through copies, or through DLPack, for memory that ``.numpy()`` has shown
-cannot be freed any more, and FSDP frees it; and a layer's output by layer is no view, for FSDP
-hangs its hook on it.
+Many processes. States are attributes, which no engine looks at. Kernels read parameters through
+copies, or through DLPack, for memory that ``.numpy()`` has shown cannot be freed any more, and FSDP
+frees it; a layer's output by layer is no view, for FSDP hangs its hook on it.
 """
 
 from tracetorch.snn.batch_norm import BatchNormThroughTime

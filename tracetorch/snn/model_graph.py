@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from tracetorch.core.hooks import WEIGHT_HOOKS, forward_hooks, hooked_weights
 from tracetorch.core.snapshot import restored
 from tracetorch.core.torch_private import global_hooks, is_compiled, pytree, version_of
-from tracetorch.core.walk import join_path, named_modules
+from tracetorch.core.walk import MODULE_ATTRIBUTES, join_path, named_modules
 from tracetorch.snn.module import keeps_states
 from tracetorch.snn.passes import Pass, states_of
 from tracetorch.snn.sequence_layer import SequenceLayer
@@ -38,8 +38,6 @@ _OF_THE_SHAPE = {
     *("element_size", "storage_offset", "get_device", "is_tensor", "names", "_version", "hash"),
     *("is_inference", "is_nested", "data_ptr", "type", "repr", "format", "itemsize", "nbytes"),
 }
-# what every module has: hooks, and what is looked at by itself
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 # of containers that are compared from one moment to the next: dicts in lists in dicts
 _DEPTH = 3
 
@@ -152,11 +150,7 @@ def compute(node: Node, args: Any, kwargs: Any) -> Any:
 def read_model(
     model: nn.Module, *args: Any, is_leaf: IsLeaf = is_layer, strict: bool = True, **kwargs: Any
 ) -> ModelGraph:
-    """Return the graph of one step of a model in evaluation, from rest; a leaf is one node.
-
-    With ``strict`` what a graph does not tell is refused: hooks, a branch that depends on data,
-    what ``forward`` keeps, reads or writes of the model's own, a memory that is no neuron's.
-    """
+    """Return the graph of one step from rest; ``strict``: refuse what a graph does not tell."""
     modules = dict(named_modules(model))
     if strict:
         for path, module in modules.items():
@@ -404,7 +398,7 @@ def _attributes(module: nn.Module) -> dict[str, list[tuple[Any, int | None]]]:
     return {
         name: list(_objects(value))
         for name, value in attributes.items()
-        if name not in _MODULE_ATTRIBUTES
+        if name not in MODULE_ATTRIBUTES
     }
 
 

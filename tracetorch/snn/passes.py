@@ -2,8 +2,8 @@
 
 A pass is ambient for its thread, and writes to layers by one call of C that nothing interrupts. A
 clock, read when it begins and in that call, tells one that would go on from the states of two. By
-layer a ``forward`` that reads, sets or clears states is refused; what runs inside a layer runs
-step by step. A pass inside a pass reads from the outer one and commits to it.
+layer a ``forward`` that reads, sets or clears states is refused; what runs inside a layer runs by
+step. A pass inside a pass reads from the outer one and commits to it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """``SequenceLayer``: a layer with states that runs one time step, or a whole sequence.
 
-First states. ``SequenceLayer.initial_state`` alone makes what a state is before the first step.
-
-States. A state is a plain attribute, and in a pass its entry (``tracetorch/snn/passes.py``). States
-are assigned last, all together, so a failed call changes nothing; none shares memory with output or
-input, so an in-place operation behind the layer cannot reach it.
+States. ``SequenceLayer.initial_state`` alone makes what a state is before the first step. A state
+is a plain attribute, and in a pass its entry (``tracetorch/snn/passes.py``). They are assigned
+last, all together, so a failed call changes nothing, and share no memory with output or input.
 """
 
 from __future__ import annotations

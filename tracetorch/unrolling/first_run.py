@@ -1,9 +1,9 @@
 """Run a model by step as well before its way by layer is believed.
 
-By layer is right where nothing remembers outside of layers, and samples are treated alike. Whether
-that is so is not read off the code: it is run. The first time a model is met in a mode, its pass by
-layer is compared with its first three steps, in which layers return what they gave by layer; then
-once more with random spikes in their place, for a silent network shows little.
+By layer is right where nothing remembers outside of layers, and samples are treated alike: that is
+run, not read off the code. The first time a model is met in a mode, its pass by layer is compared
+with its first three steps, in which layers return what they gave by layer; then once more with
+random spikes in their place, for a silent network shows little.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Print a plan as two time loops for JavaScript, the kernels of one lane.
 
-They are functions::
+::
 
     forward(literals, steps, x, params, start, output, record)
     backward(literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart)
 
-``x``, ``output`` and their gradients hold one number for each step, ``record`` and ``dRecord`` an
-array of them for each state, ``params``, ``start`` and their gradients one number for each. All of
-time is one segment, so there are no checkpoints.
+``x``, ``output``, their gradients hold a number for each step; ``record``, ``dRecord`` an array of
+them for each state; all others one number for each. Time is one segment, without checkpoints.
 """
 
 from __future__ import annotations
@@ -62,10 +61,7 @@ def forward_source(plan: Plan) -> str:
 
 
 def backward_source(plan: Plan, slope: str | None = None) -> str:
-    """Print the pass that fills ``dX``, ``dParams`` and ``dStart``, from the last step on.
-
-    The operation ``slope`` is a call of the function of this name, the last argument.
-    """
+    """Print the pass that fills the gradients; the operation ``slope`` calls its last argument."""
     printer = _JavaScript(backward_kernel(plan), plan)
     arguments = "literals, steps, x, params, start, record, dOutput, dRecord, dX, dParams, dStart"
     if slope is not None:

@@ -1,8 +1,7 @@
 """Define the functions that kernels call in LLVM IR: of vectors, and products by matrices.
 
-In float32 ``exp``, ``log`` and ``tanh`` are computed in float64, where a polynomial of seven terms
-is exact to a rounding of float32; results are within one last place. The polynomials were fitted at
-Chebyshev nodes. All other functions are those of the C library, lane by lane.
+In float32 ``exp``, ``log`` and ``tanh`` are polynomials of seven terms in float64, fitted at
+Chebyshev nodes, within one last place. All others are those of the C library, lane by lane.
 """
 
 from __future__ import annotations
@@ -196,9 +195,8 @@ _ARGUMENTS = ("rows", "size", "first", "count", "matrices", "step")
 def product_source(real: str, panel: int, narrow: int) -> tuple[list[str], set[str]]:
     """Return the function ``@multiply``, and LLVM's own ones that it calls.
 
-    Its arguments are pointers to ``source``, ``matrix`` and ``target``, then integers: ``rows`` of
-    ``size`` values, the ``first`` and the ``count`` of the ``matrices`` that are read, and from the
-    target of one of them to that of the next, a ``step``.
+    Arguments: pointers to ``source``, ``matrix``, ``target``; then integers: ``rows`` of ``size``
+    values, the ``first`` and ``count`` of the matrices, and the ``step`` from target to target.
     """
     w = Writer()
     source, matrix, target = (

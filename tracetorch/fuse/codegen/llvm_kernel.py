@@ -103,10 +103,9 @@ def print_kernel(
 ) -> Printed:
     """Print a kernel as a module for a processor that is not larger than the one that compiles.
 
-    Its function is one that threads share; ``serial``: one that runs all lanes as one task;
-    ``called``: one of a block, scratch and a task's number, for another kernel. ``bypass``: it
-    writes the sequences of :data:`UNREAD` past the caches; memory and rows must be multiples of
-    :data:`ALIGNMENT` then. The next atomic operation of a thread orders these stores.
+    Threads share its function; ``serial``: it runs all lanes as one task; ``called``: it is one of
+    a block, scratch and a task's number. ``bypass``: it writes :data:`UNREAD` past the caches: rows
+    are multiples of :data:`ALIGNMENT` then, and a thread's next atomic orders the stores.
     """
     return _Module(kernel, processor, serial, called, bypass).run()
 

@@ -62,8 +62,7 @@ def plain_entry(name: str, is_called: bool) -> list[str]:
 class TaskWriter(Writer):
     """Write a kernel over tasks: the function of one task, ``number``.
 
-    Arguments are declared in the order in which the caller gives them; scratch comes behind them,
-    and then, as one more argument each, where in it an array begins.
+    Arguments come in the order in which the caller gives them, then scratch, then its offsets.
     """
 
     def __init__(self, name: str) -> None:

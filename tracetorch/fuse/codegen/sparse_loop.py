@@ -1,9 +1,8 @@
 """Run neurons in a loop along a list of edges, in LLVM IR: all steps, by events, on threads.
 
 A *window* is as many steps as pass before a spike reaches any neuron. A task is a chunk of a sample
-in one window: it adds what comes along edges to the ``ring``, runs the kernel of its neurons by
-tiles, and writes their spikes as bits. Each waits for those before it: any number of threads comes
-to an end, and every sum has one order, by time, source and then edge.
+in one window: it adds what comes along edges to the ``ring``, runs its neurons by tiles, and writes
+spikes as bits. Each waits for those before it; every sum has one order, by time, source, edge.
 """
 
 from __future__ import annotations

@@ -38,11 +38,7 @@ BLOCK = 128  # lanes of a program: one for each of its threads
 
 
 def compile_options(backend: str) -> dict[str, Any]:
-    """Return the options of a launch on "cuda", "hip" or "cpu", rounding as the step does.
-
-    No contraction, so that backward recomputes the spikes of forward; numbers too small to be
-    normal are kept, as by PyTorch.
-    """
+    """Return options of a launch on "cuda", "hip" or "cpu": no contraction, subnormals are kept."""
     normal = {"enable_reflect_ftz": False} if backend == "cuda" else {}
     return {"BLOCK": BLOCK, "num_warps": BLOCK // 32, "enable_fp_fusion": False, **normal}
 
@@ -56,10 +52,7 @@ def triton_source(kernel: ir.Schedule) -> str:
 
 
 def arguments(kernel: ir.Schedule) -> list[str]:
-    """Return the names of a kernel's arguments: lanes, sizes, buffers and their strides.
-
-    That of a parameter is 0 for one value of all neurons.
-    """
+    """Return the names of arguments: lanes, sizes, buffers and strides, 0 for one value of all."""
     names = ["lanes", "width", "inner", *(size.name for size in kernel.sizes)]
     for buffer in kernel.buffers:
         names.append(f"at_{buffer.label}")

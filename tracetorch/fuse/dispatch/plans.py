@@ -192,10 +192,7 @@ def plan_key(
 
 
 def _numbers_of(values: Iterable[Any]) -> list[object] | None:
-    """Return the numbers in arguments of a step, for which a region is compiled anew.
-
-    ``None`` where they cannot be seen.
-    """
+    """Return numbers in arguments of a step; ``None`` where they cannot be seen."""
     numbers: list[object] = []
     for value in values:
         if type(value) is float:  # which is no constant to the compiler

@@ -1,9 +1,8 @@
 """``Prepared``: what all calls of a layer with inputs of one shape share, and their autograd node.
 
-A call on few time steps costs more in checks and look-ups than in arithmetic. So program, plans,
-layout and kernels are found once for a cell, a shape, dtype and device, and the settings; each call
-compares what they depend on. What is not compared here, or differs, takes the general way
-(:func:`run_sequence`), which checks and explains everything.
+On few steps checks and look-ups cost more than arithmetic: program, plans, layout and kernels are
+found once for a cell, a shape, dtype and device, and the settings. What is not compared here, or
+differs, takes the general way (:func:`run_sequence`), which checks and explains everything.
 """
 
 from __future__ import annotations
@@ -366,11 +365,7 @@ def run_sequence(
     kwargs: dict[str, Any],
     record: tuple[str, ...],
 ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
-    """Return outputs, final states and recorded trajectories; nothing is kept on the layer.
-
-    The ``inputs`` are ``[T, ...]``, of one shape, in the dtype of the arithmetic; T is not 0.
-    Inside ``torch.compile`` the ``cell`` is the signature of its step.
-    """
+    """Return outputs, final states, trajectories of ``[T, ...]``; nothing is kept on the layer."""
     active = [state for state in states if state is not None]
     x, needs = inputs[0], gradient_needs(cell, inputs, active, kwargs)
     results: Sequence[Tensor] | None = None

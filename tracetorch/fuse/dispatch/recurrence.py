@@ -1,12 +1,10 @@
 """Run a layer's ``step`` over a whole sequence with its output fed back through a matrix.
 
 Recurrence. ``snn.Recurrent`` with an exact ``nn.Linear`` or ``snn.DelayedLinear`` is one loop over
-time on the CPU. Neurons of a sample are coupled, samples are not: a task is eight samples. The
-output of each step is multiplied by one matrix for each delay, with its events, or densely where
-more than 0.4 of four rows are not zero; backward does the same with the cotangents. Kept for it is
-the sum that each step was given: states and outputs are computed again from that, and the weight's
-gradient is one product over all of time. Everything else is called step by step, and so is a weight
-that is not finite: a skipped ``0 * inf`` would hide the NaN.
+time on the CPU; a task is eight samples. The output of a step is multiplied by one matrix for each
+delay, by its events, or densely where more than 0.4 of four rows are not zero; so are cotangents.
+Backward keeps the sum that each step was given, and the weight's gradient is one product over all
+of time. A weight that is not finite runs by step: a skipped ``0 * inf`` would hide the NaN.
 """
 
 from __future__ import annotations
@@ -47,8 +45,8 @@ def run_recurrence(
 
         output[t] = step(x[t] + bias + sum_j  weight[..., j] @ output[t - taps + j])
 
-    The inputs ``x`` are ``[T, ...]``, neurons last, in the dtype of the arithmetic; ``first`` are
-    the outputs before them ``[taps, ...]``; ``weight`` is ``[N, N, taps]``, or ``[N, N]`` for one.
+    The inputs are ``[T, ...]``, neurons last, in the dtype of the arithmetic; ``first`` are the
+    outputs before them ``[taps, ...]``; ``weight`` is ``[N, N, taps]``, or ``[N, N]`` for one.
     """
     active = [state for state in states if state is not None]
     tensors = [value for value in kwargs.values() if isinstance(value, Tensor)]
@@ -188,10 +186,7 @@ def _forward(
     bias: Tensor | None,
     *tensors: Tensor,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return outputs, the last output and final states; and what the backward pass needs.
-
-    That is the sum that the step is given, for every step, and the checkpoints of the states.
-    """
+    """Return outputs, last output, final states; and for backward the sums given, checkpoints."""
     neurons, steps, dtype = given.shape[-1], len(given), given.dtype
     count = len(plan.program.states)
     states, params = tensors[:count], tensors[count:]
@@ -235,10 +230,7 @@ def _backward(
     tensors: Sequence[Tensor],
     grads: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor], dict[str, Tensor]]:
-    """Return the gradients of input, first outputs, weight if it learns, states, and parameters.
-
-    ``x`` and ``checkpoints`` are what forward returned, ``grads`` those of its results.
-    """
+    """Return the gradients of input, first outputs, weight if it learns, states, and parameters."""
     program, dtype, learns = plan.program, x.dtype, plan.needs_weight_gradient
     shape = _shape_of(plan, x, len(first))
     g_output, *after = grads

@@ -1,9 +1,8 @@
 """Run a kernel on a small sample before it is believed, beside the eager step.
 
-Each kernel the first time that it runs on a device, with the parameters of the call. What does not
-compile, launch or agree is refused by name, and the eager step runs. The sample is waited for, so
-that an error of the device shows here. A kernel that never returns cannot be found so, nor one that
-is wrong in long sequences alone.
+Each the first time that it runs on a device, with the parameters of the call. What does not
+compile, launch or agree is refused by name, and the eager step runs. The sample is waited for: an
+error of the device shows here. What never returns, or is wrong in long sequences, does not.
 """
 
 from __future__ import annotations

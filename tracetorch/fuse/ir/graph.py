@@ -45,11 +45,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Graph:
-    """Lines in order of computation, and the outputs by name.
-
-    Names that no line defines are inputs, which are floats; a line is one unless its operation is
-    among :data:`BOOLEAN`.
-    """
+    """Lines in order, floats unless :data:`BOOLEAN`, outputs by name; other names are inputs."""
 
     lines: tuple[Line, ...]
     outputs: Mapping[str, Value]

@@ -390,11 +390,7 @@ def invariant(
     starts: Mapping[Key, Interval],
     step: Callable[[dict[Key, Interval], bool], tuple[Found, Mapping[Key, Interval]]],
 ) -> tuple[Found, dict[Key, Interval]]:
-    """Return what a step computes, and its states, that hold over any number of steps.
-
-    ``step`` returns what it computes of the states' intervals, and their next ones. Its second
-    argument says that they are the last, for which it may raise.
-    """
+    """Return what a step computes over any number of steps; its second argument: the last ones."""
     states = dict(starts)
 
     def advanced(last: bool = False) -> tuple[Found, dict[Key, Interval]]:

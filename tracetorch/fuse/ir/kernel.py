@@ -1,9 +1,8 @@
 """Represent a whole kernel as typed data: loops over time and lanes, loads, stores, arithmetic.
 
 Every value is assigned once. *Uniform* ones are the same for all lanes (indices, sizes, literals),
-those of *lanes* stand for as many lanes as the printer computes at a time; inside ``lanes`` one
-lane knows nothing of the others. Memory is reached through buffers alone: an index is a uniform
-integer, or an :class:`Axis`, for where in memory a lane lies is for the printer to know.
+those of *lanes* stand for as many as the printer computes at a time, which know nothing of each
+other. Memory is reached through buffers: an index is a uniform integer, or an :class:`Axis`.
 """
 
 from __future__ import annotations
@@ -219,11 +218,9 @@ class Barrier:
 class Multiply:
     """Multiply the rows of one step by several matrices, and add that to several steps.
 
-    ``target[i + j] += source[index] @ matrix[first + j]`` for ``j`` of ``0 ... count - 1``, none if
-    ``count`` is not positive, and for all rows of neurons of the task. The last matrix that the
-    buffer has is an exception: its product overwrites the target.
-
-    Target and source are sequences; where it is reversed, the targets go down, ``target[i - j]``.
+    ``target[i + j] += source[index] @ matrix[first + j]`` for ``j`` of ``0 ... count - 1``, and all
+    rows of neurons of the task; ``target[i - j]`` where it is reversed. The product of the buffer's
+    last matrix overwrites the target.
     """
 
     target: Buffer

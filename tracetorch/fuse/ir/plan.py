@@ -1,9 +1,8 @@
 """Plan the kernels of one call: a program, and the gradients and trajectories that are needed.
 
-An absent cotangent stays absent, as in autograd: it is no zero, which times infinity is NaN. Which
-there are may differ from step to step: that of a state which no loss reads at the end begins where
-an earlier step reads the state. So a :data:`Presence` is known for each, and a value of which a
-step has none is left out of the sums that autograd makes.
+An absent cotangent stays absent, as in autograd: it is no zero, which times infinity is NaN. That
+may differ from step to step, of a state that no loss reads at the end, say: so a :data:`Presence`
+is known for each, and what a step has none of is left out of the sums that autograd makes.
 """
 
 from __future__ import annotations

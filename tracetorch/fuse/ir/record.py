@@ -1,9 +1,8 @@
 """Record the arithmetic of PyTorch code as a :class:`Graph`, by a dispatch mode.
 
-A tensor of the recorded code is a :class:`_Lane`: no data, but the name of its value in the graph,
-and a small sample, on which PyTorch computes shape and dtype of results. A sample is contiguous and
-has as many values as the input, or one: so an operation joins values of one lane if its result has
-no more, and a view that is contiguous too keeps their order.
+A tensor of the recorded code is a :class:`_Lane`: the name of its value in the graph, and a small
+contiguous sample, of as many values as the input or one, on which PyTorch computes shape and dtype:
+an operation joins values of one lane if its result has no more; a contiguous view keeps the order.
 """
 
 from __future__ import annotations
@@ -121,10 +120,7 @@ class StepRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.sample = torch.full((side,) * ndim, 0.5, dtype=dtype, device="cpu")
 
     def input(self, name: str, like: Tensor | None = None) -> Tensor:
-        """Return a tensor that represents the input ``name``, one value in each lane.
-
-        One ``like`` a parameter has the dimensions that this lacks: its gradient is of each lane.
-        """
+        """Return a tensor for the input ``name``, of each lane, or of dimensions as of ``like``."""
         is_small = like is not None and (like.ndim < self.sample.ndim or 1 in like.shape)
         return _Lane(self.sample, _Memory(name, is_small, is_input=True), is_small, self.device)
 

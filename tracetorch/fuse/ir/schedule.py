@@ -1,11 +1,10 @@
 """Schedule a plan: choose its loops over time and lanes, once for all printers, as kernels.
 
 Time is the innermost loop: a block of lanes walks through all of it, its states in registers.
-Forward stores the states at the beginning of every segment but the first (``checkpoints``); from
-there backward recomputes the states before each step of a segment (``past``), the last one first.
-In a linear recurrence, ``x[t] = input[t] + bias + sum_j output[t - 1 - j] @ matrix[j]``, time is
-the outer loop: a step of all lanes of the task, then its output times every matrix (``taps``),
-added to what the steps to come are given, ``drive``.
+Forward stores the states at the beginning of every segment but the first (``checkpoints``), from
+where backward recomputes those before each step (``past``), the last one first. In a recurrence,
+``x[t] = input[t] + bias + sum_j output[t - 1 - j] @ matrix[j]``, time is the outer loop: a step of
+all lanes of the task, then its output times every matrix (``taps``), added to ``drive``.
 """
 
 from __future__ import annotations
@@ -205,11 +204,7 @@ _TIME = ("steps", "every", "segments")
 
 
 def forward_kernel(plan: Plan, *, in_chunks: bool = False) -> Schedule:
-    """Return the forward pass: outputs, final states, trajectories, checkpoints.
-
-    ``in_chunks``: ``chunk`` steps of one block of lanes, then those of the next, so that memory is
-    walked in longer runs; the states and parameters wait in memory.
-    """
+    """Return the forward pass; ``in_chunks``: ``chunk`` steps of one block, then of the next."""
     program, names = plan.program, [f"s_{name}" for name in plan.program.states]
     sizes = (*_TIME, *(("chunk", "chunks") if in_chunks else ()))
     w = _Writer("forward", "forward pass", plan, [program.forward], *sizes)

@@ -102,10 +102,7 @@ class Program:
 
 
 class _CotangentSeed(torch.autograd.Function):
-    """Scalar whose backward pass sends the cotangents into the step's results.
-
-    As ``grad_outputs`` they would import PyTorch's symbolic shapes, which takes longer than traces.
-    """
+    """Scalar that sends cotangents into results; ``grad_outputs`` would import symbolic shapes."""
 
     @staticmethod
     def forward(ctx: Any, cotangents: Sequence[Tensor], *ends: Tensor) -> Tensor:
@@ -124,11 +121,7 @@ def trace(
     arguments: dict[str, Any],
     device: torch.device = torch.device("cpu"),  # noqa: B008 (it is immutable)
 ) -> Program:
-    """Trace ``step`` by running it, and ``autograd.grad`` of it, on tensors that record operations.
-
-    ``ndim`` is that of one step; tensors among the step kwargs, ``arguments``, become inputs, and
-    all else is compiled in. Where the step is more than pointwise arithmetic, raise ``Unfusable``.
-    """
+    """Trace ``step`` and its gradient on tensors that record operations, or raise ``Unfusable``."""
     program = _trace(cell, arguments, ndim, dtype, device, 2)
     # the step sees no sizes; an operation of PyTorch might compute with those of samples
     if _trace(cell, arguments, ndim, dtype, device, 5).key != program.key:

@@ -127,9 +127,8 @@ def wrong_memory(
 class Layout(NamedTuple):
     """A sequence ``[T, ...]`` seen as ``[T, outer, neurons, inner]`` in the order of its memory.
 
-    Every operation is pointwise, so a channels-last input is walked in its own order instead of
-    being copied into another; outputs and gradients get the same order. ``order`` are the
-    dimensions in the order of memory, 0 first; one step is ``outer * neurons * inner`` lanes.
+    Every operation is pointwise: a channels-last input is walked in its own ``order``, and so are
+    outputs and gradients. One step is ``outer * neurons * inner`` lanes.
     """
 
     order: tuple[int, ...]

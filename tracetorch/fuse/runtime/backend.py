@@ -73,10 +73,7 @@ class Backend(abc.ABC):
     def backward(
         self, plan: Plan, layout: Layout, given: Operands, checkpoints: Tensor, grads: list[Tensor]
     ) -> list[Tensor]:
-        """Return the gradients of inputs, states, parameters; an empty tensor for one not needed.
-
-        ``grads`` are those of the results.
-        """
+        """Return gradients of inputs, states, parameters; an empty tensor for one not needed."""
 
     @abc.abstractmethod
     def uniforms(self, position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -39,9 +39,8 @@ _TASKS = 64  # at least: enough to share evenly among threads, few enough for th
 class _Grid(NamedTuple):
     """The division of the lanes into tasks: a task is a tile of columns, and a group of rows.
 
-    In one of ``rows`` of ``columns`` lie ``repeats`` narrow rows of the layout. There are
-    ``groups`` of ``per_group`` rows, which a task runs one after the other. ``geometry`` is what
-    ``llvm_kernel.GEOMETRY`` names.
+    In one of ``rows`` of ``columns`` lie ``repeats`` narrow rows of the layout. A task runs one of
+    ``groups`` of ``per_group`` rows; ``geometry`` is what ``llvm_kernel.GEOMETRY`` names.
     """
 
     columns: int
@@ -72,11 +71,7 @@ def _grid(layout: Layout, *, grouped: bool) -> _Grid:
 
 
 class CompiledKernel(NamedTuple):
-    """A compiled kernel of a plan, its literals, and the lines of arithmetic in one step.
-
-    ``roles`` are those of the buffers that it is given, in their order; ``own`` its scratch, as
-    :func:`own_buffers` describes it.
-    """
+    """A compiled kernel, its literals, buffers by role, own scratch, and lines in one step."""
 
     tasks: TaskKernel
     printed: Printed
@@ -94,11 +89,7 @@ class CompiledKernel(NamedTuple):
         work: int,
         scratch: int,
     ) -> None:
-        """Run it over its tasks; one loop, for it runs for every layer of every pass.
-
-        The ``geometry`` is that of ``llvm_kernel.GEOMETRY``. Tensors are without gaps, those of
-        roles in :data:`.STRIDED` with the strides of time and of rows; the caller keeps them alive.
-        """
+        """Run it over its tasks; one loop, for it runs for every layer of every pass."""
         arguments = [*geometry, *sizes]
         buffers[Role.LITERALS] = (self.literals,)
         for role in self.roles:

@@ -57,8 +57,7 @@ def launch(kernel: Any, lanes: int, device: torch.device, arguments: dict[str, A
 def literals(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers on a device, for as arguments those of float64 would be truncated.
 
-    They are copied once, for a copy waits for the device, and kept for good: memory that is freed
-    on one stream could be given away while a kernel on another still reads it.
+    Copied once, and kept: memory freed on one stream could be given away while another reads it.
     """
     with global_modes_off():
         return torch.tensor(numbers, dtype=dtype, device=device)
@@ -145,10 +144,7 @@ class TritonBackend(Backend):
         return f"its step uses {operation}, which Triton kernels lack"
 
     def prepare(self, plan: Plan, device: torch.device) -> None:
-        """Copy the numbers of a plan to a device.
-
-        Before a compiled program runs: what its first runs allocate belongs to its CUDA graph.
-        """
+        """Copy a plan's numbers before a compiled program, whose CUDA graph owns what it makes."""
         literals(plan.literals, plan.program.dtype, device)
 
     def forward(self, plan: Plan, layout: Layout, given: Operands) -> list[Tensor]:

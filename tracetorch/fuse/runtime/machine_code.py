@@ -1,9 +1,8 @@
 """Compile LLVM IR in this process, and keep kernels on disk for the next one.
 
-A kernel compiles in some 30 to 60 milliseconds, and is loaded in a few; so its object code is kept,
-in one file that begins with a checksum. A file that is damaged, or a folder that cannot be written,
-costs the compilation and nothing else. The name of a file starts with that of its kernel and a hash
-of what it was made from; its time is that of the last use.
+A kernel compiles in some 30 to 60 milliseconds, and loads in a few: its object code is kept, behind
+a checksum, in a file named for it and a hash of what it was made from; its time is the last use. A
+damaged file, or a folder that cannot be written, costs the compilation and nothing else.
 """
 
 from __future__ import annotations
@@ -249,10 +248,7 @@ def _prune(most: float) -> None:
 def kept(
     name: str, is_right: Callable[[bytes], bool], make: Callable[[], bytes]
 ) -> tuple[bytes, Path | None]:
-    """Return the content of a file in the folder, made where there is none or a damaged one.
-
-    And its path, ``None`` where the folder cannot be used.
-    """
+    """Return a file's content, made where there is none or a damaged one, and its path, if any."""
     most, path = limit(), None
     try:
         path = folder() / name

@@ -1,8 +1,8 @@
 """Run the tasks of a kernel on PyTorch's own threads, or else on as many new ones.
 
-PyTorch's threads wait for work by spinning, and starve other threads for some milliseconds after
-every product. So kernels run in a parallel region of the OpenMP runtime that PyTorch has loaded;
-where it is not the one known here, or after ``fork``, which leaves its threads behind, on new ones.
+PyTorch's threads wait by spinning, and starve others for milliseconds after every product. So
+kernels run in a parallel region of the OpenMP runtime that PyTorch has loaded; where it is not the
+one known here, or after ``fork``, which leaves its threads behind, on new ones.
 """
 
 from __future__ import annotations
@@ -131,11 +131,7 @@ def _kernel(write: Callable[..., None], dtype: torch.dtype, form: tuple[int, ...
 
 
 def shared_out(count: int, least: int) -> tuple[int, int]:
-    """Return how many rows or columns are a task, at least ``least``, and how many tasks there are.
-
-    Several for each thread, so that all end together, and few, so that each reads what it shares
-    with the others seldom. For kernels whose result does not depend on it.
-    """
+    """Return how many rows or columns are a task, at least ``least``, and how many tasks."""
     per_task = max(least, -(-count // (_TASKS_PER_THREAD * torch.get_num_threads())))
     return per_task, -(-count // per_task)
 

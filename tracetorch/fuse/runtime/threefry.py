@@ -1,9 +1,7 @@
 """Generate random numbers from a counter with Threefry-2x32: in PyTorch, and for CPU and GPU.
 
-A number depends on a key and a counter alone, not on how many were drawn before, so that every
-device and every order of drawing gives the same. All is done in integers: equal to the bit.
-
-Reference: Salmon, Moraes, Dror and Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011.
+A number depends on a key and a counter alone: every device and order of drawing gives the same.
+Reference: Salmon, Moraes, Dror, Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011.
 """
 
 from __future__ import annotations
@@ -44,10 +42,7 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
 
 
 def uniforms(position: Tensor, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return two sequences ``[steps, ...]`` in (0, 1), the same in every dtype; lane l has key l.
-
-    The ``position`` is the counter of every lane at the first step, int64, not negative.
-    """
+    """Return two sequences in (0, 1) of any dtype, by counters from ``position`` and key l."""
     time = torch.arange(steps, device=position.device).reshape(steps, *[1] * position.ndim)
     lane = torch.arange(position.numel(), device=position.device).reshape(position.shape)
     counter = position + time

@@ -209,10 +209,9 @@ def _drawn_places(count: int, probability: float, generator: torch.Generator | N
 
 
 def _distinct(rows: int, size: int, count: int, generator: torch.Generator | None) -> Tensor:
-    """Draw ``count`` different numbers below ``size`` for every row, in order.
+    """Draw ``count`` different numbers below ``size`` for every row, in order; all sets as likely.
 
-    What is there twice is drawn anew: no number is treated unlike another, so all sets are as
-    likely. Of half and more, those of the largest of as many random numbers.
+    What is there twice is drawn anew; half and more are the largest of as many random numbers.
     """
     device = None if generator is None else generator.device
     if 2 * count >= size:

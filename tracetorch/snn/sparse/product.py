@@ -42,10 +42,7 @@ class EdgeWiring(NamedTuple):
 
 
 def product(wiring: EdgeWiring, window: Tensor, weight: Tensor) -> Tensor:
-    """Return ``[steps, samples, outputs]`` of a window ``[reach + steps, samples, inputs]``.
-
-    The weight is ``[E]``, in the order of the edges and of the window's dtype.
-    """
+    """Return ``[steps, samples, outputs]`` of a window ``[reach + steps, samples, inputs]``."""
     return _derivative(_GRADS, wiring, window, weight)
 
 
@@ -187,10 +184,7 @@ def _events(k: TaskWriter, line: Array, first: Value, last: Value) -> Iterator[V
 
 
 class _SourceEdges:
-    """Edges by source: where those of a source begin, their targets, places in the weight, delays.
-
-    Without delays the reach is 0; edges that are given in this order have the place of their own.
-    """
+    """Edges by source: where they begin, targets, places in the weight, delays; reach 0 without."""
 
     def __init__(self, k: TaskWriter, delayed: bool, ordered: bool) -> None:
         self.k, self.starts, self.targets = k, k.array(WORD), k.array("i32")
@@ -205,10 +199,7 @@ class _SourceEdges:
 
     @contextmanager
     def reached(self, edge: Value, time: Value, ends: tuple[Value, ...]) -> Iterator[Value]:
-        """Run what is written inside for the step that an edge leads to, if it does.
-
-        ``ends`` are the first step, that behind the last one, and the reach.
-        """
+        """Run what is inside for the step that an edge leads to, if it is one of ``ends``."""
         first, last, reach = ends
         if self.delays is None:
             yield time
@@ -259,9 +250,8 @@ def sparse_by_weight(k: TaskWriter, real: str, delayed: bool, ordered: bool) -> 
 def sparse_by_window(k: TaskWriter, real: str, delayed: bool, ordered: bool) -> None:
     """Write the gradient of some times of a sample: all of them at once, by edge.
 
-    Weights are sorted as the edges are, for every one is read. The gradients of the outputs are
-    copied to ``table``, in which those of one output at the steps that these times reach are
-    neighbours.
+    Weights are sorted as the edges are. Gradients of the outputs are copied to ``table``, in which
+    those of one output at the steps that these times reach are neighbours.
     """
     steps, samples, reach, inputs, outputs = k.integers(5)
     grads, weight, window = k.array(real), k.array(real), k.array(real)
