@@ -20,9 +20,7 @@ from tracetorch.fuse.step_results import check_step_results
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Graph of a step and its vector-Jacobian product.
-
-    Its inputs and outputs are named for what they are::
+    """Graph of a step and its vector-Jacobian product; names of inputs and outputs::
 
     s_<state>    state before the step          next_<state>  state after the step
     g_<state>    cotangent of next_<state>      d_s_<state>   gradient of s_<state>
