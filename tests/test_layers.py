@@ -62,7 +62,7 @@ CEILINGS = {
     "events": 1197,
     "export": 7048,
     "functional": 488,
-    "fuse": 8957,
+    "fuse": 8958,
     "hub": 125,
     "init": 2045,
     "integers": 1500,

@@ -20,14 +20,15 @@ from tracetorch.fuse.step_results import check_step_results
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Graph of a step and its vector-Jacobian product; names of inputs and outputs::
+    """Graph of a step and its vector-Jacobian product.
 
-    s_<state>    state before the step          next_<state>  state after the step
-    g_<state>    cotangent of next_<state>      d_s_<state>   gradient of s_<state>
-    p_<param>    parameter                      d_p_<param>   its gradient
-    x            first input                    d_x           its gradient
-    i_<input>    further input                  d_i_<input>   its gradient
-    g_output     cotangent of output            output        output
+    Names of inputs and outputs::
+
+        s_<state>        state before the step     next_<state>       state after the step
+        g_<state>        cotangent of next_<state> d_s_<state>        gradient of s_<state>
+        p_<param>        parameter                 d_p_<param>        its gradient
+        x, i_<input>     first, further inputs     d_x, d_i_<input>   their gradients
+        g_output         cotangent of output       output             output
     """
 
     layer: str
