@@ -126,6 +126,13 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
     if run is None or not run.folded or torch.compiler.is_compiling():
         return plain()  # type: ignore[no-any-return]
     weight, bias = module.weight, module.bias
+    names = _requests.in_thread.names
+    always = (names[-1] if names else _requests.default) == "always"
+    # most products are too small: nothing else is asked then
+    rows = input.shape[:-1].numel()
+    known = type(input) is Tensor and type(weight) is nn.Parameter and weight.ndim == 2
+    if known and not (always or observers.active or crossover(rows, *weight.shape[::-1]) > 0):
+        return plain()  # type: ignore[no-any-return]
     reason = _plain_reason(input, weight, bias)
     at: Window | None = None
     if reason is None and isinstance(module, nn.Conv2d):
@@ -148,18 +155,15 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
         has_gradient = has_gradient and torch.is_grad_enabled()
         limit = conv_crossover(input.shape, weight.shape, at.size, has_gradient)
     else:
-        rows = input.numel() // weight.shape[1]
         limit = crossover(rows, *weight.shape[::-1])
-    events = _events(module, input.detach().view(rows, -1), limit)
+    events = _events(module, input.detach().view(rows, -1), limit, always)
     if events is None:
         return plain()  # type: ignore[no-any-return]
     return product(CONV if kind is nn.Conv2d else LINEAR, input, weight, bias, events, at)
 
 
-def _events(module: nn.Module, matrix: Tensor, limit: float) -> EventLists | None:
+def _events(module: nn.Module, matrix: Tensor, limit: float, always: bool) -> EventLists | None:
     """Return the events of the input; ``None`` where the dense product is faster. Report either."""
-    names = _requests.in_thread.names
-    always = (names[-1] if names else _requests.default) == "always"
     limit = 1.0 if always else limit
     events: EventLists | None = None
     density: float | None = None
@@ -185,11 +189,7 @@ def _plain_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
         return "autocast computes in another dtype"
     dtype = x.dtype
     for tensor in tensors:
-        if (
-            dtype not in _DTYPES
-            or tensor.dtype != dtype
-            or not tensor.is_cpu
-            or tensor.layout != torch.strided
-        ):
+        dense = tensor.is_cpu and tensor.layout == torch.strided
+        if dtype not in _DTYPES or tensor.dtype != dtype or not dense:
             return "a tensor is not plain memory of one dtype, float32 or float64, on the CPU"
     return None

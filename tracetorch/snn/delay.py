@@ -330,7 +330,7 @@ class DelayedLinear(DelayingLayer):
         out_features: size of the last dimension of the output.
         bias: whether there is one.
         max_delay: the largest delay in steps; at least 1.
-        delay: initial delays, a number or ``[out_features, in_features]``; ``None``: uniform.
+        delay: first in [0, max_delay], one or ``[out_features, in_features]``; ``None``: uniform.
         sigma: width of the interpolation in steps.
         learnable: whether the delays are learned; the weights are.
 

@@ -69,8 +69,8 @@ class SparseLinear(PastLayer):
             for all; ``None``: uniform within one over the root of the number of edges to a target.
         bias: whether there is one; it starts as that of an ``nn.Linear``, 0 where no edge leads to.
         delay: whole steps, not negative: one number, or integers ``[E]``; ``None``: no delay.
-        signs: 1 or -1 for each source, ``[in_features]``, or for each edge, ``[E]``: weights are at
-            least or at most 0 (Dale's law), as those of :func:`connect`.
+        signs: 1 or -1 for each source, ``[in_features]``, or for each edge, ``[E]``: weights
+            keep that sign (Dale's law), as those of :func:`connect`.
         group: integers ``[E]``, from 0 on: edges of a group share a weight.
 
     Shape:
