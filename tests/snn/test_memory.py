@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import tracetorch as tt
 from tests.cases import layer, module, sequence
 from tests.refusals import check, refusals
+from tests.snn.test_populations import results
 from tests.unrolling.models import gradcheck
 from tracetorch import snn
 
@@ -75,21 +76,6 @@ def by_hand(model: Fed, x: Tensor, reset: Tensor | None = None) -> Tensor:
     return torch.stack(outputs)
 
 
-def results(model: nn.Module, run: Any) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Return outputs, gradients by name, and states, from rest."""
-    tt.zero_states(model)
-    model.zero_grad()
-    x = sequence(T, B, 3).requires_grad_()
-    y = run(x)
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
-    grads = {"x": x, **dict(model.named_parameters())}
-    return (
-        y.detach(),
-        {n: p.grad for n, p in grads.items() if p.grad is not None},
-        tt.get_states(model),
-    )
-
-
 RESET = torch.rand(T, B, generator=torch.Generator().manual_seed(1)) < 0.3
 ROADS: dict[str, dict[str, Any]] = {
     "by step": {},
@@ -121,8 +107,8 @@ def test_every_road_is_the_loop_with_a_variable(road: str, reset: Tensor | None)
         assert torch.equal(seen["last"], y)
         return y
 
-    expected, grads, states = results(model, lambda x: by_hand(model, x, reset))
-    found, found_grads, found_states = results(model, run)
+    expected, grads, states = results(model, sequence(T, B, 3), lambda x: by_hand(model, x, reset))
+    found, found_grads, found_states = results(model, sequence(T, B, 3), run)
     assert torch.equal(found, expected)
     assert found.count_nonzero() > 10
     torch.testing.assert_close(found_grads, grads)
