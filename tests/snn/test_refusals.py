@@ -61,6 +61,7 @@ def called(layer: Any) -> Any:
     called(norm())(torch.ones(5, 3)) -> ValueError: position of shape \[2, 1\].* shape \[5, 3\]
     norm()(torch.ones(3)) -> ValueError: takes the batch in dimension 0
     norm()(torch.ones(1, 3)) -> ValueError: fewer than two values per channel.*drop_last=True
+    tt.nir.to_nir(norm().eval(), torch.ones(2, 3)) -> ValueError: no counterpart in NIR
     norm().forward_sequence(torch.ones(5, 2, 3), ["mem"]) -> ValueError: 'mem'.* It has position
     snn.LockedDropout(3, 1.5) -> ValueError: p must lie in \[0, 1\].* got 1.5
     assigned(snn.LockedDropout(3), p=1.5)(torch.ones(1, 3)) -> ValueError: p must lie in .* got 1.5
