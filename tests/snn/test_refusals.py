@@ -78,6 +78,8 @@ def called(layer: Any) -> Any:
     tt.set_states(delay(), {"past": torch.ones(2)}) -> ValueError: at dim -1 and .* got shape \[2\]
     called(snn.Delay(3, max_delay=2))(torch.ones(5, 3)) -> ValueError: past of shape .* \[5, 3\]
     zeroed(snn.Delay(3, max_delay=2)) -> ValueError: has its neurons at dimension 0
+    zeroed(snn.LIF(3)) -> ValueError: has its neurons at dimension 0, where the mask looks
+    zeroed(snn.LIF(3, dim=0)) -> ValueError: has its neurons at dimension 0, where the mask looks
     delay()(torch.ones(1, 3)) -> ValueError: has 2 neurons, the input has 3
     delay().forward_sequence(torch.ones(3, 1, 2), ["mem"]) -> ValueError: 'mem'.* It has past
     assigned(delay(), max_delay=2) -> AttributeError: max_delay is fixed by the constructor
