@@ -15,17 +15,8 @@ from tests.refusals import check, refusals
 from tracetorch import snn
 from tracetorch.functional import atan_surrogate, boxcar_surrogate
 
-DEFAULTS = {
-    "alpha": 0.5,
-    "beta": 0.9,
-    "gamma": 0.5,
-    "pos_threshold": 1.0,
-    "neg_threshold": 1.0,
-    "pos_scale": 1.0,
-    "neg_scale": 1.0,
-    "rec_weight": 0.0,
-    "bias": 0.0,
-}
+DEFAULTS = {"alpha": 0.5, "beta": 0.9, "gamma": 0.5, "pos_threshold": 1.0, "neg_threshold": 1.0}
+DEFAULTS |= {"pos_scale": 1.0, "neg_scale": 1.0, "rec_weight": 0.0, "bias": 0.0}
 DECAYS = ("alpha", "beta", "gamma")
 
 
