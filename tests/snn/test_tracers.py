@@ -18,7 +18,7 @@ from tracetorch import snn
 pytestmark = pytest.mark.filterwarnings("ignore")
 FROZEN = "would freeze the state of a neuron layer"
 X = sequence(2, 2, 3, dtype=torch.float32)
-
+FAKES: Any = {"_allow_non_fake_inputs": True}
 
 TRACERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "export": lambda model, x: torch.export.export(model, (x,)).module(),
@@ -28,8 +28,8 @@ TRACERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "jit.trace without gradients": torch.no_grad()(torch.jit.trace),
     "make_fx": lambda model, x: make_fx(model)(x),
     "make_fx without gradients": torch.no_grad()(lambda model, x: make_fx(model)(x)),
-    "make_fx of sizes": lambda m, x: make_fx(m, "symbolic", _allow_non_fake_inputs=True)(x),
-    "make_fx of fakes": lambda m, x: make_fx(m, "fake", _allow_non_fake_inputs=True)(x),
+    "make_fx of sizes": lambda m, x: make_fx(m, tracing_mode="symbolic", **FAKES)(x),
+    "make_fx of fakes": lambda m, x: make_fx(m, tracing_mode="fake", **FAKES)(x),
     "symbolic_trace": lambda model, x: fx.symbolic_trace(model),
     "jit.script": lambda model, x: torch.jit.script(model),
 }
