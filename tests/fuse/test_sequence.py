@@ -86,6 +86,21 @@ def test_channels_last_is_preserved() -> None:
     assert layer.forward_sequence(x)[0].stride() == x.stride()
 
 
+def test_recorded_trajectories() -> None:
+    layer, x = cases.layer("SRLIF", 5), cases.sequence(9, 2, 5, dtype=torch.float32)
+
+    def by_step(layer: snn.Neuron, x: Tensor) -> Any:
+        y, syn, mem = zip(*((layer(step), layer.syn, layer.mem) for step in x), strict=True)
+        return torch.stack(y), {"syn": torch.stack(syn), "mem": torch.stack(mem)}
+
+    def recorded(layer: snn.Neuron, x: Tensor) -> Any:
+        return layer.forward_sequence(x, record=["syn", "mem"])
+
+    for backend in ("cpu", "eager"):
+        with fuse.backend(backend):
+            torch.testing.assert_close(ends(layer, x, recorded), ends(layer, x, by_step))
+
+
 def test_splitting_a_sequence_changes_nothing() -> None:
     layer, x = cases.layer("SRLIF", 5), cases.sequence(9, 2, 5, dtype=torch.float32)
 
