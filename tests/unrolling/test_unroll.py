@@ -172,15 +172,6 @@ def test_keyword_inputs_can_be_recorded() -> None:
         assert torch.equal(seen["cell.input"], 2 * x)
 
 
-def test_batch_norm_takes_its_statistics_over_time_and_batch() -> None:
-    norm = nn.BatchNorm1d(3)
-    x = torch.randn(5, 4, 3)
-    y = tt.unroll(nn.Sequential(norm, snn.LIF(3), nn.Dropout(0.5)), x)
-    assert y.shape == x.shape
-    torch.testing.assert_close(norm.running_mean, 0.1 * x.mean((0, 1)))
-    assert norm.num_batches_tracked == 1
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(3, 4), layer("LIF", 4), layer("BSRLIF", 4)).to(dtype)
@@ -191,19 +182,6 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert y.dtype == dtype
     assert seen["1.mem"].dtype == torch.float32
     assert torch.equal(y, expected)
-
-
-def test_without_a_graph() -> None:
-    model = made("dense")
-    x = dyadic(6, 2, 3)
-    with torch.no_grad():
-        first = tt.unroll(model, x[:2])
-    with torch.inference_mode():
-        second = tt.unroll(model, x[2:4])
-    third = tt.unroll(model, x[4:])
-    tt.zero_states(model)
-    assert torch.equal(torch.cat([first, second, third]), tt.unroll(model, x))
-    assert third.requires_grad
 
 
 def twice() -> Any:
