@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,18 +56,6 @@ def test_checkpoints_of_0_9_2_load(golden: dict[str, Any], container: str, tmp_p
     torch.testing.assert_close(stepped(model, golden["x"]), golden["out"], rtol=1e-10, atol=1e-10)
     if container != "safetensors":
         model.load_state_dict(torch.load(path, weights_only=True))
-
-
-def test_save_writes_plain_safetensors(tmp_path: Path) -> None:
-    model = made("dense")
-    tt.save(model, tmp_path / "net.safetensors")
-    with safe_open(tmp_path / "net.safetensors", framework="pt") as file:
-        assert set(file.keys()) == set(model.state_dict())
-        header = json.loads(file.metadata()["tracetorch"])
-    assert header["version"] == tt.__version__
-    assert set(header["layers"]) == {"1", "3"}
-    assert header["layers"]["1"]["parameters"]["alpha"] == 1
-    assert header["layers"]["1"]["options"]["reset"] == "subtract"
 
 
 def test_states_are_loaded_where_they_are_asked_for(tmp_path: Path) -> None:
@@ -308,22 +295,6 @@ def test_what_cannot_be_saved_or_loaded_leaves_the_file(call, error, tmp_path) -
     check(call, error, {**globals(), "file": file})
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "net.safetensors"
-    tt.save(layer("LIF", 3), path)
-    before = path.read_bytes()
-
-    def stopped(file: Path, data: bytes) -> None:
-        file.open("wb").close()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_bytes", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        tt.save(snn.LIF(3), path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 CONFIGURATIONS = [*configurations(False, False), *configurations(True, True)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.utils import _pytree as pytree
 
 import tracetorch as tt
 from tracetorch import snn
@@ -53,41 +54,28 @@ def resume(file: Path, model: nn.Module, **parts: Any) -> None:
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
-    "NAdam": lambda p: torch.optim.NAdam(p, lr=0.01),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True),
-    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
-    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
-    "Rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
 }
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
     "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=9),
     "steps": lambda o: lr_scheduler.MultiStepLR(o, [2, 2, 4]),  # keeps a Counter
-    "cosine": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
     "two": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)], [3]
     ),
 }
-PAIRS = {(name, "cosine") for name in OPTIMIZERS} | {("AdamW", name) for name in SCHEDULERS}
 
 
 def same(one: Any, other: Any) -> bool:
     """Whether two ``state_dict``s hold the same values, in containers of the same kind."""
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return (
-            type(one) is type(other)
-            and one.keys() == other.keys()
-            and all(same(one[key], other[key]) for key in one)
-        )
-    if isinstance(one, list | tuple):
-        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+    (leaves, spec), (others, other_spec) = map(pytree.tree_flatten, (one, other))
+    return spec == other_spec and all(
+        torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+        for a, b in zip(leaves, others, strict=True)
+    )
 
 
-@pytest.mark.parametrize(("kind", "schedule"), sorted(PAIRS))
+@pytest.mark.parametrize("schedule", SCHEDULERS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_training_that_goes_on_from_a_file_ends_as_one_without_interruption(
     kind, schedule, tmp_path
 ) -> None:
