@@ -483,9 +483,7 @@ def test_out_of_memory_in_a_kernel(tried: bool, monkeypatch: pytest.MonkeyPatch)
     before = net[1].mem
     for kernel in ("forward", "backward"):
         monkeypatch.setattr(CpuBackend, kernel, lambda *_: raising()(X))
-    with pytest.raises(
-        torch.OutOfMemoryError, match="in the backward pass of LIF, of 8 steps: Tried"
-    ):
+    with pytest.raises(torch.OutOfMemoryError, match="backward pass of LIF, of 8 steps: Tried"):
         y.sum().backward()
     assert net[1].raw_beta.grad is None
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
