@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import module
 from tests.unrolling.memories import Says
 from tests.unrolling.models import ROADS, dyadic, made
 from tracetorch import metrics, snn
@@ -69,31 +70,24 @@ def test_a_model_built_in_inference_mode(road, inside):
         model = net()
     held = dict(model.named_parameters())
     with inside():
-        found = RUNS[road](model, x)
+        torch.testing.assert_close(RUNS[road](model, x), expected)
         tt.zero_states(model)
-        torch.testing.assert_close(found, expected)
     assert all(p is held[name] and p.is_inference() for name, p in model.named_parameters())
 
 
 def test_an_in_place_change_beside_a_tensor_of_inference_mode_is_found() -> None:
-    class Counting(nn.Module):
-        count: Tensor
+    def forward(s: Any, x: Tensor) -> Tensor:
+        s.count += 1
+        return s.cell(x * s.count)
 
-        def __init__(self) -> None:
-            super().__init__()
-            with torch.inference_mode():
-                self.register_buffer("constant", torch.ones(3))
-            self.register_buffer("count", torch.zeros(()))
-            self.cell = snn.LIF(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.count += 1
-            return self.cell(x * self.count)
-
+    model = module(forward, cell=snn.LIF(3))
+    model.register_buffer("count", torch.zeros(()))
+    with torch.inference_mode():
+        model.register_buffer("constant", torch.ones(3))
     with (
         torch.no_grad(),
         pytest.raises(ValueError, match=r"cell .LIF. is given other inputs .* the model remembers"),
     ):
-        tt.unroll(Counting(), torch.ones(4, 2, 3))
+        tt.unroll(model, torch.ones(4, 2, 3))
     with pytest.raises(ValueError, match="one step changes 'count'"):
-        tt.export.step(Counting(), torch.ones(2, 3))
+        tt.export.step(model, torch.ones(2, 3))

@@ -92,7 +92,7 @@ def fresh(decay: float) -> snn.Neuron:
 
 
 def test_first_run_of_a_new_neuron_class_saves_what_any_run_does() -> None:
-    grads = []
+    grads: list[Tensor] = []
     for run in (
         lambda x: tt.unroll(fresh(0.625), x, segment=2),
         lambda x: tt.unroll(fresh(0.625), x, by="step"),
