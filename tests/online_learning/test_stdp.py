@@ -355,7 +355,7 @@ def pruned(layer: Any) -> Any:
     PairRule(nearest=1) -> TypeError: nearest must be True or False
     PairRule(a_plus=torch.nan) -> ValueError: a_plus must be finite, got nan
     STDP(pruned(nn.Linear(2, 2))) -> ValueError: its weight follows from other values
-    STDP(nn.utils.spectral_norm(nn.Linear(2, 2))) -> ValueError: its weight follows from other values
+    STDP(nn.utils.spectral_norm(nn.Linear(2, 2))) -> ValueError: its weight follows from other val
     rewarded()(PRE[0].numpy(), POST[0]) -> TypeError: must be a tensor|expects a tensor|takes a ten
     rewarded()(PRE[0], POST[0], torch.ones(2)) -> ValueError: a value for each step
     rewarded()(PRE[0], POST[0], torch.nan) -> ValueError: reward must be finite, got nan
