@@ -205,10 +205,9 @@ def fluctuation_(
     """Draw all weights before neurons so that their membranes fluctuate below the threshold.
 
     The weights of a neuron are normal and add up to 0, and its bias is 0; the model is run on
-    random spikes of this rate, in its current mode, and :func:`calibrate_` scales the weights and
-    moves the biases there, layer by layer: until the membranes have the target's deviation and
-    mean. So it holds behind delays, pooling, a factor or a shortcut too, and for the rates that
-    hidden layers have; for a linear layer in front of the neurons it is::
+    random spikes of this rate, and :func:`calibrate_` scales weights and moves biases there. So it
+    holds behind delays, pooling, a factor or a shortcut too, and for the rates that hidden layers
+    have; for a linear layer in front of the neurons it is::
 
         deviation^2 = sum_j w_j^2 * rate (1 - rate) * sum_s kernel(s)^2 = (target * distance)^2
 
@@ -225,8 +224,7 @@ def fluctuation_(
         target: deviation of the membranes, in distances from rest to threshold; above 0.
         mean: mean of the membranes in the same unit; other than 0 only behind a bias.
         generator: source of the random weights; PyTorch's own where it is ``None``.
-        shape: of one sample at one step, ``(2, 34, 34)`` say, without the batch; ``None``: guessed
-            from the layers, by which one the model runs.
+        shape: of one sample at one step, ``(2, 34, 34)`` say; ``None``: guessed from the layers.
 
     Raises:
         TypeError, ValueError: an argument is of another type or out of range, the model runs on no

@@ -43,12 +43,10 @@ def tdbn_(
         output = weight * (x - mean) / sqrt(var + eps) + bias
         weight = alpha * threshold / sqrt(branches)
 
-    Under :func:`tracetorch.unroll` by layer an ordinary batch norm takes its statistics over time
-    and batch together, which is the rest of tdBN. The threshold is the distance that the membrane
-    has from rest to it, one per neuron, for any neuron; branches are the norms whose outputs add up
-    before the neurons, two in a residual block. The paper keeps ``alpha * threshold`` apart from a
-    weight that starts at 1; here their product is learned. Which neurons a norm drives is followed
-    in the autograd graph of one step: additions and pooling may stand between.
+    By layer a batch norm takes its statistics over time and batch, which is the rest of tdBN. The
+    threshold is the membrane's distance from rest to it, one per neuron; branches are the norms
+    whose outputs add up before the neurons, two in a residual block, found in the graph of a step.
+    The paper keeps ``alpha * threshold`` apart from the weight; here their product is learned.
 
     Args:
         model: any module; give a part of it where some norms shall stay as they are.
@@ -150,9 +148,8 @@ _SAMPLES = 4
 def identity_(model: nn.Module) -> None:
     """Start every :class:`~tracetorch.snn.SEWBlock` as the identity: its output is its shortcut's.
 
-    The last batch norm, linear layer or convolution of the body gets a weight of 0, and a bias of
-    0, so that the body is silent; with ``"and"`` a bias from which it fires at every step. The
-    block is run on random spikes, to be sure that it is the identity.
+    The last batch norm, linear layer or convolution of the body gets a weight and a bias of 0, so
+    that it is silent; with ``"and"`` a bias from which it fires at every step. The block is run.
 
     Args:
         model: any module with such blocks.

@@ -63,11 +63,8 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
 
     The layer runs without input until it is at rest, then with a small impulse, its spike functions
     replaced by zero. Its membrane is what the first spike function receives first; of a layer
-    without one, the output. The layer itself is not changed.
-
-    An input that the layer's own :class:`~tracetorch.snn.Noise` gives has its mean. What the spike
-    function receives then may be a probability, nearly flat at rest: the response is scaled so that
-    an impulse that reaches the threshold at its peak does so in the response too.
+    without one, the output. An input that its own :class:`~tracetorch.snn.Noise` gives has its
+    mean; the response is scaled then so that an impulse that reaches the threshold does so in it.
 
     Args:
         layer: any neuron layer; of an :class:`~tracetorch.snn.Recurrent`, give the neuron inside.
