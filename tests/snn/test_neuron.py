@@ -1,6 +1,5 @@
 import copy
 import inspect
-import pickle
 import re
 from typing import Any
 
@@ -30,21 +29,14 @@ class Net(snn.TTModule):
 
 
 def test_custom_neuron_with_weights_options_and_modules() -> None:
-    class Gained(snn.Neuron):
-        states = ("mem",)
+    def step(x: Tensor, mem: Tensor, *, gain: Any, theta: Any, power: int, spike: Any) -> Any:
+        mem = mem + gain * x**power
+        return spike(mem - theta), mem
 
-        def __init__(self) -> None:
-            super().__init__(2)
-            self.weight("gain", 2.0, rank=0, learnable=False)
-            self.threshold("theta", {"value": 0.5}, surrogate=Slope())
-            self.option("power", 2)
-
-        @staticmethod
-        def step(x, mem, *, gain, theta, power, spike):
-            mem = mem + gain * x**power
-            return spike(mem - theta), mem
-
-    neurons = Gained()
+    neurons = odd(step=step, gain=None)
+    neurons.weight("gain", 2.0, rank=0, learnable=False)
+    neurons.threshold("theta", {"value": 0.5}, surrogate=Slope())
+    neurons.option("power", 2)
     assert {name for name, _ in neurons.named_parameters()} == {"raw_theta", "spike.k"}
     assert neurons(torch.ones(1, 2)).tolist() == [[pytest.approx(torch.tensor(3.0).sigmoid())] * 2]
     neurons.power = 3
@@ -70,21 +62,9 @@ def test_parameters_that_a_custom_neuron_declares(given: bool) -> None:
     assert [name for name, _ in made.named_parameters()] == ([] if given else raw)
 
 
-class ReturningResults(snn.Neuron):
-    states = ("mem", "slow")
-
-    def __init__(self, results: Any) -> None:
-        super().__init__(2)
-        self.option("results", results)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor, slow: Tensor, *, results: Any) -> Any:
-        return results(x, mem, slow)
-
-
 def returned(results: Any) -> None:
     """Call a layer whose step returns these, and run it over a sequence."""
-    neurons = ReturningResults(results)
+    neurons = odd(states=("mem", "slow"), step=results, gain=None)
     with pytest.raises(ValueError, match="must") as error:
         neurons(torch.ones(1, 2))
     assert neurons.mem is neurons.slow is None
@@ -93,11 +73,12 @@ def returned(results: Any) -> None:
     raise error.value
 
 
-def odd(**declared: Any) -> Any:
+def odd(*, gain: float | None = 2.0, **declared: Any) -> Any:
     """Make a neuron of a class with other declarations, and a weight called gain."""
     step = staticmethod(declared.pop("step", lambda x, mem, current=None: (x, mem)))
     made: Any = type("Odd", (snn.Neuron,), {"states": ("mem",), "step": step, **declared})(2)
-    made.weight("gain", 2.0)
+    if gain is not None:
+        made.weight("gain", gain)
     return made
 
 
@@ -183,8 +164,8 @@ def test_declarations_and_results_of_a_neuron_are_checked(call: str, error: str)
     "alias", [lambda x: x, lambda x: x[:], lambda x: x.detach(), lambda x: x.view_as(x)]
 )
 def test_states_share_no_memory_with_output_or_input(alias: Any) -> None:
-    neurons = ReturningResults(lambda x, mem, slow: (alias(mem), mem, alias(x)))
-    x = torch.ones(1, 2)
+    step = lambda x, mem, slow: (alias(mem), mem, alias(x))  # noqa: E731
+    neurons, x = odd(states=("mem", "slow"), step=step, gain=None), torch.ones(1, 2)
     neurons(x)
     x += 5
     held = neurons.mem
@@ -229,8 +210,6 @@ def test_bounds_of_weights_hold_while_they_are_learned() -> None:
         assert ((held.gain >= 0.1) & (held.gain <= 2)).all()
         assert (held.top > held.floor).all()
     assert (held.raw_gain > 2).any() or (held.raw_gain < 0.1).any()
-    twin = copy.deepcopy(held)
-    assert torch.equal(pickle.loads(pickle.dumps(twin)).top, held.top)
     with pytest.raises(ValueError, match="times must be at least 1, got 0"):
         held.times = 0
     held.gain = 1.0
@@ -327,34 +306,18 @@ def test_half_parameters_are_widened_before_the_constraint(dtype: torch.dtype) -
     assert half.raw_beta.grad.dtype == dtype
 
 
-def test_half_precision_in_the_middle_of_a_sequence() -> None:
-    neurons = snn.SLIF(4)
-    x = sequence(6, 2, 4, dtype=torch.float32)
-    stepped(neurons, x[:3])
-    before = tt.get_states(neurons)
-    neurons.bfloat16()
-    assert all(torch.equal(before[k], v) for k, v in tt.get_states(neurons).items())
-    neurons(x[3].bfloat16())  # the arithmetic is float32 as before
-    neurons.double()
-    assert neurons.mem.dtype == torch.float64
-    neurons(x[4].double())
-
-
-@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
-def test_gradient_mode_may_change_between_steps(off: Any) -> None:
-    x = sequence(6, 2, 3, dtype=torch.float32)
-    plain, switched = Net(), Net()
-    switched.load_state_dict(plain.state_dict())
-    expected = stepped(plain, x)
-    first = stepped(switched, x[:2])
-    switched.eval()
-    with off():
-        second = stepped(switched, x[2:4])
-    switched.train()
-    third = stepped(switched, x[4:])
-    assert torch.equal(torch.cat([first, second, third]), expected)
-    third.sum().backward()
-    assert all(p.grad is not None for p in switched.parameters())
+def test_states_move_with_the_module_but_to_half_precision() -> None:
+    net, x = Net(), sequence(6, 2, 3, dtype=torch.float32)
+    stepped(net, x[:3])
+    before = tt.get_states(net)
+    net.bfloat16()
+    torch.testing.assert_close(tt.get_states(net), before, rtol=0, atol=0)
+    net.out(torch.ones(2, 2).bfloat16())  # the arithmetic is float32 as before
+    net.double()(x[4].double())
+    assert {state.dtype for state in tt.get_states(net).values()} == {torch.float64}
+    assert net.out.mem.requires_grad
+    net.to("meta")
+    assert {state.device.type for state in tt.get_states(net).values()} == {"meta"}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -379,16 +342,6 @@ def test_state_leaked_by_a_trace_is_refused() -> None:
         neurons(torch.ones(1, 2))
     neurons.zero_states()
     neurons(torch.ones(1, 2))
-
-
-def test_states_move_with_the_module() -> None:
-    net = Net()
-    net(torch.ones(2, 3))
-    net.double()
-    assert {state.dtype for state in tt.get_states(net).values()} == {torch.float64}
-    assert net.out.mem.requires_grad
-    net.to("meta")
-    assert {state.device.type for state in tt.get_states(net).values()} == {"meta"}
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, through_save])
