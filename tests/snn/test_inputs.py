@@ -185,7 +185,6 @@ def test_an_input_is_what_a_module_of_its_name_computes() -> None:
 
 
 # as for one input, see tests/fuse/test_sequence.py
-# as for one input, see tests/fuse/test_sequence.py
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("learned", [(0, 1, 2), (1,)])
 def test_operators_pass_opcheck(learned: tuple[int, ...]) -> None:
@@ -204,19 +203,6 @@ def test_operators_pass_opcheck(learned: tuple[int, ...]) -> None:
     cotangents = [torch.randn_like(end) for end in ends]
     backward = (operands[0], plain, states, tensors, checkpoints, cotangents)
     torch.library.opcheck(torch.ops.tracetorch.backward, backward)
-
-
-def test_second_derivatives() -> None:
-    layer, inputs = made().double(), inputs_of((2, 3), torch.float64)
-
-    def penalty(run: Run) -> list[Any]:
-        layer.zero_states()
-        leaves = tuple(x.clone().requires_grad_() for x in inputs)
-        grads = torch.autograd.grad(run(layer, leaves).sum(), leaves, create_graph=True)
-        sum((g.square().sum() for g in grads), torch.zeros(())).backward()
-        return [leaf.grad for leaf in leaves]
-
-    torch.testing.assert_close(penalty(ROADS["eager"]), penalty(stepped))
 
 
 def test_half_precision() -> None:

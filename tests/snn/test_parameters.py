@@ -1,4 +1,3 @@
-from math import inf, nan  # noqa: F401 (the table names them)
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +175,8 @@ def test_an_assigned_value_is_used_by_what_was_compiled() -> None:
 @refusals(
     r"""
     set(snn.LIF(2), beta=0.0) -> ValueError: beta must lie strictly between 0 and 1 .*, got 0.0
-    set(snn.LIF(2), beta=torch.tensor([0.5, nan])) -> ValueError: beta must lie strictly .*, got nan
-    set(snn.LIF(2), beta=torch.full((3,), 0.5)) -> ValueError: number, or \[2\], .* got shape \[3\]
     set(snn.LIF(2), beta=torch.full((2, 1), 0.5)) -> ValueError: got shape \[2, 1\]
-    set(snn.LIF(2), beta=[0.5, 0.5]) -> TypeError: beta must be a number or a tensor, got list
-    set(snn.LIF(2), pos_threshold=-1.0) -> ValueError: must be positive and finite, got -1.0
     set(snn.BLIF(2), neg_threshold=1.0) -> ValueError: must be negative and finite .*, got 1.0
-    set(snn.RLIF(2), bias=inf) -> ValueError: bias must be finite, got inf
     set(snn.RLIF(2), bias=10**400) -> ValueError: bias is too large for a floating-point number
     set(snn.LIF(2), beta=torch.empty(2, device="meta")) -> RuntimeError: Cannot copy out of meta
     set(snn.LIF(2, beta_rank=0), beta=torch.full((2,), 0.5))
@@ -262,17 +256,3 @@ def halved(layer: Any) -> Any:
 
 def pruned(layer: Any) -> Any:
     return prune.identity(layer, "raw_beta")
-
-
-def test_constraints_hold_after_any_optimizer_step() -> None:
-    neurons = snn.BSRLIF(2)
-    optimizer = torch.optim.SGD(neurons.parameters(), lr=1e3)
-    for _ in range(3):
-        optimizer.zero_grad()
-        neurons.zero_states()
-        (neurons(torch.randn(4, 2)) + neurons(torch.randn(4, 2))).sum().backward()
-        optimizer.step()
-    for decay in (neurons.alpha, neurons.beta, neurons.gamma):
-        assert bool(((decay >= 0) & (decay <= 1)).all())
-    assert bool((neurons.pos_threshold >= 0).all())
-    assert bool((neurons.neg_threshold <= 0).all())
