@@ -159,29 +159,17 @@ def test_an_input_may_broadcast_and_be_the_same_at_all_steps() -> None:
         torch.testing.assert_close(found, grads, rtol=1e-4, atol=1e-5)
 
 
-def test_an_input_is_what_a_module_of_its_name_computes() -> None:
-    class Squared(snn.Neuron):
-        inputs = ("x", "energy", "current")
-        states = ("mem",)
-
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_an_input_is_what_a_module_of_its_name_computes(by: Any) -> None:
+    class Gated(ThreeFactor):
         def __init__(self) -> None:
-            super().__init__(3)
-            self.energy = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Softplus())
+            super().__init__()
+            self.modulator = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Softplus())
 
-        @staticmethod
-        def step(x: Tensor, energy: Any, current: Any, mem: Any) -> tuple[Any, Any]:
-            mem = 0.5 * mem + x - energy + current
-            return mem, mem
-
-    layer, size = Squared(), (5, 2, 3)
-    x, current = (sequence(*size, dtype=torch.float32, seed=s) for s in (1, 2))
-    mem, expected = torch.zeros(2, 3), []
-    for now, also in zip(x, current, strict=True):
-        mem = 0.5 * mem + now - layer.energy(now) + also
-        expected.append(mem)
-    for by in ("layer", "step"):
-        y = tt.unroll(layer, (x, current), by=by, from_rest=True)
-        torch.testing.assert_close(y, torch.stack(expected))
+    layer, (x, _, current) = Gated(), inputs_of((2, 3), torch.float32)
+    expected = stepped(ThreeFactor(), (x, layer.modulator(x), current))
+    y = tt.unroll(layer, (x, current), by=by)
+    torch.testing.assert_close(y, expected)
 
 
 # as for one input, see tests/fuse/test_sequence.py

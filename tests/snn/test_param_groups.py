@@ -81,14 +81,6 @@ def test_learnable_surrogate_and_parametrized_parameter_are_in_the_neuron_group(
     assert groups["weights"] == {id(weighted.mix)}
 
 
-def test_learning_rates() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), snn.LIF(3))
-    groups = param_groups(model, 0.1, lr=0.01, neuron_lr_scale=0.5)
-    rates = {"weights": 0.01, "biases and norms": 0.01, "neurons": 0.005}
-    assert {g["name"]: g["lr"] for g in groups} == rates
-    assert [g["lr"] for g in torch.optim.SGD(groups).param_groups] == [*rates.values()]
-
-
 # what PyTorch initialises as it likes: the ratio of each is about 1
 DEFAULTS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(300, 200),

@@ -113,6 +113,8 @@ def called(layer: Any) -> Any:
     snn.LIF(4)(torch.ones(2, 7)) -> ValueError: 4 neurons, the input has 7 at dim -1, shape \[2, 7\]
     snn.LIF(4, dim=-3)(LINE) -> ValueError: the input has no dim -3
     assigned(snn.LIF(3), mem=0.0)(SEQ[0]) -> TypeError: LIF\(3\) needs a tensor as mem, got float
+    called(snn.LIF(3))(torch.ones(1, 3)) -> ValueError: \[2, 3\].*input has shape \[1, 3\]
+    called(snn.LIF(3))(torch.ones(3)) -> ValueError: mem of shape \[2, 3\].*input has shape \[3\]
     called(snn.LIF(3))(SEQ[0].double()) -> ValueError: \[2, 3\], torch.float32.*needs torch.float64
     called(snn.LIF(3))(SEQ[0].to("meta")) -> ValueError: on cpu; .* on meta
     snn.LIF(3).decay("two words") -> ValueError: LIF cannot call an input, state, .* 'two words'
