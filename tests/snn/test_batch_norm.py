@@ -210,19 +210,6 @@ def test_training_needs_samples_at_one_step() -> None:
     net.train()(x[0])
 
 
-def test_padding_enters_statistics_and_no_sample_in_evaluation() -> None:
-    layer, x = bntt(), sequence(4, 3, 3)
-    padded = x.clone()
-    padded[2:, 1] = 100.0
-    y, other = (tt.unroll(layer, each, from_rest=True) for each in (x, padded))
-    assert torch.equal(y[:2], other[:2])
-    assert not torch.isclose(y[2:, 0], other[2:, 0]).any()
-    layer.eval()
-    y, other = (tt.unroll(layer, each, from_rest=True) for each in (x, padded))
-    assert torch.equal(y[:, ::2], other[:, ::2])
-    assert torch.equal(y[:2, 1], other[:2, 1])
-
-
 @pytest.mark.slow
 def test_compiled_in_training() -> None:
     layer, x = bntt(), sequence(K + 2, 4, 3)
@@ -243,10 +230,8 @@ def test_tools_know_the_layer() -> None:
     rows = {row.path: row for row in tt.metrics.profile(net, sequence(3, 4, 3)).rows}
     assert (rows["1"].kind, rows["1"].shape) == ("BatchNormThroughTime", (5,))
     assert (rows["1.norm"].parameters, rows["1.norm"].shape) == (K * 5, None)
-    assert repr(net[1]) == "BatchNormThroughTime(5, steps=4)"
     layer, x = bntt().half(), sequence(1, 2, 3, dtype=torch.float16)
-    assert layer(x[0]).dtype == layer.eval()(x[0]).dtype == torch.float16
-    assert layer.norm.running_mean.dtype == torch.float16
+    assert layer(x[0]).dtype == layer.eval()(x[0]).dtype == layer.norm.running_mean.dtype == x.dtype
 
 
 def test_online_learning_refuses_statistics_of_a_batch() -> None:

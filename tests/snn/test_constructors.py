@@ -1,10 +1,8 @@
 """Signatures of the layers: one grammar, errors that explain, and a ``repr`` that is the call."""
 
-import ast
 import copy
 import functools
 import inspect
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -30,20 +28,15 @@ def grammar(name: str) -> list[tuple[str, Any, bool]]:
     has |= {"neg_threshold", "pos_scale", "neg_scale"} if "B" in letters else set()
     values = [value for value in DEFAULTS if value in has]
     averaged = [d for d in DECAYS if d in has and (d != "beta" or name in SPIKING)]
-    surrogate = atan_surrogate(2.0)
-    arguments: list[tuple[str, Any, bool]] = [("num_neurons", inspect.Parameter.empty, False)]
-    arguments += [(value, DEFAULTS[value], False) for value in values]
-    arguments += [("dim", -1, False)]
-    arguments += [(f"{value}_rank", 1, False) for value in values]
-    arguments += [(f"{decay}_ema", decay != "beta", False) for decay in averaged]
-    arguments += [(f"learn_{value}", True, False) for value in values]
-    if "B" in letters:
-        arguments += [(f"{s}_surrogate_derivative", surrogate, False) for s in ("pos", "neg")]
-    elif name in SPIKING:
-        arguments += [("surrogate_derivative", surrogate, False)]
-    if name in SPIKING:
-        arguments += [("reset", "subtract", True), ("detach_reset", False, True)]
-    return arguments
+    arguments: list[tuple[str, Any]] = [("num_neurons", inspect.Parameter.empty)]
+    arguments += [*((value, DEFAULTS[value]) for value in values), ("dim", -1)]
+    arguments += [(f"{value}_rank", 1) for value in values]
+    arguments += [(f"{decay}_ema", decay != "beta") for decay in averaged]
+    arguments += [(f"learn_{value}", True) for value in values]
+    signs = ("pos_", "neg_") if "B" in letters else ("",) * (name in SPIKING)
+    arguments += [(f"{sign}surrogate_derivative", atan_surrogate(2.0)) for sign in signs]
+    keywords = [("reset", "subtract", True), ("detach_reset", False, True)]
+    return [(*each, False) for each in arguments] + keywords * (name in SPIKING)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -55,21 +48,18 @@ def test_signature(name: str) -> None:
 
 def settings(made: Any) -> dict[str, Any]:
     """Return everything that an argument may set, under the argument's name."""
-    found: dict[str, Any] = {"num_neurons": made.num_neurons, "dim": made.dim}
+    names = ("num_neurons", "dim", "alpha_ema", "beta_ema", "gamma_ema", "reset", "detach_reset")
+    found: dict[str, Any] = {name: getattr(made, name) for name in names}
     parameters, buffers = dict(made.named_parameters()), dict(made.named_buffers())
     for name in made.constraints:
-        raw = made.state_dict()[f"raw_{name}"]
         found[name] = round(float(getattr(made, name).detach().flatten()[0].abs()), 5)
-        found[f"{name}_rank"] = raw.ndim
+        found[f"{name}_rank"] = made.state_dict()[f"raw_{name}"].ndim
         found[f"learn_{name}"] = f"raw_{name}" in parameters
         assert (f"raw_{name}" in buffers) is not found[f"learn_{name}"]
-    for name in ("alpha_ema", "beta_ema", "gamma_ema", "reset", "detach_reset"):
-        found[name] = getattr(made, name)
     both = made.pos_spike is not None and made.neg_spike is not None
     for sign in ("pos", "neg"):
-        found[f"{sign}_surrogate_derivative" if both else "surrogate_derivative"] = getattr(
-            made, f"{sign}_spike"
-        ) or found.get("surrogate_derivative")
+        name = f"{sign}_surrogate_derivative" if both else "surrogate_derivative"
+        found[name] = getattr(made, f"{sign}_spike") or found.get(name)
     return found
 
 
@@ -78,33 +68,15 @@ def test_every_argument_sets_its_parameter_and_nothing_else(name: str) -> None:
     """Set each alone: two arguments that are swapped inside cannot hide each other."""
     layer = getattr(snn, name)
     plain = settings(layer(3))
-    for argument, default, _ in grammar(name):
-        value: Any = 0.37
-        if argument == "num_neurons":
-            assert settings(layer(4)) == {**plain, "num_neurons": 4}
-            continue
-        if argument == "dim":
-            value = -2
-        elif argument == "reset":
-            value = "zero"
-        elif argument.endswith("_rank"):
+    assert settings(layer(4)) == {**plain, "num_neurons": 4}
+    values: dict[str, Any] = {"dim": -2, "reset": "zero"}
+    for argument, default, _ in grammar(name)[1:]:
+        value = values.get(argument, not default if isinstance(default, bool) else 0.37)
+        if argument.endswith("_rank"):
             value = 0
-        elif isinstance(default, bool):
-            value = not default
         elif argument.endswith("surrogate_derivative"):
             value = boxcar_surrogate(3.0)
         assert settings(layer(3, **{argument: value})) == {**plain, argument: value}, argument
-
-
-@pytest.mark.parametrize("module", ["spiking", "readout"])
-def test_wrappers_define_only_init(module: str) -> None:
-    source = Path(inspect.getfile(snn)).parent / f"{module}.py"
-    classes = [n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef)]
-    assert classes
-    for wrapper in classes:
-        docstring, *methods = wrapper.body
-        assert isinstance(docstring, ast.Expr), wrapper.name
-        assert [getattr(m, "name", type(m)) for m in methods] == ["__init__"], wrapper.name
 
 
 @pytest.mark.parametrize("name", LAYERS)

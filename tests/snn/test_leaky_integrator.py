@@ -59,30 +59,19 @@ def test_agrees_with_the_simulator(synapse: bool, recurrence: bool, turn: int) -
         neurons = snn.LeakyIntegrator(3, dim, **arguments).double()
         vary(neurons)
         with torch.no_grad(), fuse.backend("eager"):  # the step itself, not a kernel of it
-            out = stepped(neurons, x)
+            out = stepped(neurons, x).numpy()
         values = {n: getattr(neurons, n) for n in PARAMETERS if getattr(neurons, n) is not None}
-        expected, states = simulate(
-            x.numpy(),
-            dim,
-            {name: value.detach().numpy() for name, value in values.items()},
-            {name: getattr(neurons, f"{name}_ema") for name in ("alpha", "beta", "gamma")},
-            arguments["reset"],
-        )
-        np.testing.assert_allclose(
-            out.numpy(), expected, rtol=1e-12, atol=1e-14, err_msg=str(neurons)
-        )
-        np.testing.assert_array_equal(out.numpy() != 0, expected != 0, err_msg=str(neurons))
+        values = {name: value.detach().numpy() for name, value in values.items()}
+        averaged = {name: getattr(neurons, f"{name}_ema") for name in ("alpha", "beta", "gamma")}
+        expected, states = simulate(x.numpy(), dim, values, averaged, arguments["reset"])
+        close: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-14, "err_msg": str(neurons)}
+        np.testing.assert_allclose(out, expected, **close)
+        np.testing.assert_array_equal(out != 0, expected != 0, err_msg=str(neurons))
         for name in neurons.active_states:
-            state = getattr(neurons, name).numpy()
-            np.testing.assert_allclose(state, states[name], rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(getattr(neurons, name).numpy(), states[name], **close)
         if neurons.pos_threshold is not None or neurons.neg_threshold is not None:
-            fired += float((out != 0).double().mean())
+            fired += float((out != 0).mean())
     assert fired > 0
-
-
-def test_number_of_simulated_configurations() -> None:
-    neurons = [c for s in (False, True) for r in (False, True) for c in configurations(s, r)]
-    assert len(neurons) == len({str(c) for c in neurons}) == 1368
 
 
 @pytest.mark.parametrize("sign", ["pos", "neg"])
@@ -134,18 +123,12 @@ def test_gradients_against_finite_differences(name: str, reset: str) -> None:
     gradcheck(net.double(), sequence(3, 2, 2), by="step")
 
 
-def test_parts_and_setups_that_are_valid() -> None:
-    negative = snn.LeakyIntegrator(2, neg_threshold_setup={})
-    assert negative(torch.tensor([[-2.0, 2.0]])).tolist() == [[-1.0, 0.0]]
-    traced = snn.LeakyIntegrator(2, gamma_setup={}, pos_threshold_setup={})
-    assert traced.active_states == ("mem", "rec", "prev_output")
-    assert traced.syn is traced.alpha is traced.bias is None
+def test_setups_may_be_absent_or_a_dataclass() -> None:
     neurons = snn.LeakyIntegrator(2, alpha_setup={"value": 0.3}, beta_setup=None)
     assert neurons.beta.tolist() == pytest.approx([0.9, 0.9])
     assert neurons.alpha.tolist() == pytest.approx([0.3, 0.3])
     assert (neurons.alpha_ema, neurons.beta_ema) == (True, False)
-    same = snn.LeakyIntegrator(2, alpha_setup=snn.Decay(0.3))
-    assert same.alpha_ema is True
+    assert snn.LeakyIntegrator(2, alpha_setup=snn.Decay(0.3)).alpha_ema is True
 
 
 # value, and use_averaging of a decay
@@ -195,10 +178,3 @@ def test_dir_lists_the_parts_that_exist(name: str) -> None:
     assert [state for state in made.states if state in listed] == list(made.active_states)
     assert {"beta", "raw_beta", "mem", "num_neurons", "zero_states"} <= set(listed)
     assert all(hasattr(made, each) for each in listed)
-
-
-def test_a_layer_shows_what_a_user_would_call() -> None:
-    shown = [n for n in dir(snn.LIF(2)) if n[0] != "_" and n not in dir(nn.Module())]
-    assert len(shown) <= 30, shown
-    towers = [kind for kind in snn.LIF.__mro__ if kind.__module__.startswith("tracetorch")]
-    assert len(towers) <= 6, towers  # the layer, and five above it

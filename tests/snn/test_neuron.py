@@ -1,6 +1,5 @@
 import copy
 import inspect
-import pickle
 import re
 from typing import Any
 
@@ -11,12 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 
 import tracetorch as tt
-from tests.cases import LAYERS, Slope, layer, module, sequence, stepped, through_save, weighted_sum
+from tests.cases import LAYERS, layer, module, sequence, stepped, through_save, weighted_sum
 from tests.fuse.cases import agree
-from tests.refusals import check, refusals, unchanged
+from tests.refusals import check, refusals
 from tracetorch import fuse, neurons, snn
 from tracetorch.core.checks import check_count
-from tracetorch.functional import atan_surrogate
 
 
 class Net(snn.TTModule):
@@ -27,30 +25,6 @@ class Net(snn.TTModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.net(x))
-
-
-def test_custom_neuron_with_weights_options_and_modules() -> None:
-    class Gained(snn.Neuron):
-        states = ("mem",)
-
-        def __init__(self) -> None:
-            super().__init__(2)
-            self.weight("gain", 2.0, rank=0, learnable=False)
-            self.threshold("theta", {"value": 0.5}, surrogate=Slope())
-            self.option("power", 2)
-
-        @staticmethod
-        def step(x, mem, *, gain, theta, power, spike):
-            mem = mem + gain * x**power
-            return spike(mem - theta), mem
-
-    neurons = Gained()
-    assert {name for name, _ in neurons.named_parameters()} == {"raw_theta", "spike.k"}
-    assert neurons(torch.ones(1, 2)).tolist() == [[pytest.approx(torch.tensor(3.0).sigmoid())] * 2]
-    neurons.power = 3
-    neurons(torch.full((1, 2), 2.0)).sum().backward()
-    assert neurons.spike.k.grad is not None
-    assert neurons.mem.tolist() == [[18.0, 18.0]]
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["defaults", "given"])
@@ -70,21 +44,9 @@ def test_parameters_that_a_custom_neuron_declares(given: bool) -> None:
     assert [name for name, _ in made.named_parameters()] == ([] if given else raw)
 
 
-class ReturningResults(snn.Neuron):
-    states = ("mem", "slow")
-
-    def __init__(self, results: Any) -> None:
-        super().__init__(2)
-        self.option("results", results)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor, slow: Tensor, *, results: Any) -> Any:
-        return results(x, mem, slow)
-
-
 def returned(results: Any) -> None:
     """Call a layer whose step returns these, and run it over a sequence."""
-    neurons = ReturningResults(results)
+    neurons = odd(states=("mem", "slow"), step=results, gain=None)
     with pytest.raises(ValueError, match="must") as error:
         neurons(torch.ones(1, 2))
     assert neurons.mem is neurons.slow is None
@@ -93,11 +55,12 @@ def returned(results: Any) -> None:
     raise error.value
 
 
-def odd(**declared: Any) -> Any:
+def odd(*, gain: float | None = 2.0, **declared: Any) -> Any:
     """Make a neuron of a class with other declarations, and a weight called gain."""
     step = staticmethod(declared.pop("step", lambda x, mem, current=None: (x, mem)))
     made: Any = type("Odd", (snn.Neuron,), {"states": ("mem",), "step": step, **declared})(2)
-    made.weight("gain", 2.0)
+    if gain is not None:
+        made.weight("gain", gain)
     return made
 
 
@@ -116,10 +79,8 @@ def declaring(*names: str) -> Any:
 class Held(snn.Neuron):
     states = ("mem",)
 
-    def __init__(
-        self, num_neurons: int, gain: Any = 0.5, floor: Any = -1.0, top: Any = 1.0
-    ) -> None:
-        super().__init__(num_neurons)
+    def __init__(self, size: int, gain: Any = 0.5, floor: Any = -1.0, top: Any = 1.0) -> None:
+        super().__init__(size)
         self.weight("gain", gain, low=0.1, high=2.0)
         self.weight("floor", floor)
         self.weight("top", top, above="floor")
@@ -183,8 +144,8 @@ def test_declarations_and_results_of_a_neuron_are_checked(call: str, error: str)
     "alias", [lambda x: x, lambda x: x[:], lambda x: x.detach(), lambda x: x.view_as(x)]
 )
 def test_states_share_no_memory_with_output_or_input(alias: Any) -> None:
-    neurons = ReturningResults(lambda x, mem, slow: (alias(mem), mem, alias(x)))
-    x = torch.ones(1, 2)
+    step = lambda x, mem, slow: (alias(mem), mem, alias(x))  # noqa: E731
+    neurons, x = odd(states=("mem", "slow"), step=step, gain=None), torch.ones(1, 2)
     neurons(x)
     x += 5
     held = neurons.mem
@@ -221,22 +182,17 @@ def test_bounds_of_weights_hold_while_they_are_learned() -> None:
     optimizer = torch.optim.SGD(held.parameters(), lr=1.0)
     for sign in (1, 1, -1, -1, -1):
         optimizer.zero_grad()
-        tt.zero_states(held)
         with fuse.backend("eager"):
-            out = tt.unroll(held, x.abs())
+            out = tt.unroll(held, x.abs(), from_rest=True)
         (sign * (out.sum() + 5 * held.gain.sum() + held.top.sum() - held.floor.sum())).backward()
         optimizer.step()
         assert ((held.gain >= 0.1) & (held.gain <= 2)).all()
         assert (held.top > held.floor).all()
     assert (held.raw_gain > 2).any() or (held.raw_gain < 0.1).any()
-    twin = copy.deepcopy(held)
-    assert torch.equal(pickle.loads(pickle.dumps(twin)).top, held.top)
-    with pytest.raises(ValueError, match="times must be at least 1, got 0"):
-        held.times = 0
     held.gain = 1.0
-    assert held.gain.tolist() == [1.0] * 3
-    with pytest.raises(ValueError, match=r"gain must be at least 0\.1 and at most 2, got 3"):
-        held.gain = 3.0
+    for name, value in (("times", 0), ("gain", 3.0)):
+        with pytest.raises(ValueError, match=f"{name} must be at least .*, got {value:g}"):
+            setattr(held, name, value)
     assert held.gain.tolist() == [1.0] * 3
 
 
@@ -247,27 +203,22 @@ def test_kernels_take_the_bounded_values_and_pass_the_gradient() -> None:
         held.raw_gain.data.fill_(gain)
         held.raw_top.data.fill_(top)
         agree(held, x, "cpu")
-        for _ in range(2):  # prepared, the second time
+        grads = []
+        for run in (stepped, tt.unroll, tt.unroll):  # prepared, the second time
             tt.zero_states(held)
-            out = tt.unroll(held, x)
-            found = torch.autograd.grad(weighted_sum(out), list(held.parameters()))
-            tt.zero_states(held)
-            wanted = torch.autograd.grad(weighted_sum(stepped(held, x)), list(held.parameters()))
-            torch.testing.assert_close(found, wanted)
+            grads.append(torch.autograd.grad(weighted_sum(run(held, x)), list(held.parameters())))
+        torch.testing.assert_close(grads[1:], grads[:1] * 2)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *neurons.__all__, "Noise", "Delay"])
 def test_signature_of_a_class_is_that_of_its_constructor(name: str) -> None:
     kind: Any = getattr(neurons if name in neurons.__all__ else snn, name)
+    inheriting: Any = type("Inheriting", (kind,), {})
     taken = list(inspect.signature(kind.__init__).parameters.values())[1:]
-    assert list(inspect.signature(kind).parameters.values()) == taken
-
-    class Inheriting(kind):  # type: ignore[misc]
-        pass
-
-    assert list(inspect.signature(Inheriting).parameters.values()) == taken
+    for each in (kind, inheriting):
+        assert list(inspect.signature(each).parameters.values()) == taken
     # Python 3.10 looks here, before __new__
-    assert Inheriting.__signature__ == inspect.signature(kind)
+    assert inheriting.__signature__ == inspect.signature(kind)
     made = kind(2, max_delay=3) if name == "Delay" else kind(2)
     assert inspect.signature(made) == inspect.signature(nn.Linear(1, 1))
 
@@ -277,19 +228,6 @@ def test_tensor_option_moves_with_the_module() -> None:
     neurons.option("offset", torch.ones(2))
     assert neurons.double()(torch.zeros(1, 2).double()).tolist() == [[1.0, 1.0]]
     assert neurons.offset.dtype == torch.float64
-
-
-@pytest.mark.parametrize(("before", "after"), [("2, 4", "1, 4"), ("2, 4", "4"), ("1, 4", "3, 4")])
-def test_state_of_another_shape_is_an_error_and_never_broadcasts(before: str, after: str) -> None:
-    net = nn.Sequential(nn.Sequential(nn.Identity(), snn.BSRLIF(4)))
-    first, second = (torch.ones(*map(int, shape.split(", "))) for shape in (before, after))
-    net(first)
-    message = rf"layer '0.1', BSRLIF\(4\), holds the state mem of shape \[{before}\].*"
-    message += rf"the input has shape \[{after}\].*zero_states\(\)"
-    with unchanged(net), pytest.raises(ValueError, match=message):
-        net(second)
-    tt.zero_states(net)
-    assert net(second).shape == second.shape
 
 
 def test_error_names_the_layer_by_its_path() -> None:
@@ -327,34 +265,18 @@ def test_half_parameters_are_widened_before_the_constraint(dtype: torch.dtype) -
     assert half.raw_beta.grad.dtype == dtype
 
 
-def test_half_precision_in_the_middle_of_a_sequence() -> None:
-    neurons = snn.SLIF(4)
-    x = sequence(6, 2, 4, dtype=torch.float32)
-    stepped(neurons, x[:3])
-    before = tt.get_states(neurons)
-    neurons.bfloat16()
-    assert all(torch.equal(before[k], v) for k, v in tt.get_states(neurons).items())
-    neurons(x[3].bfloat16())  # the arithmetic is float32 as before
-    neurons.double()
-    assert neurons.mem.dtype == torch.float64
-    neurons(x[4].double())
-
-
-@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
-def test_gradient_mode_may_change_between_steps(off: Any) -> None:
-    x = sequence(6, 2, 3, dtype=torch.float32)
-    plain, switched = Net(), Net()
-    switched.load_state_dict(plain.state_dict())
-    expected = stepped(plain, x)
-    first = stepped(switched, x[:2])
-    switched.eval()
-    with off():
-        second = stepped(switched, x[2:4])
-    switched.train()
-    third = stepped(switched, x[4:])
-    assert torch.equal(torch.cat([first, second, third]), expected)
-    third.sum().backward()
-    assert all(p.grad is not None for p in switched.parameters())
+def test_states_move_with_the_module_but_to_half_precision() -> None:
+    net, x = Net(), sequence(6, 2, 3, dtype=torch.float32)
+    stepped(net, x[:3])
+    before = tt.get_states(net)
+    net.bfloat16()
+    torch.testing.assert_close(tt.get_states(net), before, rtol=0, atol=0)
+    net.out(torch.ones(2, 2).bfloat16())  # the arithmetic is float32 as before
+    net.double()(x[4].double())
+    assert {state.dtype for state in tt.get_states(net).values()} == {torch.float64}
+    assert net.out.mem.requires_grad
+    net.to("meta")
+    assert {state.device.type for state in tt.get_states(net).values()} == {"meta"}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -379,16 +301,6 @@ def test_state_leaked_by_a_trace_is_refused() -> None:
         neurons(torch.ones(1, 2))
     neurons.zero_states()
     neurons(torch.ones(1, 2))
-
-
-def test_states_move_with_the_module() -> None:
-    net = Net()
-    net(torch.ones(2, 3))
-    net.double()
-    assert {state.dtype for state in tt.get_states(net).values()} == {torch.float64}
-    assert net.out.mem.requires_grad
-    net.to("meta")
-    assert {state.device.type for state in tt.get_states(net).values()} == {"meta"}
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, through_save])
@@ -418,17 +330,8 @@ def test_a_parametrized_neuron_is_copied_with_states_that_have_a_graph() -> None
     assert torch.equal(stepped(twin, x[3:]), stepped(net, x[3:]))
 
 
-def test_spike_functions_may_be_annealed_and_states_assigned() -> None:
-    neurons: Any = snn.LIF(1)
-    for alpha in (2.0, 8.0):
-        x = torch.zeros(1, 1, requires_grad=True)
-        neurons.pos_spike = atan_surrogate(alpha)
-        neurons.zero_states()
-        neurons(x).sum().backward()
-        expected = alpha / 2 / (1 + (alpha / 2 * torch.pi) ** 2)
-        assert x.grad is not None
-        assert x.grad.item() == pytest.approx(expected)
-    neurons = snn.LIF(2, surrogate_derivative=lambda u: (u > 0.5).to(u.dtype))
+def test_spikes_are_those_of_any_callable_and_states_may_be_assigned() -> None:
+    neurons: Any = snn.LIF(2, surrogate_derivative=lambda u: (u > 0.5).to(u.dtype))
     assert neurons(torch.tensor([[1.2, 1.6]])).tolist() == [[0.0, 1.0]]
     neurons = snn.SLIF(2, beta=0.5)
     neurons.mem = torch.ones(1, 2)  # syn stays None: it starts at zero

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from tests.cases import LAYERS, Slope, layer
@@ -53,44 +53,19 @@ def test_every_parameter_is_in_one_group(make: Any, decay_biases: bool) -> None:
 
 def test_groups_and_their_weight_decay() -> None:
     model = MixedModel()
-    raw = {
-        id(p)
-        for layer in (model.hidden[0], model.frozen, model.recurrent.neuron)
-        for p in layer.parameters()
-    }
+    layers = (model.hidden[0], model.frozen, model.recurrent.neuron)
+    raw = {id(p) for layer in layers for p in layer.parameters()}
     norms = {id(p) for norm in model.norms for p in norm.parameters()}
     linear = (model.first, model.tied, model.hidden[1], model.recurrent.connection)
     matrices, biases = {id(m.weight) for m in linear}, {id(m.bias) for m in linear}
     biases.add(id(model.free))
-    assert by_name(param_groups(model, 0.1, decay_biases=True)) == {
-        "weights": matrices | biases | norms,
-        "neurons": raw,
-    }
+    found = by_name(param_groups(model, 0.1, decay_biases=True))
+    assert found == {"weights": matrices | biases | norms, "neurons": raw}
     groups = param_groups(model, 0.1)
-    assert by_name(groups) == {
-        "weights": matrices,
-        "biases and norms": biases | norms,
-        "neurons": raw,
-    }
+    expected = {"weights": matrices, "biases and norms": biases | norms, "neurons": raw}
+    assert by_name(groups) == expected
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.0]
     assert all("lr" not in group for group in groups)
-
-
-def test_groups_exempt_neurons_from_the_weight_decay_of_adamw() -> None:
-    def after(groups: Any, model: Any) -> Tensor:
-        optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5)
-        for _ in range(50):
-            for p in model.parameters():
-                p.grad = torch.zeros_like(p)
-            optimizer.step()
-        return model[1].beta
-
-    torch.manual_seed(0)
-    model: Any = nn.Sequential(nn.Linear(2, 3), snn.LIF(3, beta=0.95))
-    before, beta = model[0].weight.detach().clone(), model[1].beta.detach()
-    assert torch.equal(after(param_groups(model, 0.5), model), beta)
-    torch.testing.assert_close(model[0].weight, before * 0.95**50)  # (1 - lr * decay) a step
-    assert bool((after(model.parameters(), model) < 0.6).all())
 
 
 def test_learnable_surrogate_and_parametrized_parameter_are_in_the_neuron_group() -> None:
@@ -104,14 +79,6 @@ def test_learnable_surrogate_and_parametrized_parameter_are_in_the_neuron_group(
     assert groups["neurons"] == {id(p) for p in lif.parameters()} | {raw_beta}
     assert id(slope.k) in groups["neurons"]
     assert groups["weights"] == {id(weighted.mix)}
-
-
-def test_learning_rates() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), snn.LIF(3))
-    groups = param_groups(model, 0.1, lr=0.01, neuron_lr_scale=0.5)
-    rates = {"weights": 0.01, "biases and norms": 0.01, "neurons": 0.005}
-    assert {g["name"]: g["lr"] for g in groups} == rates
-    assert [g["lr"] for g in torch.optim.SGD(groups).param_groups] == [*rates.values()]
 
 
 # what PyTorch initialises as it likes: the ratio of each is about 1
@@ -150,11 +117,11 @@ def test_a_default_start_has_the_ratio_1_and_a_scaled_one_its_scale(name: str) -
 
 def test_a_bias_has_the_rate_of_its_weight_and_norms_and_neurons_keep_theirs() -> None:
     model: Any = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), snn.LIF(3), nn.Linear(3, 2))
-    with torch.no_grad():
-        model[0].weight.fill_(5.0)
-        model[0].bias.zero_()
-        model[1].weight.fill_(20.0)
-        model[3].weight.zero_()
+    for p, value in (
+        *((model[0].weight, 5.0), (model[0].bias, 0.0)),
+        *((model[1].weight, 20.0), (model[3].weight, 0.0)),
+    ):
+        p.data.fill_(value)
     options: dict[str, Any] = {"neuron_lr_scale": 0.5, "relative": True}
     groups = param_groups(model, 0.1, lr=0.01, decay_biases=True, **options)
     ratio = 5 * 12**0.5
@@ -202,12 +169,11 @@ def test_delays_and_parametrized_weights_keep_the_rate_and_a_small_weight_learns
 def test_relative_rates_come_back_with_the_optimizer() -> None:
     def start(scale: float) -> torch.optim.Optimizer:
         model: Any = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        with torch.no_grad():
-            model[0].weight.mul_(scale)
+        model[0].weight.data.mul_(scale)
         return torch.optim.AdamW(param_groups(model, 0.1, lr=1e-2, relative=True))
 
     first, second = start(30.0), start(1.0)  # as many groups, whatever the ratios are
-    rates = [[group["lr"] for group in each.param_groups] for each in (first, second)]
-    assert rates[0] != rates[1]
+    rates = [group["lr"] for group in first.param_groups]
+    assert rates != [group["lr"] for group in second.param_groups]
     second.load_state_dict(first.state_dict())
-    assert [group["lr"] for group in second.param_groups] == rates[0]
+    assert [group["lr"] for group in second.param_groups] == rates

@@ -13,29 +13,9 @@ from tests.cases import module
 from tests.refusals import unchanged
 from tracetorch import snn
 from tracetorch.snn import passes
-from tracetorch.snn.passes import Pass, current_pass, states_of
 from tracetorch.unrolling import stream as held_stream
 
 N = 3
-
-
-def made() -> Any:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(N, N), snn.SLIF(N), snn.Readout(N))
-
-
-def test_states_are_those_of_the_pass_until_it_is_committed() -> None:
-    net, x = made(), torch.ones(2, N)
-    before = net[1].mem
-    run = Pass()
-    run.call(net, x)
-    assert net[1].mem is before is None
-    assert run.call(lambda: net[1].mem) is run.call(lambda: states_of(net[1]))["mem"]
-    run.commit()
-    expected = made()
-    expected(x)
-    torch.testing.assert_close(tt.get_states(net), tt.get_states(expected), rtol=0, atol=0)
-    assert current_pass() is None
 
 
 def test_a_copy_within_a_pass_by_step_has_the_states_of_the_step() -> None:
