@@ -14,18 +14,19 @@ from benchmarks.gpu.__main__ import kernels
 from benchmarks.gpu.compiled import TARGETS, Compiled, compiled
 from tests import cases
 from tests.fuse.kernels import kernel_of_graph
-from tests.fuse.verify import ARITY, verify
+from tests.fuse.verify import verify
 from tests.fuzz.draw import SEEDS, random_neuron
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen import targets
 from tracetorch.fuse.codegen.targets import triton_target
 from tracetorch.fuse.codegen.triton_loops import arguments
-from tracetorch.fuse.ir.graph import BOOLEAN, LOGIC, Graph, Line, Unfusable
+from tracetorch.fuse.ir.graph import BINARY, BOOLEAN, LOGIC, UNARY, Graph, Line, Unfusable
 from tracetorch.fuse.ir.kernel import Schedule
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime import gpu
 
+ARITY = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), "fma": 3}
 NEURONS = (*cases.LAYERS, *cases.NEURONS)
 DTYPES = (torch.float32, torch.float64)
 
