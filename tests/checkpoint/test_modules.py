@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import tracetorch as tt
-from tests.cases import Net, layer
+from tests.cases import Net, Slope, layer
 from tests.refusals import refusals, unchanged
 from tracetorch import functional, snn
 from tracetorch.checkpoint.descriptions import describe
@@ -45,41 +45,19 @@ class OfKind(snn.Neuron):
         return spike(mem * leak + x), mem * leak + x
 
 
-class MySpike(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, u):
-        return (u > 0).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
+def sloped(k: float, function: Any = torch.sigmoid) -> nn.Module:
+    made = Slope(function)
+    made.k.data.fill_(k)
+    return made
 
 
-class OtherSpike(MySpike):
-    @staticmethod
-    def forward(ctx, u):
-        return (u >= 0).to(u.dtype)
+def heaviside(u: Tensor) -> Tensor:
+    return (u > 0).to(u.dtype)
 
 
-class Slope(nn.Module):
-    """A spike function with a learnable slope, that is a step forward."""
-
-    def __init__(self, slope: float = 1.0) -> None:
-        super().__init__()
-        self.slope = nn.Parameter(torch.tensor(slope))
-
-    def forward(self, u: Tensor) -> Tensor:
-        soft = torch.sigmoid(self.slope * u)
-        return soft + ((u > 0).to(u.dtype) - soft).detach()
-
-
-class Soft(Slope):
-    def forward(self, u: Tensor) -> Tensor:
-        return torch.sigmoid(self.slope * u)
-
-
-def lif(spike: Any) -> nn.Module:
-    return snn.LIF(3, surrogate_derivative=spike)
+def sharp(u: Tensor) -> Tensor:
+    """A step forward, and soft backward."""
+    return u.sigmoid() + (heaviside(u) - u.sigmoid()).detach()
 
 
 def spiking(spike: object) -> Make:
@@ -185,12 +163,12 @@ OTHERS = refusals(
         -> delays: \(1, 2\) in the file, 2 in the model
     spiking(functional.atan_surrogate()) | spiking(torch.sigmoid)
         -> pos_spike: the Heaviside step in the file, 0\.0241, .* at -3\.7, .* in the model
-    spiking(MySpike.apply) | spiking(OtherSpike.apply)
+    spiking(heaviside) | spiking(lambda u: (u >= 0).to(u.dtype))
         -> pos_spike: the Heaviside step in the file, 0, 0, 0, 0, 1, 1, .* in the model
     spiking(functional.atan_surrogate()) | spiking(lambda u: (torch.rand_like(u) < u).to(u.dtype))
         -> pos_spike: the Heaviside step in the file
-    spiking(Slope()) | spiking(Soft())
-        -> pos_spike: the Heaviside step in the file, Soft in the model
+    spiking(Slope(sharp)) | spiking(Slope())
+        -> pos_spike: the Heaviside step in the file, Slope in the model
     """
 )
 
@@ -259,9 +237,9 @@ SAME: dict[str, tuple[Make, Make]] = {
     ),
     "arguments of a user's class": (Own, partial(Own, lr=0.2)),
     "surrogate": (spiking(functional.atan_surrogate()), spiking(functional.boxcar_surrogate(1.0))),
-    "user's surrogate": (spiking(functional.atan_surrogate()), spiking(MySpike.apply)),
-    "learnable slope": (spiking(Slope(1.0)), spiking(Slope(9.0))),
-    "learnable spike function": (spiking(Soft(1.0)), spiking(Soft(9.0))),
+    "user's surrogate": (spiking(functional.atan_surrogate()), spiking(heaviside)),
+    "learnable slope": (spiking(sloped(1.0, sharp)), spiking(sloped(9.0, sharp))),
+    "learnable spike function": (spiking(sloped(1.0)), spiking(sloped(9.0))),
     "method": (lambda: WithAMethod().layer, lambda: WithAMethod().layer),
     "wrapper of a layer": (partial(layer, "LIF", 3), spiking(functional.atan_surrogate())),
     "parametrized": (weight_norm, weight_norm),
@@ -280,7 +258,7 @@ def test_a_model_that_computes_the_same_is_loaded(case: str, tmp_path: Path) -> 
 
 def test_surrogates_may_be_modules_or_random_and_the_first_differences_are_listed(tmp_path) -> None:
     path = tmp_path / "model.safetensors"
-    tt.save(spiking(Slope())(), path)
+    tt.save(spiking(Slope(sharp))(), path)
     tt.load(path, snn.LeakyIntegrator(3, pos_threshold_setup={}), strict=False)
     with pytest.raises(ValueError, match=r"pos_spike: the Heaviside step in the file, 0\.0241"):
         tt.load(path, spiking(torch.sigmoid)(), strict=False)

@@ -16,42 +16,30 @@ from tracetorch.functional import (
 )
 
 
-@given(st.floats(1e-7, 1 - 1e-7))
-def test_sigmoid_inverse_undoes_sigmoid(y: float) -> None:
-    x = sigmoid_inverse(y)
-    assert 1 / (1 + math.exp(-x)) == pytest.approx(y, rel=1e-9)
-
-
-@given(st.floats(1e-6, 1e6))
-def test_softplus_inverse_undoes_softplus(y: float) -> None:
-    x = softplus_inverse(y)
-    assert max(x, 0) + math.log1p(math.exp(-abs(x))) == pytest.approx(y, rel=1e-9)
-
-
-def test_softplus_inverse_does_not_overflow() -> None:
-    assert softplus_inverse(200.0) == 200.0
-    assert softplus_inverse(torch.tensor([200.0, 1e30])).tolist() == pytest.approx([200.0, 1e30])
-
-
-@given(st.floats(0.01, 1e6))
-def test_trace_is_halved_after_its_halflife(steps: float) -> None:
-    decay = halflife_to_decay(steps)
-    assert decay**steps == pytest.approx(0.5, rel=1e-6)
-    assert decay_to_halflife(decay) == pytest.approx(steps, rel=1e-6)
+@given(st.floats(1e-7, 1 - 1e-7), st.floats(1e-6, 1e6))
+def test_inverses_undo_sigmoid_and_softplus(share: float, number: float) -> None:
+    x = sigmoid_inverse(share)
+    assert 1 / (1 + math.exp(-x)) == pytest.approx(share, rel=1e-9)
+    x = softplus_inverse(number)
+    assert max(x, 0) + math.log1p(math.exp(-abs(x))) == pytest.approx(number, rel=1e-9)
 
 
 @given(st.floats(0.01, 1e6), st.floats(0.01, 10.0))
-def test_trace_falls_to_1_over_e_in_a_time_constant(tau: float, dt: float) -> None:
-    decay = time_constant_to_decay(tau, dt=dt)
-    assert decay == pytest.approx(math.exp(-dt / tau))
-    assert time_constant_to_decay(1.0, dt=dt / tau) == pytest.approx(decay)
+def test_decays_leave_half_after_a_halflife_and_1_over_e_after_a_time_constant(time, dt):
+    decay = halflife_to_decay(time)
+    assert decay**time == pytest.approx(0.5, rel=1e-6)
+    assert decay_to_halflife(decay) == pytest.approx(time, rel=1e-6)
+    decay = time_constant_to_decay(time, dt=dt)
+    assert decay == pytest.approx(math.exp(-dt / time))
+    assert time_constant_to_decay(1.0, dt=dt / time) == pytest.approx(decay)
 
 
-def test_infinite_and_zero_limits() -> None:
-    assert sigmoid_inverse(0.0) == -math.inf
-    assert sigmoid_inverse(1.0) == math.inf
+def test_limits_and_large_values() -> None:
+    assert [sigmoid_inverse(0.0), sigmoid_inverse(1.0)] == [-math.inf, math.inf]
     assert softplus_inverse(0.0) == -math.inf
     assert halflife_to_decay(math.inf) == 1.0
+    assert softplus_inverse(200.0) == 200.0
+    assert softplus_inverse(torch.tensor([200.0, 1e30])).tolist() == pytest.approx([200.0, 1e30])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,6 +38,10 @@ def alone(figure: Any, by: By) -> list[Any]:
     return [figure(network(), x[:n, i : i + 1], by=by) for i, n in enumerate(LENGTHS)]
 
 
+def weighted(shares: list[float]) -> float:
+    return sum(n * share for n, share in zip(LENGTHS, shares, strict=True)) / sum(LENGTHS)
+
+
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_masked_counts_equal_those_of_the_sequences_without_padding(by: By) -> None:
     x, mask = ragged()
@@ -48,28 +53,18 @@ def test_masked_counts_equal_those_of_the_sequences_without_padding(by: By) -> N
     updates = metrics.membrane_updates(network(), x, by=by, mask=mask)
     assert updates == pytest.approx(sum(alone(metrics.membrane_updates, by)) / 3)
     sparse = metrics.activation_sparsity(network(), x, by=by, mask=mask)
-    weighted = [n * s for n, s in zip(LENGTHS, alone(metrics.activation_sparsity, by), strict=True)]
-    assert sparse == pytest.approx(sum(weighted) / sum(LENGTHS))
+    assert sparse == pytest.approx(weighted(alone(metrics.activation_sparsity, by)))
     assert sparse != pytest.approx(metrics.activation_sparsity(network(), x, by=by))
-
-
-@pytest.mark.parametrize("by", ["layer", "step"])
-def test_a_profile_counts_real_steps(by: By) -> None:
-    x, mask = ragged()
-    table = metrics.profile(network(), x, by=by, mask=mask, repeats=1)
-    assert table.operations == metrics.synaptic_operations(network(), x, by=by, mask=mask)
-    rates = [metrics.profile(network(), x[:n, i : i + 1], by=by, repeats=1).rows[1].rate
-             for i, n in enumerate(LENGTHS)]  # fmt: skip
-    expected = sum(n * (r or 0) for n, r in zip(LENGTHS, rates, strict=True)) / sum(LENGTHS)
-    assert table.rows[1].rate == pytest.approx(expected)
-    updates = sum(row.updates or 0 for row in table.rows)
-    assert metrics.membrane_updates(network(), x, by=by, mask=mask) == pytest.approx(updates)
+    profile = partial(metrics.profile, repeats=1)
+    table = profile(network(), x, by=by, mask=mask)
+    assert table.operations == found
+    rates = [each.rows[1].rate or 0.0 for each in alone(profile, by)]
+    assert table.rows[1].rate == pytest.approx(weighted(rates))
+    assert sum(row.updates or 0 for row in table.rows) == pytest.approx(updates)
 
 
 def test_masks_may_have_gaps_and_fit_each_layer() -> None:
-    recurrent = snn.Recurrent(
-        snn.LIF(5), nn.Linear(5, 5)
-    )  # its padding does not reach earlier steps
+    recurrent = snn.Recurrent(snn.LIF(5), nn.Linear(5, 5))  # padding reaches no earlier steps
     x, mask = ragged()
     dense = metrics.synaptic_operations(recurrent, x, mask=mask).dense
     assert dense == pytest.approx(25 * sum(LENGTHS) / 3)

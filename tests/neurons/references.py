@@ -9,7 +9,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 Result: TypeAlias = tuple[list[float], dict[str, float]]
@@ -48,10 +48,6 @@ def adlif(x: Iterable[float], p: Any, symplectic: bool = False) -> Result:
         spikes.append(s)
     states = {"mem": u, "w": w}
     return spikes, states if symplectic else {**states, "prev_output": s}
-
-
-def se_adlif(x: Iterable[float], p: Any) -> Result:
-    return adlif(x, p, symplectic=True)
 
 
 def refractory(x: Iterable[float], p: Any) -> Result:
@@ -222,7 +218,7 @@ def gated(x: Iterable[float], p: Any) -> Result:
 REFERENCES: dict[str, Callable[..., Result]] = {
     "ALIF": alif,
     "AdLIF": adlif,
-    "SEAdLIF": se_adlif,
+    "SEAdLIF": partial(adlif, symplectic=True),
     "RefractoryLIF": refractory,
     "AlphaLIF": alpha_synapse,
     "EIF": eif,

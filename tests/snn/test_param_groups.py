@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -6,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tests import cases
-from tests.cases import Slope
+from tests.cases import LAYERS, Slope, layer
 from tests.unrolling.models import Skip, conv, recurrent
 from tracetorch import param_groups, snn
 from tracetorch.core.walk import named_modules
+
+ONE = [partial(layer, name, 4) for name in LAYERS]
 
 
 class MixedModel(snn.TTModule):
@@ -18,8 +20,7 @@ class MixedModel(snn.TTModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.tied = nn.Linear(4, 4)
+        self.first, self.tied = nn.Linear(4, 4), nn.Linear(4, 4)
         self.tied.weight = self.first.weight
         self.norms = nn.ModuleList([nn.BatchNorm1d(4), nn.LayerNorm((2, 2, 4))])
         self.hidden = [snn.LIF(4), nn.Linear(4, 2)]
@@ -32,7 +33,7 @@ def by_name(groups: list[dict[str, Any]]) -> dict[str, set[int]]:
     return {group["name"]: {id(p) for p in group["params"]} for group in groups}
 
 
-@pytest.mark.parametrize("make", [MixedModel, Skip, conv, recurrent])
+@pytest.mark.parametrize("make", [MixedModel, Skip, conv, recurrent, *ONE])
 @pytest.mark.parametrize("decay_biases", [True, False])
 def test_every_parameter_is_in_one_group(make: Any, decay_biases: bool) -> None:
     model, neurons = make(), []
@@ -46,6 +47,8 @@ def test_every_parameter_is_in_one_group(make: Any, decay_biases: bool) -> None:
         torch.optim.AdamW(groups)  # raises where a parameter is in two groups
         neurons.append(by_name(groups)["neurons"])
     assert neurons[0] == neurons[1]
+    if isinstance(model, snn.Neuron):
+        assert neurons[0] == every
 
 
 def test_groups_and_their_weight_decay() -> None:
@@ -73,13 +76,6 @@ def test_groups_and_their_weight_decay() -> None:
     assert all("lr" not in group for group in groups)
 
 
-@pytest.mark.parametrize("name", cases.LAYERS)
-def test_parameters_of_a_layer_are_in_the_neuron_group(name: str) -> None:
-    (group,) = param_groups(cases.layer(name), 0.1)
-    assert group["name"] == "neurons"
-    assert len(group["params"]) == len(list(cases.layer(name).parameters()))
-
-
 def test_groups_exempt_neurons_from_the_weight_decay_of_adamw() -> None:
     def after(groups: Any, model: Any) -> Tensor:
         optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.5)
@@ -98,22 +94,14 @@ def test_groups_exempt_neurons_from_the_weight_decay_of_adamw() -> None:
 
 
 def test_learnable_surrogate_and_parametrized_parameter_are_in_the_neuron_group() -> None:
-    class Double(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 2 * x
-
-    class Weighted(snn.Neuron):
-        def __init__(self) -> None:
-            super().__init__(3)
-            self.decay("beta", 0.9)
-            self.mix = nn.Parameter(torch.zeros(3, 3))
-
-    slope = Slope()
-    layer = snn.LIF(3, surrogate_derivative=slope)
-    parametrize.register_parametrization(layer, "raw_beta", Double())
-    weighted = Weighted()
-    groups = by_name(param_groups(nn.Sequential(layer, weighted), 0.1))
-    assert groups["neurons"] == {id(p) for p in layer.parameters()} | {id(weighted.raw_beta)}
+    slope, weighted = Slope(), snn.Neuron(3)
+    lif = snn.LIF(3, surrogate_derivative=slope)
+    parametrize.register_parametrization(lif, "raw_beta", nn.Tanh())
+    weighted.decay("beta", 0.9)
+    weighted.mix = nn.Parameter(torch.zeros(3, 3))
+    groups = by_name(param_groups(nn.Sequential(lif, weighted), 0.1))
+    raw_beta = id(dict(weighted.named_parameters())["raw_beta"])
+    assert groups["neurons"] == {id(p) for p in lif.parameters()} | {raw_beta}
     assert id(slope.k) in groups["neurons"]
     assert groups["weights"] == {id(weighted.mix)}
 
@@ -123,8 +111,7 @@ def test_learning_rates() -> None:
     groups = param_groups(model, 0.1, lr=0.01, neuron_lr_scale=0.5)
     rates = {"weights": 0.01, "biases and norms": 0.01, "neurons": 0.005}
     assert {g["name"]: g["lr"] for g in groups} == rates
-    optimizer = torch.optim.SGD(groups)
-    assert [g["lr"] for g in optimizer.param_groups] == [0.01, 0.01, 0.005]
+    assert [g["lr"] for g in torch.optim.SGD(groups).param_groups] == [*rates.values()]
 
 
 # what PyTorch initialises as it likes: the ratio of each is about 1

@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import weighted_sum
 from tests.refusals import check, refusals, unchanged
+from tests.snn import test_inputs
 from tests.snn.test_sparse_linear import (
     DELAYS,
     close,
     compare_with_dense_recurrence,
     drawn_edges,
     gradients,
+    same_by_threads,
     seeded,
 )
 from tracetorch import functional, snn
@@ -63,12 +66,8 @@ def given(steps: int, samples: int, neurons: int, seed: int = 2) -> Tensor:
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let memory that the loop allocates be full of NaN."""
     make = allocation.large_empty
-
-    def poisoned(*args: Any) -> Tensor:
-        return make(*args).fill_(torch.nan)
-
     for module in (sparse_segments, dispatched):
-        monkeypatch.setattr(module, "large_empty", poisoned)
+        monkeypatch.setattr(module, "large_empty", lambda *args: make(*args).fill_(torch.nan))
 
 
 @pytest.fixture
@@ -88,6 +87,15 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def states_of(model: Any) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in tt.get_states(model).items()}
+
+
+def both(model: Any, x: Tensor) -> list[list[Tensor]]:
+    """Return outputs and gradients of the loop, and of steps."""
+    found = []
+    for by in ("layer", "step"):
+        y = tt.unroll(model, x, by=by, from_rest=True)
+        found.append([y, *gradients(y, *model.parameters())])
+    return found
 
 
 # Beside the dense network, and beside steps
@@ -139,44 +147,21 @@ def test_bitwise_equal_to_steps_and_cut_anywhere(
 @pytest.mark.parametrize("delay", ["one", "each", "far"])
 def test_no_number_of_threads_changes_a_bit(delay: str, samples: int) -> None:
     model = recurrent(2100, 20_000, delay=delay)
-    x = given(20, samples, 2100)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            tt.zero_states(model)
-            y = tt.unroll(model, x)
-            results.append([y, *gradients(y, *model.parameters())])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], rtol=0, atol=0)
+    same_by_threads(model, given(20, samples, 2100).requires_grad_())
 
 
 @pytest.mark.parametrize(
-    ("build", "compiled"),
+    ("kind", "compiled"),
     [
-        (lambda n: snn.LIF(n), True),
-        (lambda n: snn.SLIF(n), True),
-        (lambda n: tt.neurons.RefractoryLIF(n), True),
-        (lambda n: tt.neurons.ALIF(n), True),
-        (lambda n: snn.BLIF(n), False),
-        (lambda n: snn.Readout(n), False),
+        *((snn.LIF, True), (snn.SLIF, True), (tt.neurons.RefractoryLIF, True)),
+        *((tt.neurons.ALIF, True), (snn.BLIF, False), (snn.Readout, False)),
     ],
-    ids=["LIF", "SLIF", "RefractoryLIF", "ALIF", "BLIF", "Readout"],
 )
 def test_neurons_whose_output_is_no_spike_run_by_step(
-    loops: list[str], build: Any, compiled: bool
+    loops: list[str], kind: Any, compiled: bool
 ) -> None:
-    model = recurrent(60, 400, delay="each")
-    model = snn.Recurrent(build(60), model.connection).double()
-    x = 2 * given(12, 3, 60).requires_grad_()
-    found = []
-    for by in ("layer", "step"):
-        tt.zero_states(model)
-        y = tt.unroll(model, x, by=by)
-        found.append([y, *gradients(y, *model.parameters())])
-    close(*found)
+    connection = recurrent(60, 400, delay="each").connection
+    close(*both(snn.Recurrent(kind(60), connection).double(), 2 * given(12, 3, 60)))
     assert bool(loops) == compiled
 
 
@@ -186,11 +171,9 @@ def test_restarts_segments_and_a_record() -> None:
     reset = torch.rand(14, 3, generator=seeded()) < 0.2
     wanted = tt.unroll(model, x, reset=reset, by="step", from_rest=True)
     close(tt.unroll(model, x, reset=reset, from_rest=True), wanted)
-    y, seen = tt.unroll(model, x, record=["neuron.mem", "prev_output"], from_rest=True)
-    again, same = tt.unroll(
-        model, x, record=["neuron.mem", "prev_output"], by="step", from_rest=True
-    )
-    close((y, seen), (again, same))
+    names = ["neuron.mem", "prev_output"]
+    found = tt.unroll(model, x, record=names, from_rest=True)
+    close(found, tt.unroll(model, x, record=names, by="step", from_rest=True))
     whole = gradients(tt.unroll(model, x, from_rest=True), *model.parameters())
     close(gradients(tt.unroll(model, x, segment=5, from_rest=True), *model.parameters()), whole)
 
@@ -241,13 +224,9 @@ def test_nobody_fires_and_everybody_does(bias: float, rate: int) -> None:
     model = recurrent(700, 9_000, delay="one", scale=0.01)
     with torch.no_grad():
         model.connection.bias.fill_(bias)
-    found = []
-    for by in ("layer", "step"):
-        tt.zero_states(model)
-        y = tt.unroll(model, given(11, 2, 700), by=by)
-        assert bool((y == rate).all())
-        found.append(gradients(y, *model.parameters()))
+    found = both(model, given(11, 2, 700))
     close(*found)
+    assert bool((found[0][0] == rate).all())
     tt.zero_states(model)
     nothing = snn.EventInput(torch.zeros(0, 3, dtype=torch.long))
     run = model.run_events(nothing, 11, count_every=4, events=True)
@@ -292,65 +271,28 @@ def test_weights_that_are_not_finite_run_as_steps_do(value: float) -> None:
     model = recurrent(50, 300)
     with torch.no_grad():
         model.connection.weight[7] = value
-    x = given(6, 2, 50)
-    found = []
-    for by in ("layer", "step"):
-        tt.zero_states(model)
-        y = tt.unroll(model, x, by=by)
-        found.append([y, *gradients(y, *model.parameters())])
+    found = both(model, given(6, 2, 50))
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
 def test_changes_are_seen() -> None:
-    model = recurrent(80, 500, delay="each")
-    x = given(9, 2, 80)
-
-    def both() -> list[Tensor]:
-        return [tt.unroll(model, x, by=by, from_rest=True) for by in ("layer", "step")]
-
-    before = both()[0]
-    with torch.no_grad():
-        model.connection.weight.mul_(-2)
-    assert torch.equal(*both())
-    assert not torch.equal(before, both()[0])
-    before = both()[0]
-    model.connection.delay.copy_(model.connection.delay.flip(0))
-    assert torch.equal(*both())
-    assert not torch.equal(before, both()[0])
-    before = both()[0]
-    model.connection.edges[1] = model.connection.edges[1].flip(0)
-    assert torch.equal(*both())
-    assert not torch.equal(before, both()[0])
-    hook = model.connection.register_forward_hook(lambda *_: torch.zeros(2, 80).double())
-    assert torch.equal(*both())
-    hook.remove()
-    model.connection.forward_step = lambda x: x * 0  # an edit of the instance
-    assert torch.equal(*both())
-
-
-FAULTS = {
-    "nothing": lambda e: e,
-    "delays": lambda e: e._replace(delays=e.delays.roll(1)),
-    "windows": lambda e: e._replace(least=e.least + 1),
-    "targets": lambda e: e._replace(targets=e.targets.roll(1)),
-    "weights": lambda e: e._replace(order=e.order.roll(1)),
-    "sources": lambda e: e._replace(starts=torch.cat([e.starts[:1], e.starts[:-1]])),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tests above compare tells a loop along other edges from the right one."""
-    model = recurrent(300, 3_000, delay="far")
-    x = given(30, 1, 300)
-    wanted = tt.unroll(model, x, by="step", from_rest=True)
-    make = sparse_segments.Edges.by_chunk
-    planted = FAULTS[fault]
-    monkeypatch.setattr(
-        sparse_segments.Edges, "by_chunk", lambda plan, chunks: planted(make(plan, chunks))
-    )
-    found = tt.unroll(model, x, from_rest=True)
-    assert torch.equal(found, wanted) == (fault == "nothing")
+    model, x = recurrent(80, 500, delay="each"), given(9, 2, 80)
+    connection = model.connection
+    hooks: list[Any] = []
+    known = [tt.unroll(model, x, from_rest=True)]
+    for change in (
+        lambda: connection.weight.data.mul_(-2),
+        lambda: connection.delay.copy_(connection.delay.flip(0)),
+        lambda: connection.edges[1].copy_(connection.edges[1].flip(0)),
+        lambda: hooks.append(connection.register_forward_hook(lambda *_: x[0] * 0)),
+        # an edit of the instance
+        lambda: (hooks[0].remove(), setattr(connection, "forward_step", lambda x: x + 1)),
+    ):
+        change()
+        found, steps = (tt.unroll(model, x, by=by, from_rest=True) for by in ("layer", "step"))
+        assert torch.equal(found, steps)
+        assert not torch.equal(found, known[-1])
+        known.append(found)
 
 
 # Several populations
@@ -410,9 +352,8 @@ def test_writes_before_the_backward_pass(road: str, name: str) -> None:
 
 
 def as_tensor(events: Tensor, values: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    order = events[:, 0].argsort(stable=True)
-    place = tuple(events[order].t())
-    return torch.zeros(shape, dtype=torch.float64).index_put(place, values[order], accumulate=True)
+    place = tuple(events.t())
+    return torch.zeros(shape, dtype=torch.float64).index_put(place, values, accumulate=True)
 
 
 def drawn_events(count: int, shape: tuple[int, int, int]) -> Tensor:
@@ -433,8 +374,6 @@ def test_events_give_what_a_tensor_does(
     values.requires_grad_()
     chosen = torch.randint(neurons, (17,), generator=seeded(5))
     x = as_tensor(events, values, shape)
-    lists = [part[:, 1:] for part in events.split(1)]
-    assert len(lists) == 3000
     model, other = (recurrent(neurons, 4_000, delay=delay) for _ in range(2))
     losses = [torch.zeros(()).double(), torch.zeros(()).double()]
     for _ in range(2):  # the second goes on from the first
@@ -451,13 +390,9 @@ def test_events_give_what_a_tensor_does(
         assert torch.equal(run.outputs, y[..., chosen])
         assert torch.equal(run.counts, counts)
         assert torch.equal(run.events, y.nonzero())
-        weights = [
-            torch.linspace(-1, 1, t.numel()).double().view(t.shape) for t in (run.outputs, counts)
-        ]
         for i, pair in enumerate(((run.outputs, run.counts), (y[..., chosen], counts))):
-            losses[i] = losses[i] + sum((a * b).sum() for a, b in zip(pair, weights, strict=True))
-    ends = [list(states_of(each).values()) for each in (model, other)]
-    torch.testing.assert_close(*ends, rtol=0, atol=0)
+            losses[i] = losses[i] + sum(weighted_sum(each) for each in pair)
+    torch.testing.assert_close(states_of(model), states_of(other), rtol=0, atol=0)
     found = []
     for loss, each in zip(losses, (model, other), strict=True):
         loss = loss + sum(s.sum() for s in tt.get_states(each).values() if s.requires_grad)
@@ -500,14 +435,10 @@ def test_sources_add_up_and_lists_of_steps_are_events() -> None:
     assert torch.equal(snn.EventInput(lists).events, snn.EventInput(table).events)
     both = [snn.EventInput(table, 1.5), snn.EventInput(table, 0.5)]
     run = model.run_events(both, 4, events=True)
-    tt.zero_states(model)
-    assert torch.equal(
-        run.events, model.run_events(snn.EventInput(lists, 2.0), 4, events=True).events
-    )
-    tt.zero_states(model)
-    assert torch.equal(
-        run.events, model.run_events(snn.EventInput(table, 2.0), 4, events=True).events
-    )
+    for given in (lists, table):
+        tt.zero_states(model)
+        again = model.run_events(snn.EventInput(given, 2.0), 4, events=True)
+        assert torch.equal(run.events, again.events)
 
 
 def test_poisson_groups_come_from_a_counter() -> None:
@@ -573,28 +504,16 @@ def test_a_run_that_fails_changes_nothing() -> None:
         model.run_events(snn.EventInput(torch.tensor([[0, 1, 1]])), 5, batch=2)
 
 
-class Two(snn.Neuron):
-    """Takes two inputs."""
-
-    inputs = ("x", "y")
-
-    @staticmethod
-    def step(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        return (x + y,)
-
-
 EVENTS = torch.tensor([[0, 0, 1], [4, 0, 2]])
 NAMES = {
     "torch": torch,
-    "functional": functional,
+    "snn": snn,
     "E": snn.EventInput,
     "P": snn.PoissonInput,
     "e": EVENTS,
     "n": torch.arange(3),
-    "cut": functional.compact_support,
-    "snn": snn,
     "Pop": snn.Populations,
-    "Two": Two,
+    "two_inputs": test_inputs.made,
     "run": recurrent(30, 100).run_events,
     "linear": snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)).run_events,
     "signed": snn.Recurrent(
@@ -633,9 +552,7 @@ NAMES = {
     Pop(forward=snn.LIF(3)) -> ValueError: a module has an attribute 'forward': take another name
     Pop(a=snn.LIF(3), b=snn.LIF(4))(torch.ones(2, 6)) -> ValueError: of 3 . 4 neurons take 7 in the
     Pop(a=snn.LIF(3))(3) -> TypeError: Populations takes a tensor, got int
-    Pop(a=Two(3)) -> ValueError: Populations has one input, and Two takes .x, y.
-    cut(1.0, 2.0) -> TypeError: compact_support: surrogate must be one of tt.functional.*got float
-    cut(functional.atan_surrogate(), 0) -> ValueError: compact_support: width must be
+    Pop(a=two_inputs()) -> ValueError: Populations has one input, and ThreeFactor takes .x,
 """)
 def test_refused(call: str, error: str) -> None:
     check(call, error, NAMES)

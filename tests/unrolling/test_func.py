@@ -31,39 +31,35 @@ def test_functional_call_and_grad(name: str, by: str) -> None:
         torch.testing.assert_close(found[n], p.grad, msg=n)
 
 
-def test_ensemble_in_one_call() -> None:
-    members = [Whole(made("dense")) for _ in range(3)]
-    for i, member in enumerate(members):
-        with torch.no_grad():
-            member.model.get_parameter("0.weight").mul_(i + 1)
-    parameters, buffers = stack_module_state(members)
-    x = dyadic(5, 2, 3)
-    call = lambda p, b: functional_call(members[0], (p, b), (x,))  # noqa: E731
-    together = vmap(call)(parameters, buffers)
-    torch.testing.assert_close(together, torch.stack([member(x) for member in members]))
-
-
 class Restarting(Whole):
     def forward(self, x: Tensor) -> Tensor:
         mask = torch.arange(x[..., 0].numel()).view(x.shape[:2]) % 3 == 1
         return tt.unroll(self.model, x, reset=mask, from_rest=True)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: [snn.DelayedLinear(4, 4, max_delay=2), snn.LIF(4)],
-        lambda: [
-            snn.Recurrent(snn.LIF(4), snn.connect(nn.Linear(4, 4), mask=torch.rand(4, 4) < 0.6))
-        ],
-    ],
-)
-def test_ensemble_with_buffers_of_their_own_restarts(make: Any) -> None:
-    members = [Restarting(nn.Sequential(*make()).double()) for _ in range(2)]
-    parameters, buffers = stack_module_state(members)
-    x = dyadic(5, 2, 4)
+def delayed() -> nn.Module:
+    return nn.Sequential(snn.DelayedLinear(3, 3, max_delay=2), snn.LIF(3)).double()
+
+
+def masked() -> nn.Module:
+    connection = snn.connect(nn.Linear(3, 3), mask=torch.rand(3, 3) < 0.6)
+    return snn.Recurrent(snn.LIF(3), connection).double()
+
+
+ENSEMBLES = [lambda: Whole(made("dense")), lambda: Restarting(delayed()),
+             lambda: Restarting(masked())]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", ENSEMBLES)
+def test_ensemble_in_one_call(make: Any) -> None:
+    """Also of buffers that differ, and with restarts."""
+    members = [make() for _ in range(3)]
+    for i, member in enumerate(members):
+        for parameter in member.parameters():
+            parameter.data.mul_(1 + i / 8)
+    x = dyadic(5, 2, 3)
     call = lambda p, b: functional_call(members[0], (p, b), (x,))  # noqa: E731
-    together = vmap(call)(parameters, buffers)
+    together = vmap(call)(*stack_module_state(members))
     torch.testing.assert_close(together, torch.stack([member(x) for member in members]))
 
 

@@ -8,33 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import module
 from tests.unrolling.memories import Says
-from tests.unrolling.models import MODELS, By, dyadic, made
+from tests.unrolling.models import ROADS, dyadic, made
 from tracetorch import metrics, snn
 from tracetorch.export.program import step_signature
 
 HALVES = (torch.bfloat16, torch.float16)
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("by", ["layer", "step"])
-@pytest.mark.parametrize("name", MODELS)
-def test_autocast(name: str, by: By, dtype: torch.dtype) -> None:
-    model, x = made(name, torch.float32), dyadic(5, *MODELS[name][1]).float()
-    with torch.autocast("cpu", dtype=dtype):
-        y = tt.unroll(model, x, by=by)
-    assert y.dtype == dtype
-    states = tt.get_states(model)
-    assert {state.dtype for state in states.values()} == {torch.float32}
-    y.float().square().sum().backward()
-    for n, p in model.named_parameters():
-        assert p.grad.dtype == torch.float32, n
-        assert bool(torch.isfinite(p.grad).all()), n
-    tt.zero_states(model)
-    with torch.no_grad():
-        expected = tt.unroll(model, x, by=by)
-    # equal up to the rounding of the linear layers
-    assert ((y.float() - expected).abs() < 0.05 * (1 + expected.abs())).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -72,11 +52,8 @@ def net() -> nn.Module:
     ).eval()
 
 
-ROADS: dict[str, Callable[[Any, Tensor], Any]] = {
-    "layer": lambda m, x: tt.unroll(m, x),
-    "step": lambda m, x: tt.unroll(m, x, by="step"),
-    "check": lambda m, x: tt.unroll(m, x, check=True),
-    "segments": lambda m, x: tt.unroll(m, x, segment=2),
+RUNS: dict[str, Callable[[Any, Tensor], Any]] = {
+    **{name: ROADS[name] for name in ("by step", "segments", "checked")},
     "segments by step": lambda m, x: tt.unroll(m, x, segment=2, by="step"),
     "signature of an export": lambda m, x: step_signature(m, x[0]).initial_states(2, x.device),
     "profile": lambda m, x: torch.tensor(metrics.profile(m, x, repeats=1).operations.dense),
@@ -84,40 +61,33 @@ ROADS: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("road", RUNS)
 def test_a_model_built_in_inference_mode(road, inside):
     x = torch.rand(5, 2, 4) * 3
     with torch.no_grad():
-        expected = ROADS[road](net(), x)
+        expected = RUNS[road](net(), x)
     with torch.inference_mode():
         model = net()
     held = dict(model.named_parameters())
     with inside():
-        found = ROADS[road](model, x)
+        torch.testing.assert_close(RUNS[road](model, x), expected)
         tt.zero_states(model)
-        torch.testing.assert_close(found, expected)
     assert all(p is held[name] and p.is_inference() for name, p in model.named_parameters())
 
 
 def test_an_in_place_change_beside_a_tensor_of_inference_mode_is_found() -> None:
-    class Counting(nn.Module):
-        count: Tensor
+    def forward(s: Any, x: Tensor) -> Tensor:
+        s.count += 1
+        return s.cell(x * s.count)
 
-        def __init__(self) -> None:
-            super().__init__()
-            with torch.inference_mode():
-                self.register_buffer("constant", torch.ones(3))
-            self.register_buffer("count", torch.zeros(()))
-            self.cell = snn.LIF(3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.count += 1
-            return self.cell(x * self.count)
-
+    model = module(forward, cell=snn.LIF(3))
+    model.register_buffer("count", torch.zeros(()))
+    with torch.inference_mode():
+        model.register_buffer("constant", torch.ones(3))
     with (
         torch.no_grad(),
         pytest.raises(ValueError, match=r"cell .LIF. is given other inputs .* the model remembers"),
     ):
-        tt.unroll(Counting(), torch.ones(4, 2, 3))
+        tt.unroll(model, torch.ones(4, 2, 3))
     with pytest.raises(ValueError, match="one step changes 'count'"):
-        tt.export.step(Counting(), torch.ones(2, 3))
+        tt.export.step(model, torch.ones(2, 3))

@@ -158,19 +158,16 @@ def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) ->
 
 
 def test_the_compiled_loop_is_used_and_not_one_for_each_cut(monkeypatch):
-    calls = []
-    run = snn.Neuron.forward_sequence
+    calls, run = [], snn.Neuron.forward_sequence
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(options)
         return run(*args, **options)
 
     monkeypatch.setattr(snn.Neuron, "forward_sequence", counted)
-    tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets(share=0.5))
-    assert len(calls) == 1
-    assert fuse.unsupported_reason("cpu", layer("LIF", 3), sequence(T, B, 3)) is None
     with fuse.backend("cpu"):  # which refuses what it cannot compile
-        tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets())
+        tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets(share=0.5), by="layer")
+    assert len(calls) == 1
 
 
 @examples(30)
@@ -217,16 +214,6 @@ def test_records_inputs_batches_and_time_dimensions() -> None:
     assert isinstance(several, Skip)
 
 
-def test_neurons_at_dimension_0_are_no_samples() -> None:
-    one, mask = snn.LIF(4), torch.zeros(6, 4, dtype=torch.bool)
-    mask[3, 1] = True
-    for by in ("layer", "step"):
-        with pytest.raises(ValueError, match="has its neurons at dimension 0"):
-            tt.unroll(one, sequence(6, 4), reset=mask, by=by)  # one sequence [T, F]
-    with pytest.raises(ValueError, match="has its neurons at dimension 0"):
-        tt.unroll(snn.LIF(4, dim=0), sequence(6, 4, 5), reset=mask)
-
-
 def test_a_mask_that_restarts_nobody_draws_nothing() -> None:
     none = torch.zeros(T, B, dtype=torch.bool)
     states = []
@@ -266,23 +253,30 @@ def test_vmap_over_networks_and_their_masks() -> None:
     torch.testing.assert_close(torch.vmap(run)(xs, masks), expected)
 
 
+def twice_as_many() -> nn.Module:
+    return nn.Sequential(Says(lambda x: torch.cat([x, x])), snn.LIF(3).double())
+
+
+ONE, X = torch.eye(6, 4).bool(), dyadic(T, B, 3)
+
+
 @refusals(
     r"""
-    reset=resets().float() -> TypeError: reset must be a tensor of booleans, .* got torch.float
-    reset=[True] -> TypeError: reset must be a tensor of booleans, .* got list
-    reset=resets(T, B + 1) -> ValueError: shape \[T, B\] = \[9, 4\], got \[9, 5\]
-    reset=resets(B, T) -> ValueError: shape \[T, B\] = \[9, 4\], got \[4, 9\]
-    reset=resets(B, T), time_dim=-2 -> ValueError: shape \[B, T\] = \[9, 4\], got \[4, 9\]
+    tt.unroll(made("dense"), X, reset=resets().float()) -> TypeError: of booleans, .* torch.float
+    tt.unroll(made("dense"), X, reset=[True]) -> TypeError: a tensor of booleans, .* got list
+    tt.unroll(made("dense"), X, reset=resets(T, 5)) -> ValueError: \[T, B\] = \[9, 4\], got \[9, 5\]
+    tt.unroll(made("dense"), X, reset=resets(B, T)) -> ValueError: \[T, B\] = \[9, 4\], got \[4, 9\]
+    tt.unroll(made("dense"), X, reset=resets(B, T), time_dim=-2)
+        -> ValueError: shape \[B, T\] = \[9, 4\], got \[4, 9\]
+    tt.unroll(snn.LIF(4), sequence(6, 4), reset=ONE) -> ValueError: has its neurons at dimension 0
+    tt.unroll(snn.LIF(4), sequence(6, 4), reset=ONE, by="step") -> ValueError: at dimension 0
+    tt.unroll(snn.LIF(4, dim=0), sequence(6, 4, 5), reset=ONE) -> ValueError: neurons at dimension 0
+    tt.unroll(twice_as_many(), X, reset=resets())
+        -> ValueError: '1', .* got 8 samples in each step, .* says of 4 where
     """
 )
 def test_a_mask_that_does_not_fit_is_refused(call: str, error: str) -> None:
-    check(f"tt.unroll(made('dense'), dyadic(T, B, 3), {call})", error, globals())
-
-
-def test_a_batch_that_another_module_changes_is_refused() -> None:
-    doubled = nn.Sequential(Says(lambda x: torch.cat([x, x])), snn.LIF(3))
-    with pytest.raises(ValueError, match=r"'1', .* got 8 samples in each step, .* says of 4 where"):
-        tt.unroll(doubled, dyadic(T, B, 3).float(), reset=resets())
+    check(call, error, globals())
 
 
 @pytest.mark.parametrize("kind", [OwnStart, OwnZero])
@@ -292,14 +286,14 @@ def test_a_layer_with_a_start_of_its_own_refuses_a_restart_in_its_loop(kind: Any
 
 
 def test_a_restart_of_its_own_runs_by_step() -> None:
-    model, holder = nn.Sequential(layer("LIF", 3)), snn.TTModule()
-    vars(holder)["forward"] = model.forward
-    vars(holder)["zero_states"] = lambda *, where=None: tt.zero_states(model, where=where)
-    holder.inner = model
-    with pytest.raises(ValueError, match="has a zero_states of its own"):
-        tt.unroll(holder, sequence(T, B, 3), reset=resets())
-    own, x = module(lambda s, x: s.cell(x), cell=layer("LIF", 3)), sequence(T, B, 3)
-    type(own).zero_states = lambda s, *, where=None: tt.zero_states(s.cell, where=where)
-    with pytest.raises(ValueError, match="Model, at 'the root', has a zero_states of"):
-        tt.unroll(own, x, reset=resets())
-    tt.unroll(own, x, reset=resets(), by="step")
+    x = sequence(T, B, 3)
+    for of_instance in (True, False):
+        own = module(lambda s, x: s.cell(x), cell=layer("LIF", 3))
+        zero = lambda *_, where=None, cell=own.cell: tt.zero_states(cell, where=where)  # noqa: E731
+        if of_instance:
+            vars(own)["zero_states"] = zero
+        else:
+            type(own).zero_states = zero
+        with pytest.raises(ValueError, match="Model, at 'the root', has a zero_states of its own"):
+            tt.unroll(own, x, reset=resets())
+        tt.unroll(own, x, reset=resets(), by="step")

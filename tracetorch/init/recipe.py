@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from tracetorch.functional import halflife_to_decay
 from tracetorch.init.calibrate import trial_on, warn_of_large_weights
 from tracetorch.init.membranes import Trial, holds_already, measure, root_mean_square, scale_all
 from tracetorch.init.response import to_first_spike
+from tracetorch.init.stages import Stage
 from tracetorch.snn.connectivity import raw_weight
 from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.neuron import Neuron, has_step, spike_functions
@@ -57,27 +58,22 @@ def spread_(
         beta_i     = 2^(-1 / halflife_i)
 
     They go to the neurons of a layer, or the channels of a convolution, in random order. A layer is
-    spread where its decay of the membrane, the parameter ``beta``, is in all neurons what the
-    constructor starts from by itself. So a second call changes nothing, and neither what was given
-    or assigned, nor what has learned, does. Left as they are as well: readouts and other layers
-    that do not spike, a decay that is fixed (``learn_beta=False``, or frozen), one for a whole
-    layer (``beta_rank=0``), one that PyTorch parametrizes, one neuron, a neuron without ``beta``,
-    and one whose class cannot be built from ``num_neurons`` alone, so that its start is not known.
-    A number that is given and equals the default counts as the default: a tensor does not.
+    spread where its ``beta`` is in all neurons what the constructor starts from by itself: what was
+    given as a tensor or another number, assigned or learned stays. Left as they are as well: layers
+    that do not spike, a ``beta`` that is fixed, one for a whole layer (``beta_rank=0``) or
+    parametrized by PyTorch, one neuron, and one whose class cannot be built from ``num_neurons``.
 
     Args:
         model: any module; neuron layers hidden in lists and plain objects are found too.
         steps: the longest half-life: the length of a sequence. At 1 there is nothing to spread.
-        generator: source of the order of the neurons; PyTorch's own where it is ``None``. Layers
-            draw from it in the order of ``model.named_modules()``.
+        generator: source of the order of the neurons; PyTorch's own where it is ``None``.
 
     Returns:
         The shortest and the longest half-life of each layer that was spread, by its path.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``steps`` is below 1; a parameter has no values yet, or is computed before every
-            call, by pruning say. Nothing has been changed then.
+        TypeError, ValueError: ``steps`` is below 1; a parameter has no values yet, or is computed
+            before every call, by pruning say. Nothing has been changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 50), LIF(50), nn.Linear(50, 4), LIF(4, beta=0.5))
@@ -224,11 +220,12 @@ def recipe(
 
     ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
     target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
-    ``EIF``, that is far below its threshold. Two groups have rates of their own: delays learn at
-    ten times the rate, ``"delays"``; and the weights of spiking neurons with more than 128 inputs
-    and no batch norm at the larger of 128 / inputs and 16 / inputs active at once, where that is
-    below 1: Adam moves all of them at once, and so a membrane the further the more there are (Yang
-    et al., *Tensor Programs V*, 2022). What was done is printed, a line for each
+    ``EIF``, that is far below its threshold. Three groups have rates of their own: delays learn at
+    ten times the rate, ``"delays"``; what is in a ``Recurrent`` behind a batch norm at a third, for
+    no norm follows its weights; and the weights of spiking neurons with more than 128 inputs and no
+    batch norm at the larger of 128 / inputs and 16 / inputs active at once, where that is below 1:
+    Adam moves all of them at once, and so a membrane the further the more there are (Yang et al.,
+    *Tensor Programs V*, 2022). What was done is printed, a line for each
     neuron layer: its half-lives, the weight before it with the factor that calibration found, and
     the highest rate at which that weight learns, if it does.
 
@@ -255,10 +252,8 @@ def recipe(
         An ``AdamW`` with a rate for each weight, and the ``OneCycleLR`` that leads it.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, or as :func:`tt.init.calibrate_
-            <tracetorch.init.calibrate_>`, for a layer that it cannot calibrate. The model is as
-            before then.
+        TypeError, ValueError: an argument is of another type or out of range, or as
+            :func:`tt.init.calibrate_ <tracetorch.init.calibrate_>`. The model is as before then.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(20, 50), LIF(50), nn.Linear(50, 4), Readout(4))
@@ -328,9 +323,14 @@ def _count_writes(optimizer: torch.optim.Optimizer, *_: object) -> None:
 
 
 def _own_rates(trial: Trial, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give delays, which move by whole steps, a higher rate, and wide weights a lower one."""
+    """Give delays, which move by whole steps, a higher rate, wide and recurrent weights a lower."""
     own: dict[int, tuple[str, float]] = {}  # name and factor of the rate, by identity
-    for _, module in named_modules(trial.model):
+    modules = dict(named_modules(trial.model))
+    # what feeds back has no norm behind its weights: at the rate of the rest it may run away
+    for loop in {stage.loop for stage in _behind_norms(trial)} - {None}:
+        for parameter in modules[cast(str, loop)].parameters():
+            own[id(parameter)] = "recurrent", _RATE / _RATE_BEHIND_NORMS
+    for module in modules.values():
         if isinstance(module, DelayingLayer) and module.raw_delay.requires_grad:
             own[id(module.raw_delay)] = "delays", _QUICK
     for weight, active in _active_inputs(trial):
@@ -390,10 +390,14 @@ def _sizes(trial: Trial) -> dict[str, float]:
     }
 
 
+def _behind_norms(trial: Trial) -> list[Stage]:
+    stages = [*trial.calls.stages, *(stage for stage, _ in trial.left)]
+    return [stage for stage in stages if isinstance(stage.source, BatchNormBase)]
+
+
 def _rate(trial: Trial, spread: list[Spread]) -> tuple[float, str]:
     """Return the learning rate of a model, and why it is that."""
-    stages = [*trial.calls.stages, *(stage for stage, _ in trial.left)]
-    behind = {stage.path for stage in stages if isinstance(stage.source, BatchNormBase)}
+    behind = {stage.path for stage in _behind_norms(trial)}
     firing = [each.path for each in spread if spike_functions(each.neuron)]
     bare = [path for path in firing if path not in behind]
     if bare or not firing:

@@ -47,27 +47,22 @@ def tdbn_(
     and batch together, which is the rest of tdBN. The threshold is the distance that the membrane
     has from rest to it, one per neuron, for any neuron; branches are the norms whose outputs add up
     before the neurons, two in a residual block. The paper keeps ``alpha * threshold`` apart from a
-    weight that starts at 1; here their product is learned.
-
-    Which neurons a norm drives is followed in the autograd graph of one step, so additions and
-    pooling may stand between, and branches are kept apart.
+    weight that starts at 1; here their product is learned. Which neurons a norm drives is followed
+    in the autograd graph of one step: additions and pooling may stand between.
 
     Args:
         model: any module; give a part of it where some norms shall stay as they are.
         x: a batch, as ``unroll`` takes it, ``[T, B, ...]``; one step of it is run.
-        alpha: factor of the threshold; above 0. It is 1 in the paper, which writes the root as
-            another ``alpha``.
+        alpha: factor of the threshold; above 0. It is 1 in the paper.
         steps: as in ``unroll``.
 
     Returns:
         The path of the neuron layer behind each norm, by path of the norm.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``alpha`` is out of range, or the model has no batch norm; a norm has no weight,
-            is not called, or drives something else than neurons that spike, or neurons of
-            thresholds that differ from each other, or shares a weight with one for which it would
-            be another. Nothing has been changed then.
+        TypeError, ValueError: ``alpha`` is out of range, or the model has no batch norm; one has no
+            weight, is not called, shares it with another, or drives what does not spike, or neurons
+            of thresholds that differ. Nothing has been changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), LIF(3, pos_threshold=0.5))
@@ -163,11 +158,10 @@ def identity_(model: nn.Module) -> None:
         model: any module with such blocks.
 
     Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: it has no such block; a body does not end in neurons that spike, behind a layer
-            with a weight, is recurrent there, needs a bias that it does not have, or shares memory
-            with a layer elsewhere; or the block is not the identity then, or takes another shape
-            than its layers show. Nothing has been changed then.
+        TypeError, ValueError: there is no such block; a body does not end in neurons that spike,
+            behind a layer with a weight, is recurrent there, needs a bias that it does not have, or
+            shares memory with a layer elsewhere; or the block is not the identity then. Nothing has
+            been changed then.
 
     Example:
         >>> body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), LIF(3))

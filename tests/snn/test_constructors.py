@@ -1,7 +1,8 @@
-"""Hold the signatures of the twelve layers to one grammar, and their classes to an ``__init__``."""
+"""Signatures of the layers: one grammar, errors that explain, and a ``repr`` that is the call."""
 
 import ast
 import copy
+import functools
 import inspect
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -10,20 +11,12 @@ import pytest
 import torch
 
 from tests.cases import LAYERS, SPIKING
+from tests.refusals import check, refusals
 from tracetorch import snn
 from tracetorch.functional import atan_surrogate, boxcar_surrogate
 
-DEFAULTS = {
-    "alpha": 0.5,
-    "beta": 0.9,
-    "gamma": 0.5,
-    "pos_threshold": 1.0,
-    "neg_threshold": 1.0,
-    "pos_scale": 1.0,
-    "neg_scale": 1.0,
-    "rec_weight": 0.0,
-    "bias": 0.0,
-}
+DEFAULTS = {"alpha": 0.5, "beta": 0.9, "gamma": 0.5, "pos_threshold": 1.0, "neg_threshold": 1.0}
+DEFAULTS |= {"pos_scale": 1.0, "neg_scale": 1.0, "rec_weight": 0.0, "bias": 0.0}
 DECAYS = ("alpha", "beta", "gamma")
 
 
@@ -57,6 +50,7 @@ def grammar(name: str) -> list[tuple[str, Any, bool]]:
 def test_signature(name: str) -> None:
     parameters = list(inspect.signature(getattr(snn, name)).parameters.values())
     assert [(p.name, p.default, p.kind is p.KEYWORD_ONLY) for p in parameters] == grammar(name)
+    assert get_type_hints(getattr(snn, name).__init__)["num_neurons"] is int
 
 
 def settings(made: Any) -> dict[str, Any]:
@@ -121,20 +115,21 @@ def test_repr_is_the_call(name: str) -> None:
     assert torch.equal(again.raw_beta, made.raw_beta)
 
 
-def test_repr_of_a_tensor_shows_its_shape() -> None:
+def test_repr_shows_what_was_given_and_assigned() -> None:
     assert repr(snn.Readout(4, beta=torch.rand(4))) == "Readout(4, beta=Tensor[4])"
     assert repr(snn.LIF(2, surrogate_derivative=boxcar_surrogate(2.0))) == (
         "LIF(2, surrogate_derivative=boxcar_surrogate(width=2.0))"
     )
-
-
-def test_repr_shows_what_was_assigned() -> None:
+    setups: Any = {"alpha_setup": snn.Decay(torch.rand(2)), "beta_setup": {"value": 0.5}}
+    assert repr(snn.LeakyIntegrator(2, **setups)) == (
+        "LeakyIntegrator(2, alpha_setup=Decay(value=Tensor[2], rank=UNSET, learnable=UNSET, "
+        "use_averaging=UNSET), beta_setup={'value': 0.5})"
+    )
     layer: Any = snn.LIF(1, beta=0.5)
     layer.beta = 0.25
     layer.reset = "zero"
     twin = copy.deepcopy(layer)
     twin.pos_threshold = 3.0
-    assert repr(layer) == "LIF(1, beta=0.25, reset='zero')"
     assert repr(twin) == "LIF(1, beta=0.25, reset='zero', pos_threshold=3.0)"
     with pytest.raises(ValueError, match="beta"):
         layer.beta = 2.0
@@ -148,22 +143,54 @@ def test_repr_shows_what_was_assigned() -> None:
     assert repr(delay) == "Delay(1, max_delay=2, delay=1.0)"
 
 
-def test_repr_of_setups_and_of_open_signatures() -> None:
-    integrator = snn.LeakyIntegrator(
-        2, alpha_setup=snn.Decay(torch.rand(2)), beta_setup={"value": 0.5}
-    )
-    assert repr(integrator) == (
-        "LeakyIntegrator(2, alpha_setup=Decay(value=Tensor[2], rank=UNSET, learnable=UNSET, "
-        "use_averaging=UNSET), beta_setup={'value': 0.5})"
-    )
+class Own(snn.LIF):
+    def __init__(self, size: int, threshold: float = 1.0, *, tau: float = 10.0) -> None:
+        super().__init__(size, beta=1 - 1 / tau, pos_threshold=threshold)
+        self.tau = tau
 
+
+@refusals(
+    r"""
+    snn.LIF(2, threshold=1.0)
+        -> TypeError: ^LIF has no argument 'threshold'\. Here it is pos_threshold\. It takes
+    snn.BLIF(2, threshold=1.0) -> TypeError: Here it is pos_threshold or neg_threshold\.
+    snn.LIF(2, spike_grad=1.0) -> TypeError: Here it is surrogate_derivative\.
+    snn.BSRLIF(2, spike_grad=1.0) -> TypeError: pos_surrogate_derivative or neg_surrogate_derivative
+    snn.Readout(2, threshold=1.0) -> TypeError: argument 'threshold'\. It takes num_neurons, beta
+    snn.Readout(2, learn_bta=True) -> TypeError: 'learn_bta'\. Did you mean 'learn_beta'\? It takes
+    snn.LeakyIntegrator(2, beta=1.0) -> TypeError: 'beta'\. Here it is beta_setup\. It takes
+    snn.LIF(beta=0.5) -> TypeError: missing 1 required positional argument: 'num_neurons'
+    snn.SRReadout(2, num_neurons=2) -> TypeError: multiple values for argument 'num_neurons'
+    Own(2, spike_grad=None) -> TypeError: no argument 'spike_grad'\. It takes size, thresh
+    setattr(snn.LIF(2), "threshold", 0.1)
+        -> AttributeError: LIF has no attribute 'threshold' to assign\. Here it is pos_threshold\.
+    setattr(snn.BLIF(2), "v_th", 0.1) -> AttributeError: pos_threshold or neg_threshold\.
+    setattr(snn.LIF(2), "decay", 0.1) -> AttributeError: Here it is beta\.
+    setattr(snn.LIF(2), "surrogate_derivative", 0.1) -> AttributeError: Here it is pos_spike\.
+    """
+)
+def test_another_name_is_an_error_that_explains(call: str, error: str) -> None:
+    check(call, error, globals())
+
+
+def test_custom_constructors_keep_their_own_arguments() -> None:
     class Open(snn.LIF):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
+        def __init__(self, num_neurons: int, **options: Any) -> None:
+            super().__init__(num_neurons, **options)
+
+    def with_extra(init: Any) -> Any:
+        @functools.wraps(init)
+        def wrapped(*args: Any, extra: int = 0, **kwargs: Any) -> None:
+            init(*args, **kwargs)
+
+        return wrapped
+
+    class Decorated(snn.LIF):
+        __init__ = with_extra(snn.LIF.__init__)
 
     assert repr(Open(3, beta=0.5)) == "Open(3, beta=0.5)"
-
-
-def test_type_hints_resolve_at_run_time() -> None:
-    for name in (*LAYERS, "LeakyIntegrator"):
-        assert get_type_hints(getattr(snn, name).__init__)["num_neurons"] is int
+    for made in (copy.deepcopy(Open(2, pos_threshold=0.5)), Own(2, threshold=0.5)):
+        assert made.pos_threshold is not None
+        assert made.pos_threshold.tolist() == [0.5, 0.5]
+    Decorated(2, extra=1)
+    assert Own(2, tau=4.0).tau == 4.0  # which no layer here has
