@@ -18,9 +18,10 @@ from tracetorch.loss import soft_cross_entropy
 
 T, B, C = 6, 5, 4
 WEIGHT = torch.tensor([0.2, 3.0, 0.0, 1.5], dtype=torch.float64)
+FOUR: Any = torch.tensor(4.0)
 # each loss, and the logits whose cross entropy it is
 LOGITS: list[tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]] = [
-    (partial(loss.rate_cross_entropy, scale=torch.tensor(4.0)), lambda x: 4 * x.mean(0)),
+    (partial(loss.rate_cross_entropy, scale=FOUR), lambda x: 4 * x.mean(0)),
     (loss.count_cross_entropy, lambda x: x.sum(0)),
     (loss.membrane_cross_entropy, lambda x: x.mean(0)),
     (partial(loss.membrane_cross_entropy, over="maximum"), decode.maximum),

@@ -86,9 +86,12 @@ def test_what_is_a_copy_a_number_or_all_of_a_parameter() -> None:
     agrees(lambda x, mem, scale: mem + x * torch.full((1,), 0.3) + torch.tensor([2.0]) * scale)
     agrees(lambda x, mem, scale: mem + torch.tensor(2.0).expand_as(x) * torch.ones(1, 1) * x)
     agrees(lambda x, mem, scale: torch.full_like(x, 3))
-    for dtype in (torch.int32, torch.int64):
-        agrees(lambda x, mem, scale, d=dtype: torch.round(3 * (x + mem)).to(d).to(x.dtype) * scale)
-        agrees(lambda x, mem, scale, d=dtype: mem + x + scale * (x.to(d) * 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integers_between(dtype: torch.dtype) -> None:
+    agrees(lambda x, mem, scale: torch.round(3 * (x + mem)).to(dtype).to(x.dtype) * scale)
+    agrees(lambda x, mem, scale: mem + x + scale * (x.to(dtype) * 0.5))
 
 
 def _masked(x: Tensor, mem: Tensor, scale: Tensor) -> Tensor:
