@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.events.cases import event_passes, events
+from tests.events.cases import events, observed
 from tracetorch import snn
 from tracetorch.events import mode, observed_products
 from tracetorch.events.choice import conv_crossover
@@ -35,10 +35,9 @@ CHANNELS_LAST: Any = torch.channels_last
 )
 def test_what_stays_dense(layer: nn.Conv2d, x: Tensor) -> None:
     expected = layer(x)
-    with mode("always"), event_passes((layer,)), observed_products() as products:
-        y = layer(x)
-    assert [product.events for _, product in products] == [False]
-    assert products[0][1].reason
+    with mode("always"):
+        y, (product,) = observed(layer, x)
+    assert (product.events, bool(product.reason)) == (False, True)
     assert torch.equal(y, expected)
     assert y.stride() == expected.stride()
 
@@ -64,9 +63,8 @@ def test_window_is_that_of_the_attributes_at_the_call() -> None:
 def test_own_conv_forward_stays_dense() -> None:
     layer = nn.Conv2d(8, 8, 3)
     vars(layer)["_conv_forward"] = lambda x, weight, bias: x
-    with mode("always"), event_passes((layer,)), observed_products() as products:
-        assert layer(ONES) is ONES
-    assert products == []
+    with mode("always"):
+        assert observed(layer, ONES) == (ONES, [])
 
 
 def test_auto_follows_density_and_channels() -> None:
@@ -81,21 +79,17 @@ def test_auto_follows_density_and_channels() -> None:
         tt.unroll(model, x)
     found = [(product.events, product.density) for _, product in products]
     assert found == [(False, None), (True, 0.0)]
-    with event_passes((model[2],)), observed_products() as products:
-        model[2](torch.ones(48, 32, 17, 17))
-    assert products[0][1].reason == "too busy for events"
+    _, (product,) = observed(model[2], torch.ones(48, 32, 17, 17))
+    assert product.reason == "too busy for events"
 
 
 @pytest.mark.parametrize("case", ["trained", "no_grad", "frozen"])
-@torch.enable_grad()  # ends what it sets
 def test_the_sums_of_a_gradient_count_where_there_is_one(case: str) -> None:
     layer = nn.Conv2d(64, 64, 3, padding=1)
     layer.weight.requires_grad_(case != "frozen")
-    x = events(64, 64, 8, 8, density=0.1).float()
-    torch.set_grad_enabled(case != "no_grad")
-    with tt.fuse.backend("auto"), event_passes((layer,)), observed_products() as products:
-        layer(x)
-    assert [product.events for _, product in products] == [case != "trained"]
+    with torch.set_grad_enabled(case != "no_grad"):
+        _, (product,) = observed(layer, events(64, 64, 8, 8, density=0.1).float())
+    assert product.events == (case != "trained")
 
 
 def test_crossover_counts_the_sums_of_the_gradient() -> None:

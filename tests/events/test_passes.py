@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
 from tests.cases import through_save
-from tests.events.cases import dyadic, event_passes, events
+from tests.events.cases import dyadic, event_passes, events, observed
 from tests.networks import Net
 from tests.scale_out.processes import run_together
 from tests.unrolling.models import Whole
@@ -116,9 +117,8 @@ class Subclass(nn.Linear):
         return super().forward(input) + 1
 
 
-def own_forward(layer: nn.Linear) -> nn.Linear:
-    plain = layer.forward
-    vars(layer)["forward"] = lambda x: plain(x) + 1
+def own_forward(layer: Any) -> nn.Module:
+    layer.forward = lambda x: nn.Linear.forward(layer, x) + 1
     return layer
 
 
@@ -152,10 +152,9 @@ def test_inputs_that_stay_dense() -> None:
         ("meta", lambda: layer.to("meta"), x.to("meta")),
     ):
         convert()
-        with mode("always"), event_passes((layer,)), observed_products() as products:
-            y = layer(given)
-        assert [product.events for _, product in products] == [False], name
-        assert products[0][1].reason, name
+        with mode("always"):
+            y, (product,) = observed(layer, given)
+        assert (product.events, bool(product.reason)) == (False, True), name
         assert type(y) is type(given), name
 
 
@@ -205,22 +204,13 @@ def test_modes_and_transforms_stay_dense() -> None:
 
 def test_compiled_function_inside_the_model() -> None:
     layer, x = linear_and_input()
-    compilations = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        compilations.append(graph)
-        return graph.forward
-
-    @torch.compile(backend=backend, fullgraph=True)
-    def called(x: Tensor) -> Tensor:
-        y: Tensor = layer(x)
-        return y
-
+    graphs = torch._dynamo.testing.CompileCounter()
+    called = torch.compile(lambda x: layer(x), backend=graphs, fullgraph=True)
     for _ in range(3):
         with mode("always"), event_passes((layer,)):
             y = called(x)
         torch.testing.assert_close(y, layer(x))
-    assert len(compilations) == 1
+    assert graphs.frame_count == 1
 
 
 def test_a_compiled_part_or_the_eager_backend_keeps_the_model_dense() -> None:
@@ -284,43 +274,29 @@ def test_a_layer_that_threads_share() -> None:
 
 
 def test_auto_follows_the_density() -> None:
-    layer = nn.Linear(256, 256)
-    x = torch.zeros(2000, 256)
-    found = []
-    for density in (0.0, 0.02, 0.9, 1.0):
+    layer, x = nn.Linear(256, 256), torch.zeros(2000, 256)
+    for density, by_events in ((0.0, True), (0.02, True), (0.9, False), (1.0, False)):
         x[:, : int(256 * density)] = 1
-        with event_passes((layer,)), observed_products() as products:
-            layer(x)
-        product = products[0][1]
+        _, (product,) = observed(layer, x)
         assert product.density == pytest.approx(density, abs=0.01)
-        assert (product.reason is None) == product.events
-        found.append(product.events)
-    assert found == [True, True, False, False]
-    with event_passes((layer,)), observed_products() as products:
-        layer(x[:2] * 0)
-    assert products[0][1].reason == "too small for events"
-
-
-def test_sample_is_corrected_by_the_count() -> None:
-    """Check that an input whose sampled rows are silent is counted, and found busy."""
-    layer, x = nn.Linear(256, 256), torch.ones(2000, 256)
+        assert (product.reason is None) == product.events == by_events
+    _, (product,) = observed(layer, x[:2] * 0)
+    assert product.reason == "too small for events"
+    # an input whose sampled rows are silent is counted, and found busy
     x[torch.arange(16) * 2_654_435_761 % 2000] = 0
-    with event_passes((layer,)), observed_products() as products:
-        y = layer(x)
-    assert (products[0][1].events, products[0][1].density) == (False, 0.992)
+    y, (product,) = observed(layer, x)
+    assert (product.events, product.density) == (False, 0.992)
     assert torch.equal(y, layer(x))
 
 
 def test_modes() -> None:
-    assert requested_mode() == "auto"
-    with mode("never"):
-        assert requested_mode() == "never"
     mode("always")
     assert requested_mode() == "always"
     mode("auto")
-    with pytest.raises(
-        ValueError, match=r"no mode of events is called 'sparse'\. There are auto, a"
-    ):
+    with mode("never"):
+        assert requested_mode() == "never"
+    assert requested_mode() == "auto"
+    with pytest.raises(ValueError, match=r"no mode of events is called 'sparse'\. There are auto"):
         mode("sparse")
 
 

@@ -47,23 +47,17 @@ def test_equals_the_dense_product(rows, inputs, outputs, bias, density, weighted
     check_equal(layer, events(rows, inputs, density=density, weighted=weighted))
 
 
-# images, inputs, outputs, height, width, and the arguments of the layer
-WINDOWS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
-    "padded": ((19, 5, 20, 9, 11), {"kernel_size": 3, "padding": 1}),
-    "one": ((1, 1, 1, 1, 1), {"kernel_size": 1}),
-    "stride": ((3, 8, 16, 9, 12), {"kernel_size": 3, "padding": 1, "stride": 2}),
-    "stride past the kernel": (
-        (3, 4, 6, 9, 11),
-        {"kernel_size": (2, 5), "stride": 7, "padding": 2},
-    ),
-    "dilation": ((5, 3, 33, 10, 9), {"kernel_size": 3, "padding": 2, "dilation": 2}),
-    "all differ": (
-        (33, 4, 70, 9, 11),
-        {"kernel_size": (3, 2), "stride": (2, 1), "padding": (0, 2), "dilation": (1, 3)},
-    ),
-    "same": ((2, 4, 5, 7, 9), {"kernel_size": (3, 5), "padding": "same", "dilation": 2}),
-    "valid": ((2, 4, 5, 7, 9), {"kernel_size": 2, "padding": "valid", "dilation": 2}),
-    "wide padding": ((2, 4, 130, 4, 3), {"kernel_size": 3, "padding": 4}),
+# the shape of the images; outputs, kernel, stride, padding and dilation
+WINDOWS: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
+    "padded": ((19, 5, 9, 11), (20, 3, 1, 1)),
+    "one": ((1, 1, 1, 1), (1, 1)),
+    "stride": ((3, 8, 9, 12), (16, 3, 2, 1)),
+    "stride past the kernel": ((3, 4, 9, 11), (6, (2, 5), 7, 2)),
+    "dilation": ((5, 3, 10, 9), (33, 3, 1, 2, 2)),
+    "all differ": ((33, 4, 9, 11), (70, (3, 2), (2, 1), (0, 2), (1, 3))),
+    "same": ((2, 4, 7, 9), (5, (3, 5), 1, "same", 2)),
+    "valid": ((2, 4, 7, 9), (5, 2, 1, "valid", 2)),
+    "wide padding": ((2, 4, 4, 3), (130, 3, 1, 4)),
 }
 
 
@@ -71,9 +65,9 @@ WINDOWS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 @every_density
 @pytest.mark.parametrize("name", WINDOWS)
 def test_equals_the_dense_convolution(name: str, density: float | None, weighted: bool) -> None:
-    (images, inputs, outputs, *size), arguments = WINDOWS[name]
-    layer = dyadic(nn.Conv2d(inputs, outputs, bias=weighted, **arguments))
-    check_equal(layer, events(images, inputs, *size, density=density, weighted=weighted))
+    shape, window = WINDOWS[name]
+    layer = dyadic(nn.Conv2d(shape[1], *window, bias=weighted))
+    check_equal(layer, events(*shape, density=density, weighted=weighted))
 
 
 @every_density
