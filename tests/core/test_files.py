@@ -171,13 +171,12 @@ def test_threads_write_to_one_path(tmp_path: Path, writer: str) -> None:
 )
 def test_a_full_disk_is_an_os_error(tmp_path: Path, limit: int, names: list[str]) -> None:
     """Each writer fails in a process of its own, which must then end as it always does."""
-    results = json.loads(run_python("-m", "tests.core.writers", str(tmp_path), str(limit), *names))
-    assert list(results) == names
-    for name, result in results.items():
+    for name in names:
+        path = tmp_path / name.replace(".", "_") / "place" / name
+        path.parent.mkdir(parents=True)
+        result = json.loads(run_python("-m", "tests.core.writers", str(path), str(limit)))
         assert "place" in result.pop("text"), name
-        expected = {"exit": 0, "os": True, "errno": errno.EFBIG, "old": True, "others": []}
-        assert result.pop("error"), name
-        assert result == expected, name
+        assert result == {"errno": errno.EFBIG, "old": True, "others": []}, name
 
 
 def socket_file(path: Path, whole: bytes) -> None:
