@@ -175,16 +175,17 @@ def test_each_channel_has_a_threshold_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "places", "own"), [(1, 1, False), (31, 1, False), (32, 1, True), (1, 32, True)]
+    ("first", "shape", "own"),
+    [
+        (nn.Linear(4, 3), (1, 4), False),
+        (nn.Linear(4, 3), (31, 4), False),
+        (nn.Linear(4, 3), (32, 4), True),
+        (nn.Conv1d(4, 3, 1), (1, 4, 32), True),
+    ],
 )
-def test_channels_with_few_values_on_the_batch_have_the_threshold_of_the_layer(
-    batch: int, places: int, own: bool
-) -> None:
-    torch.manual_seed(0)
-    first = nn.Linear(4, 3) if places == 1 else nn.Conv1d(4, 3, 1)
-    model = nn.Sequential(first, nn.ReLU())
+def test_channels_with_few_values_have_the_threshold_of_the_layer(first, shape, own):
+    model, x = nn.Sequential(first, nn.ReLU()), torch.rand(shape)
     fill(model, "0.bias", [1.0, 2.0, 3.0])
-    x = torch.rand(batch, 4) if places == 1 else torch.rand(batch, 4, places)
     by_channel = from_ann(model, x, 4).report.layers[0].thresholds
     by_layer = from_ann(model, x, 4, thresholds="layer").report.layers[0].thresholds
     assert len(by_layer) == 1
@@ -207,34 +208,24 @@ def test_layers_that_are_silent_or_of_which_few_are_active() -> None:
         assert report.layers[0].clip == pytest.approx(clip)
 
 
-class Functional(nn.Module):
-    """Modules and functions in every form that is read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(3)
-        self.second = nn.Conv2d(3, 3, 3, padding=1)
-        self.between = nn.BatchNorm2d(3)
-        self.relu = nn.ReLU(inplace=True)
-        self.hidden = nn.Linear(12, 5)
-        self.last = nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.norm(self.conv(x)))
-        y = self.second(x)
-        y += x
-        y = self.between(y)  # behind a sum: a product of its own
-        y = F.relu6(F.avg_pool2d(y, 2))
-        y = torch.max_pool2d(y, 2) if False else F.max_pool2d(y, 2)
-        y = y.view(y.size(0), -1).view(-1, 12)
-        y = self.hidden(F.dropout(y, 0.5, self.training)).clamp(min=0)
-        return self.last(torch.clamp(y, 0, 4).relu())
+def functional(m: Any, x: Tensor) -> Tensor:
+    """Compute with modules and functions in every form that is read."""
+    x = m.relu(m.norm(m.conv(x)))
+    y = m.second(x)
+    y += x
+    y = m.between(y)  # behind a sum: a product of its own
+    y = F.max_pool2d(F.relu6(F.avg_pool2d(y, 2)), 2)
+    y = y.view(y.size(0), -1).view(-1, 12)
+    y = m.hidden(F.dropout(y, 0.5, m.training)).clamp(min=0)
+    return m.last(torch.clamp(y, 0, 4).relu())
 
 
 def test_modules_and_functions_are_read_in_every_form() -> None:
     torch.manual_seed(0)
-    model = Functional()
+    first = {"conv": nn.Conv2d(1, 3, 3, padding=1, bias=False), "norm": nn.BatchNorm2d(3)}
+    second = {"second": nn.Conv2d(3, 3, 3, padding=1), "between": nn.BatchNorm2d(3)}
+    parts: Any = {**first, **second, "hidden": nn.Linear(12, 5), "last": nn.Linear(5, 2)}
+    model = Net(functional, relu=nn.ReLU(inplace=True), **parts)
     for _ in range(3):  # statistics of the norms
         model(torch.rand(16, 1, 8, 8))
     x = torch.rand(8, 1, 8, 8)
@@ -308,11 +299,8 @@ def test_the_model_runs_by_layer_as_by_step(seed: int) -> None:
     model, draw = network(seed, partial(QuantizedReLU, 4, 1.0))
     x = draw(3)
     converted = from_ann(model, x, 4)
-    sequence = x.expand(4, *x.shape)
     with torch.no_grad():
-        by_layer = tt.unroll(converted.model, sequence, from_rest=True)
-        by_step = tt.unroll(converted.model, sequence, by="step", from_rest=True)
-        assert torch.equal(by_layer, by_step)
+        by_step = tt.unroll(converted.model, x, steps=4, by="step", from_rest=True)
         assert torch.equal(converted(x), by_step.mean(0))
 
 

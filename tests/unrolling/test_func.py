@@ -5,30 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.func import functional_call, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 import tracetorch as tt
 from tests.cases import sequence
-from tests.unrolling.models import MODELS, Whole, dyadic, made
+from tests.unrolling.models import Whole, dyadic, made
 from tracetorch import fuse, snn
-
-
-def detached(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in module.named_parameters()}
-
-
-@pytest.mark.parametrize("by", ["layer", "step"])
-@pytest.mark.parametrize("name", MODELS)
-def test_functional_call_and_grad(name: str, by: str) -> None:
-    whole, x = Whole(made(name), by=by), dyadic(5, *MODELS[name][1])
-    parameters = {n: 0.75 * p for n, p in detached(whole).items()}
-    found = grad(lambda p: functional_call(whole, p, (x,)).square().sum())(parameters)
-    with torch.no_grad():
-        for n, p in whole.named_parameters():
-            p.copy_(parameters[n])
-    whole(x).square().sum().backward()
-    for n, p in whole.named_parameters():
-        torch.testing.assert_close(found[n], p.grad, msg=n)
 
 
 class Restarting(Whole):
