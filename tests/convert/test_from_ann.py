@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import tracetorch as tt
 from tests.cases import Net
-from tests.convert.networks import Residual, early_and_late, eighths, fill, network
+from tests.convert.networks import Residual, eighths, fill, network
 from tests.refusals import check, refusals
 from tracetorch.convert import IntegrateAndFire, QuantizedReLU, from_ann
 
@@ -39,12 +39,17 @@ def test_a_first_layer_of_as_many_levels_as_spikes_is_equal(
 
 
 def test_unequal_times_of_spikes_are_within_the_bound_that_the_report_prints() -> None:
-    model, x = early_and_late()
-    _, report = from_ann(model, x, 4)
-    first, second, _ = report.layers
-    assert first.largest == 0.0
-    assert second.largest == 0.25  # a spike that nothing takes back
-    assert second.largest <= second.bound == pytest.approx((0.5 + 2 * 0.5) / 4 + 3 / 8)
+    """Of rates of 1/2 one comes early and the other late: what both excite and inhibit fires."""
+    first, second = nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)
+    relus = QuantizedReLU(4, 1.0), QuantizedReLU(4, 1.0)
+    model = nn.Sequential(first, relus[0], second, relus[1], nn.Linear(1, 1)).double()
+    fill(model, "0.weight", [[0.5], [0.375]])
+    fill(model, "2.weight", [[1.0, -1.0]])
+    _, report = from_ann(model, torch.ones(1, 1).double(), 4)
+    early, late, _ = report.layers
+    assert early.largest == 0.0
+    assert late.largest == 0.25  # a spike that nothing takes back
+    assert late.largest <= late.bound == pytest.approx((0.5 + 2 * 0.5) / 4 + 3 / 8)
     title, line, *_, last = str(report).splitlines()
     assert title.split()[:6] == ["layer", "neurons", "threshold", "clip", "levels", "bound"]
     assert line.split() == ["1", "1", "1", "1", "4", "0.25", "0", "0"]

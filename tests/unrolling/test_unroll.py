@@ -226,13 +226,6 @@ def test_error_names_a_bad_argument(call: str, error: str) -> None:
     check(f"tt.unroll(snn.LIF(3), {call})", error, globals())
 
 
-def test_an_error_of_a_model_changes_nothing() -> None:
-    model = nn.Sequential(nn.Flatten(), snn.LIF(8))
-    with pytest.raises(IndexError, match="Dimension out of range"):
-        tt.unroll(model, torch.ones(3, 2, 4, 2), time_dim=3)
-    assert model[1].mem is None
-
-
 def test_by_step_does_not_take_a_batch_for_a_sequence() -> None:
     x = torch.ones(4, 2, 3)
     for forward in (lambda s, x: s.gru(x)[0], lambda s, x: s.gru(input=x)[0]):
