@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -18,7 +17,6 @@ import tracetorch as tt
 from tests.cases import Net, Slope, layer
 from tests.refusals import refusals, unchanged
 from tracetorch import functional, snn
-from tracetorch.checkpoint.descriptions import describe
 
 Make = Callable[[], nn.Module]
 
@@ -318,10 +316,3 @@ def test_a_part_called_module_keeps_its_name_and_names_with_and_without_wrappers
     save_file({"weight": torch.zeros(3, 3), "_orig_mod.weight": torch.ones(3, 3)}, path)
     with pytest.raises(ValueError, match=r"only the file has '_orig_mod\.weight'"):
         tt.load(path, nn.Linear(3, 3, bias=False))
-
-
-def test_descriptions_hold_no_values_and_no_addresses() -> None:
-    model = nn.Sequential(encoder(nhead=2)(), layer("BSRLIF", 4), nn.PReLU())
-    text = json.dumps(describe(model))
-    assert " at 0x" not in text
-    assert json.dumps(describe(changed(model))) == text

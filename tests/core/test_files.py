@@ -152,11 +152,7 @@ def test_threads_write_to_one_path(tmp_path: Path, writer: str) -> None:
     with ThreadPoolExecutor(calls) as pool:
         for result in [pool.submit(ALL[writer], path) for _ in range(calls)]:
             result.result()
-    last = path.read_bytes()
-    if path.suffix == ".png":  # drawn at random: the end of one is that of all
-        assert last[-12:] == first[-12:]
-    else:
-        assert len(last) == pytest.approx(len(first), rel=0.1)
+    assert len(path.read_bytes()) == pytest.approx(len(first), rel=0.1)
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import tracetorch as tt
-from tests.cases import layer, module, thinned, weighted_sum
+from tests.cases import layer, module, stepped, thinned, weighted_sum
 from tests.networks import Counts, Doubled, Listed, Smooth, Twice
 from tests.unrolling.memories import KINDS, WAYS, Says
 from tests.unrolling.models import Whole, dyadic, made, with_dyadic_weights
@@ -41,10 +41,6 @@ OUTPUTS = rf"gives other outputs by layer than by step: {WHY}"
 
 def sequence(*shape: int, seed: int = 0) -> Tensor:
     return 2 * torch.rand(*(shape or (T, B, N)), generator=torch.Generator().manual_seed(seed))
-
-
-def loop(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.stack([model(step) for step in x])
 
 
 def around(module: nn.Module) -> Any:
@@ -378,7 +374,7 @@ def test_what_is_right_is_believed(name: str, place: Any) -> None:
             torch.testing.assert_close(by_layer(net, x), y)
             tt.zero_states(net)
             if "closure" not in name:
-                torch.testing.assert_close(loop(net, x), y)
+                torch.testing.assert_close(stepped(net, x), y)
 
 
 IN_TRAINING: dict[str, Callable[[], nn.Module]] = {
@@ -591,7 +587,7 @@ def test_what_cannot_run_by_layer_is_refused_and_runs_by_step(name: str) -> None
     assert tt.get_states(nets[0]) == {}
     if "transposed" not in name:
         for part in (sequence()[:2], sequence()[2:]):
-            assert torch.equal(tt.unroll(nets[1], part, by="step"), loop(nets[2], part))
+            assert torch.equal(tt.unroll(nets[1], part, by="step"), stepped(nets[2], part))
 
 
 @pytest.mark.parametrize(

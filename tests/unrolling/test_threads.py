@@ -205,13 +205,6 @@ def at_the_gate(run: Callable[[], Any]) -> Iterator[Future[Any]]:
             future.exception()
 
 
-def gated() -> Any:
-    model = made()
-    model.insert(2, Gate())
-    tt.unroll(model, X)
-    return model
-
-
 def in_segments(model: nn.Module) -> Any:
     y = tt.unroll(model, X, segment=2)
     y.sum().backward()
@@ -229,10 +222,12 @@ RUNS: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("run", RUNS)
 def test_others_see_the_states_of_before_while_a_thread_runs(run: str) -> None:
-    model, twin = gated(), gated()
+    model, twin = made(), made()
+    for each in (model, twin):
+        each.insert(2, Gate())
+        tt.unroll(each, X)
+        tt.detach_states(each)
     before = tt.get_states(model)
-    tt.detach_states(model)
-    tt.detach_states(twin)
     expected, rest = RUNS[run](twin), tt.unroll(twin, X, from_rest=True)
     with at_the_gate(lambda: RUNS[run](model)) as future:
         assert equal(tt.get_states(model), before)
