@@ -24,15 +24,6 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), layer("BSRLIF", 4), nn.Linear(4, 2), layer("Readout", 2))
 
 
-def saved_model(folder: Path) -> bytes:
-    """Save a model with states, and return the bytes of its file."""
-    made: Any = model()
-    made[2].weight.data[0, 0] = 0.5
-    made(torch.rand(2, 3))
-    tt.save(made, folder / "good.safetensors", states=True)
-    return (folder / "good.safetensors").read_bytes()
-
-
 def mutated(data: bytes, number: int, seed: int) -> Iterator[bytes]:
     """Yield copies with bytes changed, inserted, removed, repeated or cut off."""
     generator = random.Random(seed)
@@ -70,28 +61,29 @@ def loads(data: bytes, path: Path) -> bool:
     path.write_bytes(data)
     into, expected = model(), model()
     into(torch.ones(2, 3))
-    copy = {name: value.clone() for name, value in everything(into).items()}
-    message = ""
+    before = {name: value.clone() for name, value in everything(into).items()}
     try:
         tt.load(path, into, states=True)
     except ValueError as error:
         message = str(error)
-    if message:
-        assert str(path) in message
-        torch.testing.assert_close(everything(into), copy, rtol=0, atol=0)
-        return False
-    tt.load(path.with_name("good.safetensors"), expected, states=True)
-    torch.testing.assert_close(everything(into), everything(expected), rtol=0, atol=0)
-    return True
+    else:
+        tt.load(path.with_name("good"), expected, states=True)
+        torch.testing.assert_close(everything(into), everything(expected), rtol=0, atol=0)
+        return True
+    assert str(path) in message
+    torch.testing.assert_close(everything(into), before, rtol=0, atol=0)
+    return False
 
 
 @pytest.mark.parametrize("number", [50, pytest.param(4000, marks=pytest.mark.slow)])
 def test_damaged_files_are_refused_unless_the_damage_changes_nothing(number, tmp_path) -> None:
-    data = saved_model(tmp_path)
-    assert loads(data, tmp_path / "same.safetensors")
-    loaded = sum(
-        loads(each, tmp_path / "damaged.safetensors") for each in mutated(data, number, number)
-    )
+    made: Any = model()
+    made[2].weight.data[0, 0] = 0.5
+    made(torch.rand(2, 3))
+    tt.save(made, tmp_path / "good", states=True)
+    data = (tmp_path / "good").read_bytes()
+    assert loads(data, tmp_path / "same")
+    loaded = sum(loads(each, tmp_path / "damaged") for each in mutated(data, number, number))
     assert loaded < number / 20
 
 
@@ -140,16 +132,13 @@ def write_with_header(path: Path, change: Any) -> None:
 HEADERS: list[tuple[Any, str]] = [
     ({"format": 2}, "this version of traceTorch reads format 1"),
     ({"states": ["mem"]}, "'state of mem'"),
-    ({"states": [1]}, "TypeError"),
     ({"shared": {"a": "b"}}, "'b'"),
     ({"shared": {"a": 1}}, "KeyError.1"),
     ({"shared": None}, "AttributeError"),
     (None, "TypeError"),
     ({"layers": {"": {}}}, "KeyError.'equations'"),
-    ({"layers": 3}, "TypeError"),
     ({"modules": {"": {}}}, "KeyError.'class'"),
     ({"modules": {"": {"class": 1}}}, "TypeError"),
-    ({"modules": 3}, "TypeError"),
 ]
 
 

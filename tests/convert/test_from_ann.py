@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import tracetorch as tt
 from tests.cases import Net
-from tests.convert.networks import Residual, early_and_late, eighths, fill, network
+from tests.convert.networks import Residual, eighths, fill, network
 from tests.refusals import check, refusals
 from tracetorch.convert import IntegrateAndFire, QuantizedReLU, from_ann
 
@@ -39,12 +39,17 @@ def test_a_first_layer_of_as_many_levels_as_spikes_is_equal(
 
 
 def test_unequal_times_of_spikes_are_within_the_bound_that_the_report_prints() -> None:
-    model, x = early_and_late()
-    _, report = from_ann(model, x, 4)
-    first, second, _ = report.layers
-    assert first.largest == 0.0
-    assert second.largest == 0.25  # a spike that nothing takes back
-    assert second.largest <= second.bound == pytest.approx((0.5 + 2 * 0.5) / 4 + 3 / 8)
+    """Of rates of 1/2 one comes early and the other late: what both excite and inhibit fires."""
+    first, second = nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)
+    relus = QuantizedReLU(4, 1.0), QuantizedReLU(4, 1.0)
+    model = nn.Sequential(first, relus[0], second, relus[1], nn.Linear(1, 1)).double()
+    fill(model, "0.weight", [[0.5], [0.375]])
+    fill(model, "2.weight", [[1.0, -1.0]])
+    _, report = from_ann(model, torch.ones(1, 1).double(), 4)
+    early, late, _ = report.layers
+    assert early.largest == 0.0
+    assert late.largest == 0.25  # a spike that nothing takes back
+    assert late.largest <= late.bound == pytest.approx((0.5 + 2 * 0.5) / 4 + 3 / 8)
     title, line, *_, last = str(report).splitlines()
     assert title.split()[:6] == ["layer", "neurons", "threshold", "clip", "levels", "bound"]
     assert line.split() == ["1", "1", "1", "1", "4", "0.25", "0", "0"]
@@ -175,16 +180,17 @@ def test_each_channel_has_a_threshold_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "places", "own"), [(1, 1, False), (31, 1, False), (32, 1, True), (1, 32, True)]
+    ("first", "shape", "own"),
+    [
+        (nn.Linear(4, 3), (1, 4), False),
+        (nn.Linear(4, 3), (31, 4), False),
+        (nn.Linear(4, 3), (32, 4), True),
+        (nn.Conv1d(4, 3, 1), (1, 4, 32), True),
+    ],
 )
-def test_channels_with_few_values_on_the_batch_have_the_threshold_of_the_layer(
-    batch: int, places: int, own: bool
-) -> None:
-    torch.manual_seed(0)
-    first = nn.Linear(4, 3) if places == 1 else nn.Conv1d(4, 3, 1)
-    model = nn.Sequential(first, nn.ReLU())
+def test_channels_with_few_values_have_the_threshold_of_the_layer(first, shape, own):
+    model, x = nn.Sequential(first, nn.ReLU()), torch.rand(shape)
     fill(model, "0.bias", [1.0, 2.0, 3.0])
-    x = torch.rand(batch, 4) if places == 1 else torch.rand(batch, 4, places)
     by_channel = from_ann(model, x, 4).report.layers[0].thresholds
     by_layer = from_ann(model, x, 4, thresholds="layer").report.layers[0].thresholds
     assert len(by_layer) == 1
@@ -207,34 +213,24 @@ def test_layers_that_are_silent_or_of_which_few_are_active() -> None:
         assert report.layers[0].clip == pytest.approx(clip)
 
 
-class Functional(nn.Module):
-    """Modules and functions in every form that is read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(3)
-        self.second = nn.Conv2d(3, 3, 3, padding=1)
-        self.between = nn.BatchNorm2d(3)
-        self.relu = nn.ReLU(inplace=True)
-        self.hidden = nn.Linear(12, 5)
-        self.last = nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.norm(self.conv(x)))
-        y = self.second(x)
-        y += x
-        y = self.between(y)  # behind a sum: a product of its own
-        y = F.relu6(F.avg_pool2d(y, 2))
-        y = torch.max_pool2d(y, 2) if False else F.max_pool2d(y, 2)
-        y = y.view(y.size(0), -1).view(-1, 12)
-        y = self.hidden(F.dropout(y, 0.5, self.training)).clamp(min=0)
-        return self.last(torch.clamp(y, 0, 4).relu())
+def functional(m: Any, x: Tensor) -> Tensor:
+    """Compute with modules and functions in every form that is read."""
+    x = m.relu(m.norm(m.conv(x)))
+    y = m.second(x)
+    y += x
+    y = m.between(y)  # behind a sum: a product of its own
+    y = F.max_pool2d(F.relu6(F.avg_pool2d(y, 2)), 2)
+    y = y.view(y.size(0), -1).view(-1, 12)
+    y = m.hidden(F.dropout(y, 0.5, m.training)).clamp(min=0)
+    return m.last(torch.clamp(y, 0, 4).relu())
 
 
 def test_modules_and_functions_are_read_in_every_form() -> None:
     torch.manual_seed(0)
-    model = Functional()
+    first = {"conv": nn.Conv2d(1, 3, 3, padding=1, bias=False), "norm": nn.BatchNorm2d(3)}
+    second = {"second": nn.Conv2d(3, 3, 3, padding=1), "between": nn.BatchNorm2d(3)}
+    parts: Any = {**first, **second, "hidden": nn.Linear(12, 5), "last": nn.Linear(5, 2)}
+    model = Net(functional, relu=nn.ReLU(inplace=True), **parts)
     for _ in range(3):  # statistics of the norms
         model(torch.rand(16, 1, 8, 8))
     x = torch.rand(8, 1, 8, 8)
@@ -308,11 +304,8 @@ def test_the_model_runs_by_layer_as_by_step(seed: int) -> None:
     model, draw = network(seed, partial(QuantizedReLU, 4, 1.0))
     x = draw(3)
     converted = from_ann(model, x, 4)
-    sequence = x.expand(4, *x.shape)
     with torch.no_grad():
-        by_layer = tt.unroll(converted.model, sequence, from_rest=True)
-        by_step = tt.unroll(converted.model, sequence, by="step", from_rest=True)
-        assert torch.equal(by_layer, by_step)
+        by_step = tt.unroll(converted.model, x, steps=4, by="step", from_rest=True)
         assert torch.equal(converted(x), by_step.mean(0))
 
 

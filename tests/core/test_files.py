@@ -152,11 +152,7 @@ def test_threads_write_to_one_path(tmp_path: Path, writer: str) -> None:
     with ThreadPoolExecutor(calls) as pool:
         for result in [pool.submit(ALL[writer], path) for _ in range(calls)]:
             result.result()
-    last = path.read_bytes()
-    if path.suffix == ".png":  # drawn at random: the end of one is that of all
-        assert last[-12:] == first[-12:]
-    else:
-        assert len(last) == pytest.approx(len(first), rel=0.1)
+    assert len(path.read_bytes()) == pytest.approx(len(first), rel=0.1)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -171,13 +167,12 @@ def test_threads_write_to_one_path(tmp_path: Path, writer: str) -> None:
 )
 def test_a_full_disk_is_an_os_error(tmp_path: Path, limit: int, names: list[str]) -> None:
     """Each writer fails in a process of its own, which must then end as it always does."""
-    results = json.loads(run_python("-m", "tests.core.writers", str(tmp_path), str(limit), *names))
-    assert list(results) == names
-    for name, result in results.items():
+    for name in names:
+        path = tmp_path / name.replace(".", "_") / "place" / name
+        path.parent.mkdir(parents=True)
+        result = json.loads(run_python("-m", "tests.core.writers", str(path), str(limit)))
         assert "place" in result.pop("text"), name
-        expected = {"exit": 0, "os": True, "errno": errno.EFBIG, "old": True, "others": []}
-        assert result.pop("error"), name
-        assert result == expected, name
+        assert result == {"errno": errno.EFBIG, "old": True, "others": []}, name
 
 
 def socket_file(path: Path, whole: bytes) -> None:
