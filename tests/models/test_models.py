@@ -48,20 +48,15 @@ EXACT = [
 ]
 
 Build = Callable[..., nn.Module]
-RESNET: dict[str, Any] = {"images": "small", "width": 4}
-VGG: dict[str, Any] = {"images": "small", "width": 2}
-FORMER: dict[str, Any] = {"images": "small"}
 SMALL: dict[str, tuple[Build, int]] = {
-    "sew": (lambda **given: models.SEWResNet(18, 5, 2, **{**RESNET, **given}), 8),
-    "ms": (lambda **given: models.MSResNet(18, 5, 2, **{**RESNET, **given}), 8),
-    "vgg": (lambda **given: models.SpikingVGG(11, 5, 2, **{**VGG, **given}), 32),
-    "spikformer": (lambda **given: models.Spikformer(1, 16, 2, 5, 2, **{**FORMER, **given}), 8),
-    "qkformer": (lambda **given: models.QKFormer((1, 1, 1), 32, 2, 5, 2, **{**FORMER, **given}), 8),
-    "qkformer-events": (lambda **given: models.QKFormer((1, 1), 32, 2, 5, 2,
-     **{"images": "events", **given}), 16),
-    "spike-driven": (lambda **given: models.SpikeDrivenTransformer(1, 16, 5, 2,
-     **{**FORMER, **given}), 8),
-}  # fmt: skip
+    "sew": (partial(models.SEWResNet, 18, 5, 2, images="small", width=4), 8),
+    "ms": (partial(models.MSResNet, 18, 5, 2, images="small", width=4), 8),
+    "vgg": (partial(models.SpikingVGG, 11, 5, 2, images="small", width=2), 32),
+    "spikformer": (partial(models.Spikformer, 1, 16, 2, 5, 2, images="small"), 8),
+    "qkformer": (partial(models.QKFormer, (1, 1, 1), 32, 2, 5, 2, images="small"), 8),
+    "qkformer-events": (partial(models.QKFormer, (1, 1), 32, 2, 5, 2, images="events"), 16),
+    "spike-driven": (partial(models.SpikeDrivenTransformer, 1, 16, 5, 2, images="small"), 8),
+}
 T, B = 3, 2
 
 
@@ -112,24 +107,17 @@ def test_training_sees_all_steps_as_one_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("kind", ["layer", "parts", "relu", "literature"])
-def test_any_neuron_takes_the_place_of_the_papers(name: str, kind: str) -> None:
-    build: dict[str, Any] = {
-        "layer": snn.LIF,
-        "parts": partial(snn.BSRLIF, beta=0.7),
-        "literature": neurons.ALIF,
-        "relu": lambda num_neurons, dim: nn.ReLU(),
-    }
-    net, x = network(name, neuron=build[kind])
+@pytest.mark.parametrize("kind", [partial(snn.BSRLIF, beta=0.7), neurons.ALIF, None])
+def test_any_neuron_takes_the_place_of_the_papers(name: str, kind: Any) -> None:
+    net, x = network(name, neuron=kind or (lambda num_neurons, dim: nn.ReLU()))
     cells, expected = (
         [m for m in each.modules() if isinstance(m, snn.Neuron)] for each in (net, network(name)[0])
     )
-    assert len(cells) == (0 if kind == "relu" else len(expected))
+    assert len(cells) == (len(expected) if kind else 0)
     y = tt.unroll(net, x)
     weighted_sum(y).backward()
     assert y.shape == (T, B, 5)
-    grads = [p.grad for p in net.parameters()]
-    assert all(grad is not None and grad.isfinite().all() for grad in grads)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
 @pytest.mark.parametrize("name", ["spikformer", "qkformer", "qkformer-events", "spike-driven"])
