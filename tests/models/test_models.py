@@ -39,8 +39,14 @@ PRINTED = [
     (lambda: models.SpikeDrivenTransformer(2, 512, 100, images="small"), 10.28),
 ]
 # torchvision's documentation, of the networks without neurons
-RESNETS = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
-VGGS = {11: 132_868_840, 13: 133_053_736, 16: 138_365_992, 19: 143_678_248}
+RESNETS: dict[Any, int] = {
+    18: 11_689_512,
+    34: 21_797_672,
+    50: 25_557_032,
+    101: 44_549_160,
+    152: 60_192_808,
+}
+VGGS: dict[Any, int] = {11: 132_868_840, 13: 133_053_736, 16: 138_365_992, 19: 143_678_248}
 EXACT = [
     *((partial(models.SEWResNet, depth), size) for depth, size in RESNETS.items()),
     (lambda: models.SpikingVGG(11, norm=False), 132_863_336),
@@ -61,7 +67,6 @@ T, B = 3, 2
 
 
 def network(name: str, **arguments: Any) -> tuple[Any, torch.Tensor]:
-    """Build a small network of float64 that fires, and an input."""
     torch.manual_seed(0)
     build, size = SMALL[name]
     net = build(**arguments).double()
