@@ -39,8 +39,14 @@ PRINTED = [
     (lambda: models.SpikeDrivenTransformer(2, 512, 100, images="small"), 10.28),
 ]
 # torchvision's documentation, of the networks without neurons
-RESNETS = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
-VGGS = {11: 132_868_840, 13: 133_053_736, 16: 138_365_992, 19: 143_678_248}
+RESNETS: dict[Any, int] = {
+    18: 11_689_512,
+    34: 21_797_672,
+    50: 25_557_032,
+    101: 44_549_160,
+    152: 60_192_808,
+}
+VGGS: dict[Any, int] = {11: 132_868_840, 13: 133_053_736, 16: 138_365_992, 19: 143_678_248}
 EXACT = [
     *((partial(models.SEWResNet, depth), size) for depth, size in RESNETS.items()),
     (lambda: models.SpikingVGG(11, norm=False), 132_863_336),
@@ -48,25 +54,19 @@ EXACT = [
 ]
 
 Build = Callable[..., nn.Module]
-RESNET: dict[str, Any] = {"images": "small", "width": 4}
-VGG: dict[str, Any] = {"images": "small", "width": 2}
-FORMER: dict[str, Any] = {"images": "small"}
 SMALL: dict[str, tuple[Build, int]] = {
-    "sew": (lambda **given: models.SEWResNet(18, 5, 2, **{**RESNET, **given}), 8),
-    "ms": (lambda **given: models.MSResNet(18, 5, 2, **{**RESNET, **given}), 8),
-    "vgg": (lambda **given: models.SpikingVGG(11, 5, 2, **{**VGG, **given}), 32),
-    "spikformer": (lambda **given: models.Spikformer(1, 16, 2, 5, 2, **{**FORMER, **given}), 8),
-    "qkformer": (lambda **given: models.QKFormer((1, 1, 1), 32, 2, 5, 2, **{**FORMER, **given}), 8),
-    "qkformer-events": (lambda **given: models.QKFormer((1, 1), 32, 2, 5, 2,
-     **{"images": "events", **given}), 16),
-    "spike-driven": (lambda **given: models.SpikeDrivenTransformer(1, 16, 5, 2,
-     **{**FORMER, **given}), 8),
-}  # fmt: skip
+    "sew": (partial(models.SEWResNet, 18, 5, 2, images="small", width=4), 8),
+    "ms": (partial(models.MSResNet, 18, 5, 2, images="small", width=4), 8),
+    "vgg": (partial(models.SpikingVGG, 11, 5, 2, images="small", width=2), 32),
+    "spikformer": (partial(models.Spikformer, 1, 16, 2, 5, 2, images="small"), 8),
+    "qkformer": (partial(models.QKFormer, (1, 1, 1), 32, 2, 5, 2, images="small"), 8),
+    "qkformer-events": (partial(models.QKFormer, (1, 1), 32, 2, 5, 2, images="events"), 16),
+    "spike-driven": (partial(models.SpikeDrivenTransformer, 1, 16, 5, 2, images="small"), 8),
+}
 T, B = 3, 2
 
 
 def network(name: str, **arguments: Any) -> tuple[Any, torch.Tensor]:
-    """Build a small network of float64 that fires, and an input."""
     torch.manual_seed(0)
     build, size = SMALL[name]
     net = build(**arguments).double()
@@ -112,24 +112,17 @@ def test_training_sees_all_steps_as_one_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("kind", ["layer", "parts", "relu", "literature"])
-def test_any_neuron_takes_the_place_of_the_papers(name: str, kind: str) -> None:
-    build: dict[str, Any] = {
-        "layer": snn.LIF,
-        "parts": partial(snn.BSRLIF, beta=0.7),
-        "literature": neurons.ALIF,
-        "relu": lambda num_neurons, dim: nn.ReLU(),
-    }
-    net, x = network(name, neuron=build[kind])
+@pytest.mark.parametrize("kind", [partial(snn.BSRLIF, beta=0.7), neurons.ALIF, None])
+def test_any_neuron_takes_the_place_of_the_papers(name: str, kind: Any) -> None:
+    net, x = network(name, neuron=kind or (lambda num_neurons, dim: nn.ReLU()))
     cells, expected = (
         [m for m in each.modules() if isinstance(m, snn.Neuron)] for each in (net, network(name)[0])
     )
-    assert len(cells) == (0 if kind == "relu" else len(expected))
+    assert len(cells) == (len(expected) if kind else 0)
     y = tt.unroll(net, x)
     weighted_sum(y).backward()
     assert y.shape == (T, B, 5)
-    grads = [p.grad for p in net.parameters()]
-    assert all(grad is not None and grad.isfinite().all() for grad in grads)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
 @pytest.mark.parametrize("name", ["spikformer", "qkformer", "qkformer-events", "spike-driven"])

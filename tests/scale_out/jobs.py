@@ -26,6 +26,7 @@ from tracetorch import snn
 
 T, B, WORLD = 7, 4, 2
 DELAYED = snn.DelayedLinear
+Job = Callable[[], dict[str, Tensor]]
 
 
 class Net(snn.TTModule):
@@ -103,7 +104,6 @@ def shard(model: nn.Module) -> nn.Module:
 
 
 def name_of(name: str) -> str:
-    """Return the name in ``net()`` of a parameter or a state of what wraps it."""
     return name.removeprefix("module.").removeprefix("model.")
 
 
@@ -112,7 +112,6 @@ def whole(tensor: Any) -> Tensor:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Return full gradients by the names of the parameters in ``net()``."""
     assert all(p.grad is not None for p in model.parameters())
     return {name_of(name): whole(p.grad) for name, p in model.named_parameters()}
 
@@ -125,7 +124,6 @@ ENGINES: dict[str, Callable[[nn.Module], Any]] = {
 
 
 def blocks(model: Any) -> Any:
-    """Apply ``fully_shard`` to every module of a chain, then to the model."""
     for module in model.model.children():
         if any(True for _ in module.parameters()):
             fully_shard(module)
@@ -156,10 +154,7 @@ def gradients_where(wrapped, engine, way, x, y, mine) -> dict[str, Tensor]:
     return gradients(model)
 
 
-def gradients_of_kind(
-    engine: str, kind: str, way: str, x: Tensor, mine: slice
-) -> dict[str, Tensor]:
-    """Return the output, twice, and gradients of a network with a memory of some kind."""
+def of_a_memory(engine: str, kind: str, way: str, x: Tensor, mine: slice) -> dict[str, Tensor]:
     model = OF_BLOCKS[engine](Whole(of_kind(kind).to(x.device), **WAYS[way]))
     y = model(x[:, mine])
     y.square().sum().backward()
@@ -169,7 +164,6 @@ def gradients_of_kind(
 
 
 def noise_of_processes(x: Tensor, rank: int) -> dict[str, Tensor]:
-    """Return the numbers that processes draw from a seed, and from their own generators."""
     found = {}
     for seed in (1, None):
         layer = snn.Recurrent(Escapes(seed), nn.Linear(4, 4)).to(x.device)
@@ -191,7 +185,6 @@ def train(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, steps: int) ->
 
 
 def trained_and_saved(x: Tensor, y: Tensor, mine: slice, file: Path) -> dict[str, Tensor]:
-    """Train for two steps and write a checkpoint; return nothing."""
     model = DistributedDataParallel(Whole(net().to(x.device)))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     train(model, optimizer, x[:, mine], y[mine], 2)
@@ -213,7 +206,6 @@ def gradients_of_unequal_shares(x: Tensor, y: Tensor, mine: slice) -> dict[str, 
 
 
 def parameters_after_training(engine: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
-    """Return parameters after three steps."""
     model = ENGINES[engine](Whole(net().to(x.device)))
     train(model, torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), x[:, mine], y[mine], 3)
     if engine != "DDP":
@@ -228,7 +220,6 @@ def states_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def states_of_stream(engine: str, way: str, x: Tensor, mine: slice, rank: int) -> dict[str, Tensor]:
-    """Return states and output of a stream in which one sample is reset midway."""
     model = ENGINES[engine](net().to(x.device))
     with torch.no_grad():
         tt.unroll(model, x[:3, mine], **WAYS[way])
@@ -238,7 +229,6 @@ def states_of_stream(engine: str, way: str, x: Tensor, mine: slice, rank: int) -
 
 
 def states_before_wrapping(x: Tensor, mine: slice) -> dict[str, Tensor]:
-    """Return the states of a wrapped model that were set before wrapping."""
     model = net().to(x.device)
     tt.unroll(model, x[:, mine])
     tt.detach_states(model)
@@ -253,15 +243,12 @@ def ways_of(engine: str, kind: str, every: bool) -> tuple[str, ...]:
     return first, *(others if every else others[list(KINDS).index(kind) % len(others) :][:1])
 
 
-def jobs(
-    rank: int, device: str, folder: Path, every: bool
-) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """Return the jobs by name."""
+def jobs(rank: int, device: str, folder: Path, every: bool) -> dict[str, Job]:
     x, y = (each.to(device) for each in data())
     mine = slice(2 * rank, 2 * rank + 2)
     uneven_x, uneven_y = (each.to(device) for each in data(5))
     share = slice(0, 3) if rank == 0 else slice(3, 5)
-    made: dict[str, Callable[[], dict[str, Tensor]]] = {
+    made: dict[str, Job] = {
         "unequal": lambda: gradients_of_unequal_shares(uneven_x, uneven_y, share),
         "carried in": lambda: states_before_wrapping(x, mine),
         "noise": lambda: noise_of_processes(x, rank),
@@ -271,7 +258,7 @@ def jobs(
         for kind in KINDS:
             for way in ways_of(engine, kind, every):
                 arguments = (engine, kind, way, x, mine)
-                made[f"{kind}/{engine}/{way}"] = partial(gradients_of_kind, *arguments)
+                made[f"{kind}/{engine}/{way}"] = partial(of_a_memory, *arguments)
     for engine in ENGINES:
         made[f"trained/{engine}"] = partial(parameters_after_training, engine, x, y, mine)
         for way in WAYS:

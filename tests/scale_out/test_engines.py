@@ -30,8 +30,7 @@ Results = list[dict[str, dict[str, Tensor]]]
 
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < WORLD, reason="needs two GPUs")
 BACKENDS = ["gloo", pytest.param("nccl", marks=[pytest.mark.gpu, TWO_GPUS])]
-FOLDER: list[Path] = []
-"""Where the processes have written."""
+FOLDER: list[Path] = []  # where the processes have written
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -60,12 +59,8 @@ def test_gradients_equal_those_of_one_process(results, wrapped, engine, way) -> 
     if name not in results[0]:
         assert name.startswith("model/DDP/in segments"), "refused; tests/unrolling/test_segments.py"
         return
-    expected = reference(4)
     for rank in range(WORLD):
-        found = results[rank][name]
-        assert found.keys() == expected.keys()
-        for n, grad in expected.items():
-            torch.testing.assert_close(found[n], grad, msg=f"{n} of process {rank}")
+        torch.testing.assert_close(results[rank][name], reference(4), msg=f"process {rank}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,16 +97,13 @@ def test_a_training_goes_on_in_another_number_of_processes(results: Results) -> 
 
 
 def test_unequal_shares_and_states_of_before_are_those_of_the_whole(results: Results) -> None:
-    expected = reference(5)
     for rank in range(WORLD):
-        for n, grad in expected.items():
-            torch.testing.assert_close(results[rank]["unequal"][n], grad, msg=n)
+        torch.testing.assert_close(results[rank]["unequal"], reference(5))
     x, _ = data()
     model = net()
     tt.unroll(model, x)
     for n, value in tt.get_states(model).items():
-        joined = torch.cat([results[rank]["carried in"][n] for rank in range(WORLD)])
-        torch.testing.assert_close(joined, value, msg=n)
+        torch.testing.assert_close(torch.cat([each["carried in"][n] for each in results]), value)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -120,10 +112,8 @@ def test_parameters_after_training(results: Results, engine: str) -> None:
     whole = Whole(net())
     train(whole, torch.optim.SGD(whole.parameters(), lr=0.5, momentum=0.9), x, y, 3)
     for rank in range(WORLD):
-        found = results[rank][f"trained/{engine}"]
-        assert len(found) == len(list(whole.parameters()))
-        for n, p in whole.model.named_parameters():
-            torch.testing.assert_close(found[n], p.detach(), msg=f"{n} of process {rank}")
+        expected = {n: p.detach() for n, p in whole.model.named_parameters()}
+        torch.testing.assert_close(results[rank][f"trained/{engine}"], expected)
 
 
 @pytest.mark.parametrize("way", ["by layer", "by step"])
