@@ -438,38 +438,27 @@ def test_operations_are_counted_without_masked_synapses() -> None:
 
 
 GOOD = torch.ones(2, 3, dtype=torch.bool)
-NAMES = {
-    "torch": torch,
-    "nn": nn,
-    "snn": snn,
-    "tt": tt,
-    "connect": snn.connect,
-    "prune": prune,
-    "L": lambda: nn.Linear(3, 2),
-    "good": GOOD,
-    "ones": torch.ones,
-    "norm": weight_norm,
-}
+L, connect, ones, norm = lambda: nn.Linear(3, 2), snn.connect, torch.ones, weight_norm
 
 
 @refusals("""
-    connect(nn.ReLU(), mask=good) -> TypeError: connect takes an nn.Linear, .* got ReLU
+    connect(nn.ReLU(), mask=GOOD) -> TypeError: connect takes an nn.Linear, .* got ReLU
     connect(L()) -> ValueError: needs mask=, signs=, or both
-    connect(L(), mask=good.float()) -> TypeError: booleans, got torch.float32. Try mask != 0
+    connect(L(), mask=GOOD.float()) -> TypeError: booleans, got torch.float32. Try mask != 0
     connect(L(), mask=[[1]]) -> TypeError: booleans, got list
-    connect(L(), mask=good.T) -> ValueError: shape .2, 3., got .3, 2.
+    connect(L(), mask=GOOD.T) -> ValueError: shape .2, 3., got .3, 2.
     connect(L(), signs=ones(2)) -> ValueError: one value for each input, .3., got .2.
     connect(L(), signs=torch.tensor([1, 0, -1])) -> ValueError: must be 1 .excitatory. or -1
     connect(L(), signs=[1, 1, 1]) -> TypeError: tensor of 1 and -1, got list
-    connect(nn.LazyLinear(2), mask=good) -> ValueError: no values yet
-    connect(L().to("meta"), mask=good) -> ValueError: no values yet
-    connect(connect(L(), mask=good), mask=good) -> ValueError: parametrized, pruned
-    connect(prune.identity(L(), "weight"), mask=good) -> ValueError: parametrized, pruned
+    connect(nn.LazyLinear(2), mask=GOOD) -> ValueError: no values yet
+    connect(L().to("meta"), mask=GOOD) -> ValueError: no values yet
+    connect(connect(L(), mask=GOOD), mask=GOOD) -> ValueError: parametrized, pruned
+    connect(prune.identity(L(), "weight"), mask=GOOD) -> ValueError: parametrized, pruned
     snn.disconnect(snn.LIF(3)) -> ValueError: LIF has no weight with the mask and signs
     tt.init.fluctuation_(nn.Sequential(norm(L()), snn.LIF(2))) -> ValueError: '1', is parametri
 """)
 def test_refused(call: str, error: str) -> None:
-    check(call, error, NAMES)
+    check(call, error, globals())
 
 
 def test_channels_of_a_convolution_are_masked_and_a_layer_with_delays_is_connected() -> None:

@@ -193,16 +193,7 @@ def test_a_failed_step_changes_nothing() -> None:
         model(x[1])
 
 
-NAMES = {
-    "R": snn.Recurrent,
-    "nn": nn,
-    "tt": tt,
-    "chain": chain,
-    "images": images,
-    "ones": torch.ones,
-    "net": lambda: nn.Sequential(made("chain")[0]).float(),
-    "x": made("chain")[1].float(),
-}
+R, ones = snn.Recurrent, torch.ones
 
 
 @refusals(r"""
@@ -214,4 +205,6 @@ NAMES = {
     tt.quantize.prepare(nn.Sequential(nn.Linear(6, 6), *net()), x) -> ValueError: no integer form
 """)
 def test_refused(call: str, error: str) -> None:
-    check(call, error, NAMES)
+    model, x = made("chain")
+    names = {**globals(), "net": lambda: nn.Sequential(model).float(), "x": x.float()}
+    check(call, error, names)

@@ -630,17 +630,8 @@ def test_diagnosis_metrics_and_graphs() -> None:
 
 # Refusals
 
-NAMES = {
-    "torch": torch,
-    "snn": snn,
-    "nn": nn,
-    "tt": tt,
-    "net": network,
-    "x": torch.ones(3, 2, IN),
-    "L": snn.SparseLinear,
-    "e": torch.tensor([[0, 1, 1], [0, 0, 2]]),
-    "s": torch.eye(3).to_sparse(),
-}
+L, x = snn.SparseLinear, torch.ones(3, 2, IN)
+e, s = torch.tensor([[0, 1, 1], [0, 0, 2]]), torch.eye(3).to_sparse()
 
 
 @refusals("""
@@ -670,12 +661,12 @@ NAMES = {
     L.from_matrix(s, weight=1.0) -> TypeError: weight follows from what the layer is made of
     L.from_linear(nn.Bilinear(1, 1, 1)) -> TypeError: takes an nn.Linear, plain or connected
     L(5000, 5000, e).dense_weight() -> ValueError: have 25000000 values, and more than 16777216
-    tt.nir.to_nir(net(delay="each"), x[0], dt=1e-3) -> ValueError: no dense form, as NIR needs
+    tt.nir.to_nir(network(delay="each"), x[0], dt=1e-3) -> ValueError: no dense form, as NIR needs
     tt.online_learning.STDP(L(2, 3, e)) -> TypeError: must be an nn.Linear, with a mask of tt.snn
-    tt.online(net(), "exact")(x[0]) -> ValueError: states of 1: no trace of earlier
-    tt.quantize.prepare(net(), x) -> ValueError: SparseLinear.* has no integer form
-    tt.init.fluctuation_(net(), rate=0.1) -> ValueError: are a list of edges: fluctuation_ draws
-    tt.init.calibrate_(net(group=True), x) -> ValueError: weights that edges share .group=.
+    tt.online(network(), "exact")(x[0]) -> ValueError: states of 1: no trace of earlier
+    tt.quantize.prepare(network(), x) -> ValueError: SparseLinear.* has no integer form
+    tt.init.fluctuation_(network(), rate=0.1) -> ValueError: are a list of edges: fluctuation_ draws
+    tt.init.calibrate_(network(group=True), x) -> ValueError: weights that edges share .group=.
 """)
 def test_refused(call: str, error: str) -> None:
-    check(call, error, NAMES)
+    check(call, error, globals())
