@@ -243,16 +243,7 @@ def test_frozen_connection(frozen: str, max_delay: int, fused: list[bool]) -> No
 def test_connection_shared_by_two_layers(fused: list[bool]) -> None:
     first, second = made("LIF"), made("LIF")
     second.connection = first.connection
-    model, x = nn.Sequential(first, second), dyadic(6, 3, 5)
-    expected = stepped(model, x)
-    expected.sum().backward()
-    grad = first.connection.weight.grad.clone()
-    model.zero_grad()
-    tt.zero_states(model)
-    y = tt.unroll(model, x)
-    y.sum().backward()
-    assert torch.equal(y, expected)
-    torch.testing.assert_close(first.connection.weight.grad, grad)
+    check(nn.Sequential(first, second), dyadic(6, 3, 5))
     assert fused == [True, True]
 
 
@@ -414,23 +405,16 @@ def test_what_a_user_has_changed_runs_step_by_step(change, max_delay, fused):
 
 
 @pytest.mark.parametrize("max_delay", [0, D])
-@pytest.mark.parametrize(
-    "around",
-    [
-        lambda: tt.fuse.backend("eager"),
-        lambda: torch.autocast("cpu", torch.bfloat16),
-        lambda: FlopCounterMode(display=False),
-    ],
-)
-def test_what_must_see_every_step_does(around: Any, max_delay: int, fused: list[bool]) -> None:
+def test_what_must_see_every_step_does(max_delay: int, fused: list[bool]) -> None:
     model = made("LIF", dtype=torch.float32, max_delay=max_delay)
     x = dyadic(6, 3, 5, dtype=torch.float32)
-    with around():
-        expected = stepped(model, x)
+    halves = torch.autocast("cpu", torch.bfloat16)
+    for around in (tt.fuse.backend("eager"), halves, FlopCounterMode(display=False)):
         tt.zero_states(model)
-        y = tt.unroll(model, x)
-    assert fused == [False]
-    assert torch.equal(y, expected)
+        with around:
+            expected = stepped(model, x)
+            assert torch.equal(tt.unroll(model, x, from_rest=True), expected)
+    assert fused == [False] * 3
 
 
 @pytest.mark.parametrize("delays", [{}, {"max_delay": 3}])
@@ -449,15 +433,15 @@ def test_transforms_see_every_step(delays: dict[str, Any], fused: list[bool]) ->
     torch.testing.assert_close(grads, {name: p.grad for name, p in model.named_parameters()})
 
 
-@pytest.mark.parametrize("delayed", [False, True])
-def test_states_that_do_not_fit_are_an_error_and_stay(delayed: bool) -> None:
-    model = made("LIF", max_delay=D * delayed)
-    tt.unroll(model, dyadic(2, 3, 5))
-    if delayed:
-        model.connection.past = torch.zeros(4, 5, D).double()
-    message = r"past of shape \[4, 5, 3\]" if delayed else r"prev_output of shape \[3, 5\]"
-    with unchanged(model), pytest.raises(ValueError, match=message):
-        tt.unroll(model, dyadic(2, 3 if delayed else 4, 5))
+def test_states_that_do_not_fit_are_an_error_and_stay() -> None:
+    model, delayed = made("LIF"), made("LIF", max_delay=D)
+    for each in (model, delayed):
+        tt.unroll(each, dyadic(2, 3, 5))
+    delayed.connection.past = torch.zeros(4, 5, D).double()
+    with unchanged(model), pytest.raises(ValueError, match=r"prev_output of shape \[3, 5\]"):
+        tt.unroll(model, dyadic(2, 4, 5))
+    with unchanged(delayed), pytest.raises(ValueError, match=r"past of shape \[4, 5, 3\]"):
+        tt.unroll(delayed, dyadic(2, 3, 5))
 
 
 # In one compiled loop with a delay for every synapse, against step by step
@@ -496,25 +480,21 @@ def test_widths_of_delays(sigma: float, fused: list[bool]) -> None:
 
 def test_delays_without_a_graph(fused: list[bool]) -> None:
     model, x = made("LIF", max_delay=D), dyadic(9, 6, 5)
-    with torch.no_grad():
-        expected = by_step(model, x)
-        ends = tt.get_states(model)
-        tt.zero_states(model)
-        assert torch.equal(tt.unroll(model, x), expected)
-    assert fused == [True]
-    for key, value in tt.get_states(model).items():
-        assert torch.equal(value, ends[key]), key
-        assert value.untyped_storage().nbytes() == value.numel() * value.itemsize, key
-    # some samples begin again
-    mask = torch.tensor([True, False] * 3)
+    mask = torch.tensor([True, False] * 3)  # samples that begin again in the second sequence
     found = []
-    for run in (by_step, tt.unroll):
-        tt.set_states(model, ends)
-        model.zero_states(where=mask)
-        found.append(run(model, x))
-    assert torch.equal(*found)
-    assert torch.equal(found[1][:, mask], expected[:, mask])
-    assert not torch.equal(found[1], expected)
+    with torch.no_grad():
+        for run in (by_step, tt.unroll):
+            tt.zero_states(model)
+            first, ends = run(model, x), tt.get_states(model)
+            model.zero_states(where=mask)
+            found.append((first, ends, run(model, x)))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    first, ends, second = found[1]
+    assert fused == [True, True]
+    assert torch.equal(second[:, mask], first[:, mask])
+    assert not torch.equal(second, first)
+    for key, value in ends.items():
+        assert value.untyped_storage().nbytes() == value.numel() * value.itemsize, key
 
 
 @pytest.mark.parametrize("max_delay", [0, D, 12])
@@ -565,33 +545,33 @@ def test_outputs_and_states_can_be_recorded(max_delay: int, fused: list[bool]) -
 class GainOfEdges(snn.SparseLinear):
     """Connection whose subclass scales what its base class computes, by a learned factor."""
 
-    def __init__(self, **arguments: Any):
-        super().__init__(4, 4, torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), **arguments)
-        self.gain = nn.Parameter(torch.tensor(1.5))
-
     def edge_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         return super().edge_weight(dtype) * self.gain
 
 
 class GainOfDelays(snn.DelayedLinear):
-    def __init__(self, max_delay: int):
-        super().__init__(4, 4, max_delay=max_delay)
-        self.gain = nn.Parameter(torch.tensor(1.5))
-
     def kernel_of(self, dtype: torch.dtype) -> Tensor:
         return super().kernel_of(dtype) * self.gain
+
+
+RING = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
 
 
 @pytest.mark.parametrize("is_silent", [False, True])
 @pytest.mark.parametrize("road", ["layer", "functional"])
 @pytest.mark.parametrize(
     "connection",
-    [GainOfEdges, lambda: GainOfEdges(delay=2), lambda: GainOfDelays(3)],
+    [
+        lambda: GainOfEdges(4, 4, RING),
+        lambda: GainOfEdges(4, 4, RING, delay=2),
+        lambda: GainOfDelays(4, 4, max_delay=3),
+    ],
     ids=["edges", "edges with delays", "delays"],
 )
 def test_an_overridden_weight_acts_once(connection: Any, road: str, is_silent: bool) -> None:
     torch.manual_seed(0)
     layer = snn.Recurrent(snn.LIF(4), connection()).double()
+    layer.connection.gain = nn.Parameter(torch.tensor(1.5).double())
     x = 2 * torch.rand(9, 3, 4, dtype=torch.float64)
     if is_silent:  # where the first steps of a new model, which are compared, have no spike
         x[:4] = 0
@@ -628,9 +608,8 @@ def test_where_the_loop_is_not_for_it_runs_step_by_step(
         monkeypatch.setitem(backends._BY_DEVICE, "cpu", "triton")
     for _ in range(2):
         assert torch.equal(tt.unroll(model, x, from_rest=True), expected)
-    said = [each.getMessage() for each in caplog.records if "Recurrent" in each.getMessage()]
-    assert len(said) == 1
-    assert f"its loop over all steps {words}" in said[0]
+    (said,) = [text for each in caplog.records if "Recurrent" in (text := each.getMessage())]
+    assert f"its loop over all steps {words}" in said
 
 
 def test_memory_that_is_missing_in_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
