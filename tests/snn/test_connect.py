@@ -417,15 +417,6 @@ def test_online_rules_follow_a_connected_product(rule: Any) -> None:
     torch.testing.assert_close(made[0].bias.grad, dense[0].bias.grad)
 
 
-def test_operations_are_counted_without_masked_synapses() -> None:
-    net: Any = nn.Sequential(nn.Linear(4, 3, bias=False), snn.LIF(3))
-    snn.connect(net[0], mask=torch.eye(3, 4) > 0)
-    x = torch.ones(2, 1, 4)
-    assert tt.metrics.synaptic_operations(net, x).effective == 2 * 3
-    assert tt.metrics.connection_sparsity(net) == 0.75
-    assert ("0", "Linear") in {(row.path, row.kind) for row in tt.metrics.profile(net, x).rows}
-
-
 GOOD = torch.ones(2, 3, dtype=torch.bool)
 L, connect, ones, norm = lambda: nn.Linear(3, 2), snn.connect, torch.ones, weight_norm
 
@@ -455,6 +446,7 @@ def test_channels_of_a_convolution_are_masked_and_a_layer_with_delays_is_connect
     mask = torch.tensor([[True, False, True], [False, True, True]])
     snn.connect(conv, mask=mask)
     assert (conv.weight != 0).all((2, 3)).equal(mask)
+    assert tt.metrics.connection_sparsity(conv) == pytest.approx(1 / 3)
     mask[:] = False  # a copy was kept
     assert conv.weight.any()
     assert "8 of 24 connections" not in repr(conv)
@@ -473,9 +465,6 @@ def test_channels_of_a_convolution_are_masked_and_a_layer_with_delays_is_connect
     delayed: Any = snn.DelayedLinear(3, 2, max_delay=2)
     assert snn.connect(delayed, mask=GOOD & False) is delayed
     assert not delayed.linear.weight.any()
-
-
-# What leaves the library holds the weights, zeros too, and neither mask nor signs
 
 
 def exported_pair() -> tuple[Any, Any, Tensor]:

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
-from tests.cases import PLACES, Net, examples, layer, sequence, stepped, weighted_sum
+from tests.cases import PLACES, Net, examples, sequence, stepped, weighted_sum
 from tests.snn.test_recurrent import DoubledLinear
 from tracetorch import snn
 
@@ -235,36 +235,6 @@ def test_the_past_moves_but_for_half_precision_and_is_not_written_to(kind: str) 
     assert y.dtype == torch.float16
     assert model.past.dtype == torch.float32
     assert model.to_empty(device="cpu").past is None
-
-
-@pytest.mark.parametrize("options", [{}, {"segment": 3}, {"check": True}, {"time_dim": 1}])
-def test_unroll_by_layer_is_by_step(options: Any) -> None:
-    torch.manual_seed(0)
-    parts = axonal(), synaptic(), layer("LIF", OUT), snn.Delay(OUT, max_delay=3)
-    model, x, names = nn.Sequential(*parts).double(), sequence(8, 2, IN), ["0.past", "0.output"]
-    expected = tt.unroll(model, x, by="step", from_rest=True, record=names)
-    time_dim = options.get("time_dim", 0)
-    y, seen = tt.unroll(model, x.movedim(0, time_dim), from_rest=True, record=names, **options)
-    found = [each.movedim(time_dim, 0) for each in (y, *seen.values())]
-    torch.testing.assert_close(found, [expected[0], *expected[1].values()])
-
-
-def test_connection_of_a_recurrent_layer() -> None:
-    torch.manual_seed(0)
-    delayed = snn.DelayedLinear(IN, IN, max_delay=D)
-    model, x = snn.Recurrent(layer("LIF", IN), delayed).double(), sequence(9, *SHAPE)
-    delayed.round_()
-    alone = copy.deepcopy(model.neuron)
-    outputs: list[Tensor] = []
-    with torch.no_grad():
-        for t, step in enumerate(x):
-            before = torch.stack([torch.zeros_like(x[0]), *outputs])
-            outputs.append(alone(step + naive(delayed, before)[t]))
-    expected = torch.stack(outputs)
-    assert bool(expected.any())
-    torch.testing.assert_close(stepped(model, x), expected)
-    assert list(tt.get_states(model)) == ["prev_output", "neuron.mem", "connection.past"]
-    torch.testing.assert_close(tt.unroll(model, x, from_rest=True), expected)
 
 
 @every_kind

@@ -152,15 +152,6 @@ def test_every_neuron_in_a_population(name: str) -> None:
         torch.testing.assert_close(results(model, x, run)[:2], expected)
 
 
-def test_it_runs_by_layer_among_other_layers() -> None:
-    model, x = made("two types")
-    net = nn.Sequential(nn.Linear(6, 6), model, nn.Linear(6, 3), layer("Readout", 3)).double()
-    expected = tt.unroll(net, x, by="step", from_rest=True)
-    torch.testing.assert_close(tt.unroll(net, x, check=True, from_rest=True), expected)
-    streamed = torch.stack([net(step) for step in x])
-    torch.testing.assert_close(streamed, expected)
-
-
 @pytest.mark.parametrize("reset", [None, RESET[:4, :2]])
 def test_gradients_match_finite_differences(reset: Tensor | None) -> None:
     neuron = nn.Sequential(nn.Linear(3, 2), Smooth(2), nn.Linear(2, 3), Smooth(3))

@@ -60,9 +60,6 @@ def test_states_of_a_recurrent_layer() -> None:
     assert seen["prev_output"].dtype == model.prev_output.dtype == torch.float32
 
 
-# In one compiled loop, against step by step
-
-
 class Silent(snn.Neuron):
     """Neuron whose spikes have no gradient, although its state has one."""
 
@@ -247,20 +244,13 @@ def test_connection_shared_by_two_layers(fused: list[bool]) -> None:
     assert fused == [True, True]
 
 
-def over_time(model: nn.Module) -> Any:
-    """Give a model as a function of its inputs and first states, of outputs and last states."""
-
+@pytest.mark.parametrize("options", [{}, {"max_delay": 2, "sigma": 0.7}], ids=str)
+def test_gradcheck(options: dict[str, Any], fused: list[bool]) -> None:
     def forward(net: Any, x: Tensor, states: dict[str, Tensor]) -> Any:
-        tt.zero_states(net.model)
         tt.set_states(net.model, states)
         return tt.unroll(net.model, x), *tt.get_states(net.model).values()
 
-    return Net(forward, model=model)
-
-
-@pytest.mark.parametrize("options", [{}, {"max_delay": 2, "sigma": 0.7}], ids=str)
-def test_gradcheck(options: dict[str, Any], fused: list[bool]) -> None:
-    model = over_time(made("Smooth", 3, **options))
+    model = Net(forward, model=made("Smooth", 3, **options))
     names = [name for name, _ in model.named_parameters()]
     starts = [*(0.3 * sequence(2, 2, 3, seed=1)).unbind(), 0.3 * sequence(2, 3, 2, seed=2)]
     states = ["prev_output", "neuron.mem", "connection.past"][: 2 + bool(options)]
@@ -417,22 +407,6 @@ def test_what_must_see_every_step_does(max_delay: int, fused: list[bool]) -> Non
     assert fused == [False] * 3
 
 
-@pytest.mark.parametrize("delays", [{}, {"max_delay": 3}])
-def test_transforms_see_every_step(delays: dict[str, Any], fused: list[bool]) -> None:
-    model, x = over_time(made("LIF", **delays)), dyadic(6, 3, 5)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    fixed = dict(model.named_buffers())
-
-    def loss(parameters: Any) -> Any:
-        given = {**parameters, **fixed}
-        return torch.func.functional_call(model, given, (x, {}))[0].sum()
-
-    grads = torch.func.grad(loss)(parameters)
-    model(x, {})[0].sum().backward()
-    assert fused == [False, True]
-    torch.testing.assert_close(grads, {name: p.grad for name, p in model.named_parameters()})
-
-
 def test_states_that_do_not_fit_are_an_error_and_stay() -> None:
     model, delayed = made("LIF"), made("LIF", max_delay=D)
     for each in (model, delayed):
@@ -442,9 +416,6 @@ def test_states_that_do_not_fit_are_an_error_and_stay() -> None:
         tt.unroll(model, dyadic(2, 4, 5))
     with unchanged(delayed), pytest.raises(ValueError, match=r"past of shape \[4, 5, 3\]"):
         tt.unroll(delayed, dyadic(2, 3, 5))
-
-
-# In one compiled loop with a delay for every synapse, against step by step
 
 
 WAYS: dict[str, Any] = {

@@ -60,9 +60,6 @@ def spikes(*shape: int, density: float = 0.1) -> Tensor:
     return there.double() * torch.rand(*shape, generator=generator, dtype=torch.float64)
 
 
-# The oracle: a dense matrix for each delay, written from the page
-
-
 def matrices(layer: snn.SparseLinear) -> list[Tensor]:
     """One dense weight ``[out, in]`` for each delay, as a function of the layer's parameters."""
     weight: Tensor = layer.weight
@@ -195,9 +192,6 @@ def test_odd_graphs_are_right(graph: str, delay: str) -> None:
     compare_with_dense_recurrence(model, x, {}, {"by": "step"})
 
 
-# One result by every road
-
-
 def same_by_threads(model: nn.Module, x: Tensor) -> None:
     results, threads = [], torch.get_num_threads()
     try:
@@ -309,9 +303,6 @@ def test_half_precision_is_summed_in_float32() -> None:
         torch.testing.assert_close(y, layer(x.to(dtype).float()).to(dtype), rtol=0, atol=0)
 
 
-# Edges of every kind
-
-
 def test_edges_twice_to_oneself_and_to_nobody() -> None:
     edges = torch.tensor([[2, 0, 2, 1, 2], [1, 0, 1, 3, 2]])  # 2 -> 1 twice, 0 -> 0, 2 -> 2
     layer = snn.SparseLinear(5, 4, edges, torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), bias=False)
@@ -416,9 +407,6 @@ def test_the_graph_of_a_state_does_not_keep_its_layer() -> None:
     assert known() is None
 
 
-# Sources
-
-
 @pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # torch 2.12
 def test_made_of_matrices_tables_and_layers() -> None:
@@ -486,9 +474,6 @@ def test_memory_goes_by_edges() -> None:
         assert sum(each.nbytes for each in plan) == 8 * count + 8 * (IN + 1)
 
 
-# Keeping
-
-
 ALL = {"delay": "each", "signs": True, "group": True}
 
 
@@ -545,9 +530,6 @@ def test_memory_without_values_is_not_read() -> None:
     layer.delay.fill_(1)
     with pytest.raises(ValueError, match="edge 0 has the source 1073741824"):
         layer(torch.ones(2, IN))
-
-
-# Rooms
 
 
 def network(**options: Any) -> Any:
@@ -619,8 +601,6 @@ def test_diagnosis_metrics_and_graphs() -> None:
     learner(torch.ones(2, IN))
     assert "0.weight -> states of 1: no trace" in " ".join(map(str, learner.dropped))
 
-
-# Refusals
 
 L, x = snn.SparseLinear, torch.ones(3, 2, IN)
 e, s = torch.tensor([[0, 1, 1], [0, 0, 2]]), torch.eye(3).to_sparse()

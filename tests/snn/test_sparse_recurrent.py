@@ -98,9 +98,6 @@ def both(model: Any, x: Tensor) -> list[list[Tensor]]:
     return found
 
 
-# Beside the dense network, and beside steps
-
-
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 def test_equal_to_the_dense_network(loops: list[str], surrogate: str, reset: str) -> None:
@@ -295,9 +292,6 @@ def test_changes_are_seen() -> None:
         known.append(found)
 
 
-# Several populations
-
-
 def test_a_population_that_is_there_twice_goes_on_from_one_part_to_the_next() -> None:
     one = snn.LIF(130)
     neurons = snn.Populations(e=one, i=tt.neurons.ALIF(70), r=one)
@@ -346,9 +340,6 @@ def test_writes_before_the_backward_pass(road: str, name: str) -> None:
     else:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(loss, weight)
-
-
-# From events to events
 
 
 def as_tensor(events: Tensor, values: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -487,15 +478,6 @@ def test_memory_is_that_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
     assert largest < steps * neurons * 8 / 20
 
 
-def test_a_run_that_fails_changes_nothing() -> None:
-    model = recurrent(30, 100, delay="one")
-    model.run_events(snn.EventInput(torch.tensor([[0, 0, 1]]), 3.0), 5)
-    with unchanged(model), pytest.raises(ValueError, match="an event has the step 9"):
-        model.run_events(snn.EventInput(torch.tensor([[9, 0, 1]])), 5)
-    with unchanged(model), pytest.raises(ValueError, match=r"state.* of shape \[1, "):
-        model.run_events(snn.EventInput(torch.tensor([[0, 1, 1]])), 5, batch=2)
-
-
 E, P, Pop, n = snn.EventInput, snn.PoissonInput, snn.Populations, torch.arange(3)
 e = torch.tensor([[0, 0, 1], [4, 0, 2]])
 
@@ -518,6 +500,7 @@ def events_of(neuron: nn.Module) -> Any:
     run(e, 5) -> TypeError: inputs must be an EventInput, a PoissonInput or a list .* got Tensor
     run(E(e), 4) -> ValueError: an event has the step 4, and the run has 4, 0 to 3
     run(P(n + 30, 0.1), 9) -> ValueError: an event has the neuron 32, and the run has 30
+    run(E(e), 5, batch=2) -> ValueError: state.* of shape .1, 30., .*
     run(E(e), 5, neurons=n + 28) -> ValueError: neurons must be 0 to 29, got 30
     run(E(e), 5, neurons=e) -> ValueError: neurons must be .k., got shape .2, 3.
     snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)).run_events(E(e), 5) -> ValueError: no compiled loop
@@ -533,8 +516,10 @@ def events_of(neuron: nn.Module) -> Any:
     Pop(a=made()) -> ValueError: Populations has one input, and ThreeFactor takes .x,
 """)
 def test_refused(call: str, error: str) -> None:
-    names = {"made": test_inputs.made, "run": recurrent(30, 100).run_events}
-    check(call, error, globals() | names)
+    model = recurrent(30, 100, delay="one")
+    model.run_events(E(e), 5)
+    with unchanged(model):
+        check(call, error, globals() | {"made": test_inputs.made, "run": model.run_events})
 
 
 def test_edited_layers_and_the_eager_backend_do_not_run_by_events() -> None:

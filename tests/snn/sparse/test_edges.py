@@ -149,9 +149,6 @@ def test_inputs_of_masks_are_drawn_evenly() -> None:
     assert float((counts - 1200).abs().max()) < 4 * (4000 * 0.3 * 0.7) ** 0.5
 
 
-# Refusals
-
-
 @refusals("""
     snn.random_edges(3, 4, 1.5) -> ValueError: probability must lie in .0, 1., got 1.5
     snn.random_edges(3, 4, 0.5, self_connections=False) -> ValueError: for a recurrent connection
