@@ -215,14 +215,9 @@ def plain(net: Any) -> Any:
     return net
 
 
-def test_copies_files_and_removal(tmp_path: Path) -> None:
+def test_files_and_removal(tmp_path: Path) -> None:
     net, other, x = network(), network(1), sequence(5, 2, INPUTS, dtype=torch.float32)
     expected = tt.unroll(net, x, from_rest=True)
-    copied = copy.deepcopy(net)
-    assert torch.equal(tt.unroll(copied, x, from_rest=True), expected)
-    with torch.no_grad():
-        copied[0].parametrizations.weight.original.zero_()
-    assert net[0].weight.any()
     rule = "parametrizations.weight.0."
     assert set(net[0].state_dict()) == {"bias", RAW_WEIGHT, f"{rule}mask", f"{rule}signs"}
     tt.save(net, tmp_path / "net.safetensors")

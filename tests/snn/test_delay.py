@@ -60,17 +60,6 @@ def shifted(x: Tensor, steps: int) -> Tensor:
     return y
 
 
-def test_whole_delay_is_shifted_input() -> None:
-    model, x = axonal(whole=True), sequence(9, 2, IN)
-    lags = [int(lag) for lag in model.delay]
-    assert lags[0] == 0
-    assert lags[-1] == D
-    expected = torch.stack([shifted(x[..., n], lag) for n, lag in enumerate(lags)], -1)
-    assert torch.equal(tt.unroll(model, x), expected)
-    model.zero_states()
-    assert torch.equal(stepped(model, x), expected)
-
-
 @pytest.mark.parametrize(("dim", "shape"), PLACES)
 def test_neurons_lie_along_dim(dim: int, shape: tuple[int, ...]) -> None:
     model, x = (
