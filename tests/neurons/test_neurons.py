@@ -84,15 +84,6 @@ def test_every_parameter_learns_and_strong_inputs_do_not_overflow(name: str) -> 
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_of_its_neuron_and_a_repr_is_its_call(name: str, tmp_path: Path) -> None:
-    tt.save(layer(name, 4), tmp_path / "layer.safetensors")
-    with pytest.raises(ValueError, match=r"only the (file|model) has it|equations"):
-        tt.load(tmp_path / "layer.safetensors", snn.RReadout(4))
-    built = eval(repr(getattr(neurons, name)(4, dim=-3)), vars(neurons))
-    assert (type(built), built.num_neurons, built.dim) == (getattr(neurons, name), 4, -3)
-
-
 @pytest.mark.slow
 def test_exported_neurons_equal_stepping(tmp_path: Path) -> None:
     """Every neuron on its own scale of one input, side by side."""
@@ -111,6 +102,8 @@ def test_exported_neurons_equal_stepping(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_argument_arrives(name: str) -> None:
     kind = getattr(neurons, name)
+    built = eval(repr(kind(4, dim=-3)), vars(neurons))  # a repr is a call
+    assert (type(built), built.num_neurons, built.dim) == (kind, 4, -3)
     others: dict[str, Any] = {"surrogate_derivative": tt.functional.sigmoid_surrogate(3.0)}
     others |= {"dim": -2, "substeps": 3, "detach_reset": True, "bounded": True}
     others |= {"q": 60.0, "dt": 0.02, "period": 4, "levels": 7, "v_rest": -68.0, "num_neurons": 2}

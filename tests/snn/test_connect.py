@@ -36,21 +36,17 @@ def rules(weight: Tensor, inputs: int, kind: str) -> dict[str, Tensor]:
 KINDS = ("mask", "signs", "mask and signs")
 
 
-def delayed(outputs: int, **options: Any) -> snn.DelayedLinear:
-    return snn.DelayedLinear(INPUTS, outputs, **options)
-
-
 # how the connection is used: the module that holds it, the connection inside, its inputs
 HOLDERS: dict[str, Any] = {
     "linear": (lambda: nn.Linear(INPUTS, OUTPUTS), lambda m: m, ()),
     "conv1d": (lambda: nn.Conv1d(INPUTS, 4, 3), lambda m: m, (7,)),
     "conv2d": (lambda: nn.Conv2d(INPUTS, 4, 3, padding=1), lambda m: m, (5, 4)),
     "groups": (lambda: nn.Conv2d(INPUTS, 4, 2, groups=2), lambda m: m, (5, 4)),
-    "delays": (lambda: delayed(OUTPUTS, max_delay=4), lambda m: m.linear, ()),
+    "delays": (lambda: snn.DelayedLinear(INPUTS, OUTPUTS, max_delay=4), lambda m: m.linear, ()),
     "recurrent": (lambda: snn.Recurrent(layer("SLIF", INPUTS), nn.Linear(INPUTS, INPUTS)),
      lambda m: m.connection, ()),
     "recurrent delays": (lambda: snn.Recurrent(layer("LIF", INPUTS),
-     delayed(INPUTS, max_delay=3, delay=2.0)), lambda m: m.connection.linear, ()),
+     snn.DelayedLinear(INPUTS, INPUTS, max_delay=3, delay=2.0)), lambda m: m.connection.linear, ()),
 }  # fmt: skip
 
 

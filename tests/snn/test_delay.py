@@ -334,8 +334,7 @@ def test_a_product_that_does_more_than_its_weight_is_refused() -> None:
         with pytest.raises(ValueError, match="reads the weight of its linear, and does not call"):
             tt.unroll(model, sequence(3, 2, IN))
     model = synaptic()
-    prune.l1_unstructured(model.linear, "weight", 0.5)
-    prune.remove(model.linear, "weight")
+    prune.remove(prune.l1_unstructured(model.linear, "weight", 0.5), "weight")
     tt.unroll(model, sequence(3, 2, IN))
 
 

@@ -329,11 +329,8 @@ def test_a_graph_that_runs_again_refuses() -> None:
 def test_names_that_were_there_before_stay() -> None:
     held = module(lambda s, x: s.memory(x), memory=nn.Linear(3, 3))
     assert held(torch.ones(2, 3)).shape == (2, 3)
-    named = type(
-        "Named",
-        (snn.Neuron,),
-        {"states": ("memory",), "step": staticmethod(lambda x, memory: (x + memory, x))},
-    )(3)
+    step = staticmethod(lambda x, memory: (x + memory, x))
+    named = type("Named", (snn.Neuron,), {"states": ("memory",), "step": step})(3)
     assert named.memory is None
     assert tt.unroll(named, torch.ones(4, 2, 3)).shape == (4, 2, 3)
     step = staticmethod(lambda x, *, memory: (x * memory,))

@@ -167,14 +167,6 @@ def test_calibration_holds_its_target_inside_a_loop() -> None:
     assert all(abs(each.deviation - 0.5) < 0.05 for each in found.values())
 
 
-def test_measurements_look_inside() -> None:
-    model, x = made("chain")
-    net = nn.Sequential(model, nn.Linear(4, 3), layer("Readout", 3)).float()
-    assert "0.neuron.1" in str(tt.metrics.profile(net, x.float()))
-    _, seen = tt.probe.record(net, x.float(), "mem")
-    assert list(seen) == ["0.neuron.1.mem", "0.neuron.3.mem", "2.mem"]
-
-
 def test_a_failed_step_changes_nothing() -> None:
     model, x = made("two types")
     model(x[0])

@@ -336,20 +336,17 @@ class DoubledDelays(snn.DelayedLinear):
 
 
 def double(*args: Any) -> Any:
-    """Double the last argument: the output, or the input of a hook before the call."""
+    """Double the last argument of a hook: an output, an input or a gradient."""
     last = args[-1]
     return tuple(2 * each for each in last) if isinstance(last, tuple) else 2 * last
 
 
 def hooks(part: str) -> dict[str, Any]:
-    kinds = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
-
     def change(model: Any, kind: str) -> None:
-        backward = "backward" in kind
-        hook = (lambda module, given, grads: double(given)) if backward else double
-        getattr(getattr(model, part), kind)(hook)
+        getattr(getattr(model, part), f"register_{kind}_hook")(double)
 
-    return {f"{kind} of the {part}": partial(change, kind=kind) for kind in kinds}
+    kinds = ("forward", "forward_pre", "full_backward")
+    return {f"{kind} hook of the {part}": partial(change, kind=kind) for kind in kinds}
 
 
 # of a recurrent layer, one thing that is not as its class has it

@@ -520,16 +520,6 @@ def test_a_parametrization_acts_and_pruning_is_refused() -> None:
         pruned(x)
 
 
-def test_memory_without_values_is_not_read() -> None:
-    with torch.device("meta"):
-        layer = snn.SparseLinear(IN, OUT, drawn_edges(IN, OUT, E), delay=1)
-    layer.to_empty(device="cpu")
-    layer.edges.fill_(2**30)  # as memory may hold
-    layer.delay.fill_(1)
-    with pytest.raises(ValueError, match="edge 0 has the source 1073741824"):
-        layer(torch.ones(2, IN))
-
-
 def network(**options: Any) -> Any:
     torch.manual_seed(0)
     hidden = sparse(IN, IN, 200, **options).float()

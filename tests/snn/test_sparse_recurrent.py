@@ -169,11 +169,9 @@ def test_states_are_recorded() -> None:
 
 
 def test_frozen_weights_and_learned_first_outputs(loops: list[str]) -> None:
-    model = recurrent(130, 900, delay="far")
-    x = given(6, 2, 130)
-    first = [
-        (torch.rand(shape, generator=seeded()) < 0.3).double() for shape in ((2, 130), (2, 130, 8))
-    ]
+    model, x = recurrent(130, 900, delay="far"), given(6, 2, 130)
+    shapes = (2, 130), (2, 130, 8)
+    first = [(torch.rand(shape, generator=seeded()) < 0.3).double() for shape in shapes]
     found = []
     for by in ("layer", "step"):
         tt.zero_states(model)
@@ -191,8 +189,7 @@ def test_frozen_weights_and_learned_first_outputs(loops: list[str]) -> None:
     assert model.connection.weight.grad is None
     assert model.neuron.raw_beta.grad is not None
     # an output that is no spike cannot be a bit
-    model.prev_output = torch.full((2, 130), 0.5, dtype=torch.float64)
-    model.connection.past = first[1].clone()
+    model.prev_output, model.connection.past = torch.full_like(first[0], 0.5), first[1].clone()
     del loops[:]
     tt.unroll(model, x)
     assert not loops

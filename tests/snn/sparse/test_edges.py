@@ -139,16 +139,6 @@ def test_populations_are_numbered_one_after_the_other() -> None:
     assert counts[1].tolist() == [0, 80_000]
 
 
-def test_inputs_of_masks_are_drawn_evenly() -> None:
-    for self_connections in (True, False):
-        mask = snn.in_degree_mask(40, 40, 39, self_connections=self_connections, generator=seeded())
-        assert bool((mask.sum(1) == 39).all())
-    assert not mask.diagonal().any()
-    # each is there a binomial number of times
-    counts = snn.in_degree_mask(4000, 10, 3, generator=seeded()).sum(0).double()
-    assert float((counts - 1200).abs().max()) < 4 * (4000 * 0.3 * 0.7) ** 0.5
-
-
 @refusals("""
     snn.random_edges(3, 4, 1.5) -> ValueError: probability must lie in .0, 1., got 1.5
     snn.random_edges(3, 4, 0.5, self_connections=False) -> ValueError: for a recurrent connection
