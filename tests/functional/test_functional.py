@@ -181,11 +181,8 @@ def test_limits_and_large_values() -> None:
 @pytest.mark.parametrize(
     ("convert", "value"),
     [
-        (sigmoid_inverse, 0.3),
-        (softplus_inverse, 0.3),
-        (halflife_to_decay, 7),
-        (time_constant_to_decay, 7),
-        (decay_to_halflife, 0.3),
+        *((sigmoid_inverse, 0.3), (softplus_inverse, 0.3), (decay_to_halflife, 0.3)),
+        *((halflife_to_decay, 7), (time_constant_to_decay, 7)),
     ],
 )
 def test_tensors_keep_dtype_and_gradient(convert: Any, value: float) -> None:

@@ -61,12 +61,11 @@ def test_a_rheobase_divides_rest_from_firing(layer: Any) -> None:
     assert len(set(counts)) == len(counts)
 
 
-def intervals_of(preset: str, current: float, steps: int = 1000) -> Tensor:
-    layer = neurons.Izhikevich(1, **neurons.Izhikevich.presets[preset])
-    return spike_times(layer, current, steps).diff()
-
-
 def test_izhikevich_presets_fire_as_in_the_paper() -> None:
+    def intervals_of(preset: str, current: float) -> Tensor:
+        layer = neurons.Izhikevich(1, **neurons.Izhikevich.presets[preset])
+        return spike_times(layer, current, 1000).diff()
+
     regular, fast, low = (intervals_of(name, 10.0).double() for name in ("RS", "FS", "LTS"))
     # regular spiking adapts after its first spikes
     assert (regular[1:] > 1.5 * regular[0]).all()

@@ -135,12 +135,9 @@ def test_bursts_need_small_steps() -> None:
     p, x = BURSTING, np.full((240, 1), 110.0)
     expected = np.flatnonzero(adex(x, p))
     names: dict[str, Any] = {"v_rest": p["rest"], "v_t": p["v_t"], "delta": p["delta"]}
-    names |= {
-        "v_reset": p["reset"],
-        "beta": math.exp(-p["g"] / p["c"]),
-        "rho": math.exp(-1 / p["tau_w"]),
-    }
-    names |= {"a": p["a"] / p["g"], "b": p["b"] / p["g"], "v_peak": p["v_t"] + 5 * p["delta"]}
+    names |= {"beta": math.exp(-p["g"] / p["c"]), "rho": math.exp(-1 / p["tau_w"])}
+    names |= {"a": p["a"] / p["g"], "b": p["b"] / p["g"]}
+    names |= {"v_reset": p["reset"], "v_peak": p["v_t"] + 5 * p["delta"]}
 
     def bursts(times: npt.NDArray[Any]) -> list[int]:
         return [len(b) for b in np.split(times, np.flatnonzero(np.diff(times) > 25) + 1)]

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 import tracetorch as tt
-from tests.cases import PLACES, Net, examples, sequence, stepped, weighted_sum
-from tests.snn.test_recurrent import DoubledLinear
+from tests.cases import PLACES, examples, sequence, stepped, weighted_sum
+from tests.snn.test_recurrent import DoubledLinear, gradcheck_from
 from tracetorch import snn
 
 D = 4
@@ -128,20 +128,8 @@ def test_interpolation(sigma: float) -> None:
 @every_kind
 @every_sigma
 def test_gradcheck(kind: str, sigma: float) -> None:
-    model = KINDS[kind](sigma=sigma)
-    names = [f"model.{name}" for name, _ in model.named_parameters()]
-
-    def forward(net: Any, x: Tensor, past: Tensor) -> Any:
-        tt.set_states(net.model, {"past": past})
-        return tt.unroll(net.model, x), net.model.past
-
-    over_time = Net(forward, model=model)
-
-    def run(x: Tensor, past: Tensor, *tensors: Tensor) -> Any:
-        return functional_call(over_time, dict(zip(names, tensors, strict=True)), (x, past))
-
-    tensors = [sequence(6, *SHAPE), sequence(*SHAPE, D, seed=2), *model.parameters()]
-    assert torch.autograd.gradcheck(run, [t.detach().clone().requires_grad_() for t in tensors])
+    past = {"past": sequence(*SHAPE, D, seed=2)}
+    gradcheck_from(KINDS[kind](sigma=sigma), sequence(6, *SHAPE), past)
 
 
 def test_derivative_at_a_whole_delay_is_the_mean_of_both_sides() -> None:

@@ -353,12 +353,6 @@ def without() -> Any:
     return model
 
 
-def assigned_one() -> Any:
-    model = Filter()
-    model.seen = ONE
-    return model
-
-
 def called(model: Any, *args: Any, **kwargs: Any) -> Any:
     model(*args, **kwargs)
     return model
@@ -373,7 +367,6 @@ ONE = torch.ones(())
     fed().memory("e") -> ValueError: cannot call a memory 'e'
     fed().memory("forward") -> ValueError: cannot call a memory 'forward'
     fed().memory("last") -> ValueError: cannot call a memory 'last'
-    fed().memory("two words") -> ValueError: must be an identifier
     fed().memory("a", 0) -> ValueError: the shape of a must be at least 1, got 0
     fed().memory("a", (2, "3")) -> TypeError: the shape of a must be an integer
     fed().memory("a", 2, init="x") -> TypeError: init of a must be a number
@@ -395,7 +388,7 @@ ONE = torch.ones(())
     delattr(fed(), "last") -> AttributeError: last
     called(fed(), X)(X[:1]) -> ValueError: last of shape \[4, 6\].*a batch of 1.*zero_stat
     called(fed(), X).zero_states(where=X[:2, 0] > 0) -> ValueError: batch of 4.*the mask has 2 entr
-    assigned_one().zero_states(where=X[:1, 0] > 0) -> ValueError: seen as one number for
+    (m := Filter(), setattr(m, "seen", ONE), m.zero_states(where=X[:1, 0] > 0)) -> ValueError: seen
     scaled()(2.0, ONES) -> ValueError: last as \[B, 3\], got shape \[3, 2, 3\]
     called(scaled(), 2.0, x=ONES[0])(2.0, ONES) -> ValueError: a batch of 3, .*\. A call is one time
     called(scaled(), 2.0, ONES[0])(2.0, x=ONES) -> ValueError: a batch of 3, .*\[3, 2, 3\]

@@ -171,8 +171,7 @@ def test_a_failed_step_changes_nothing() -> None:
     model, x = made("two types")
     model(x[0])
     model.neuron.register_forward_hook(lambda *_: torch.zeros(4, 5))
-    message = r"an output of shape \[4, 6\].*got \[4, 5\]"
-    with unchanged(model), pytest.raises(ValueError, match=message):
+    with unchanged(model), pytest.raises(ValueError, match=r"shape \[4, 6\].*got \[4, 5\]"):
         model(x[1])
 
 

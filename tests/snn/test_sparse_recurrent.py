@@ -20,7 +20,6 @@ from tests.snn.test_sparse_linear import (
     seeded,
 )
 from tracetorch import functional, snn
-from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
 from tracetorch.fuse.runtime import allocation, sparse_segments, threads
 
@@ -515,12 +514,3 @@ def test_edited_layers_and_the_eager_backend_do_not_run_by_events() -> None:
     with tt.fuse.backend("eager"), pytest.raises(ValueError, match="no compiled loop"):
         model.run_events(E(e), 5)
     assert model.run_events(E(e), 5) == (None, None, None)
-
-
-def test_tiles_and_words_divide_each_other() -> None:
-    assert sparse_loop.TILE % sparse_loop.BITS == 0 == sparse_loop.BITS % sparse_loop.LANES
-    for neurons in (1, 64, 512, 513, 5_000, 138_639):
-        for samples in (1, 2, 7, 8, 17, 100):
-            chunks, per_chunk = sparse_segments.chunks_of(samples, neurons)
-            assert per_chunk % sparse_loop.TILE == 0
-            assert (chunks - 1) * per_chunk < neurons <= chunks * per_chunk

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from tests.refusals import check, refusals
+from tests.snn.test_sparse_linear import seeded
 from tracetorch import snn
 
 LINE = torch.linspace(0, 1, 40)[:, None]
 SIZES, TABLE = (30, 20), [[0.5, 0.1], [0.0, 1.0]]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def decayed(distance: Tensor) -> Tensor:
