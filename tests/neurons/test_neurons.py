@@ -64,7 +64,7 @@ def test_kernels_and_streamed_steps_equal_stepping(name: str) -> None:
     with torch.no_grad():
         for backend in ("auto", "eager"):
             tt.zero_states(made)
-            with fuse.backend(backend):  # type: ignore[arg-type]
+            with fuse.backend(backend):
                 found.append((stepped(made, x), tt.get_states(made)))
     assert next(iter(made._prepared.kept.values())).runs
     assert torch.equal(found[0][0], found[1][0])

@@ -333,8 +333,8 @@ def test_names_that_were_there_before_stay() -> None:
     named = type("Named", (snn.Neuron,), {"states": ("memory",), "step": step})(3)
     assert named.memory is None
     assert tt.unroll(named, torch.ones(4, 2, 3)).shape == (4, 2, 3)
-    step = staticmethod(lambda x, *, memory: (x * memory,))
-    parameter = type("Parameter", (snn.Neuron,), {"step": step})(3)
+    scaled = staticmethod(lambda x, *, memory: (x * memory,))
+    parameter: Any = type("Parameter", (snn.Neuron,), {"step": scaled})(3)
     parameter.decay("memory", 0.5)
     assert parameter.memory.tolist() == [0.5] * 3
     with pytest.raises(AttributeError, match="'LIF' object has no attribute 'memory'"):

@@ -472,7 +472,7 @@ def test_memory_goes_by_edges() -> None:
         assert sum(each.nbytes for each in plan) == 8 * count + 8 * (IN + 1)
 
 
-ALL = {"delay": "each", "signs": True, "group": True}
+ALL: dict[str, Any] = {"delay": "each", "signs": True, "group": True}
 
 
 def test_a_file_is_complete() -> None:

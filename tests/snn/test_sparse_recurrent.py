@@ -265,8 +265,8 @@ def test_changes_are_seen() -> None:
         lambda: connection.delay.copy_(connection.delay.flip(0)),
         lambda: connection.edges[1].copy_(connection.edges[1].flip(0)),
         lambda: hooks.append(connection.register_forward_hook(lambda *_: x[0] * 0)),
-        # an edit of the instance
-        lambda: (hooks[0].remove(), setattr(connection, "forward_step", lambda x: x + 1)),
+        lambda: hooks[0].remove(),
+        lambda: setattr(connection, "forward_step", lambda x: x + 1),
     ):
         change()
         found, steps = (tt.unroll(model, x, by=by, from_rest=True) for by in ("layer", "step"))
