@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import random
 import struct
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +22,6 @@ from tracetorch.checkpoint.read import CHECKSUM_KEY, HEADER_KEY, checksum
 
 def model() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), layer("BSRLIF", 4), nn.Linear(4, 2), layer("Readout", 2))
-
-
-def saved_model(folder: Path) -> bytes:
-    """Save a model with states, and return the bytes of its file."""
-    made: Any = model()
-    made[2].weight.data[0, 0] = 0.5
-    made(torch.rand(2, 3))
-    tt.save(made, folder / "good.safetensors", states=True)
-    return (folder / "good.safetensors").read_bytes()
 
 
 def mutated(data: bytes, number: int, seed: int) -> Iterator[bytes]:
@@ -72,35 +61,30 @@ def loads(data: bytes, path: Path) -> bool:
     path.write_bytes(data)
     into, expected = model(), model()
     into(torch.ones(2, 3))
-    copy = {name: value.clone() for name, value in everything(into).items()}
-    message = ""
+    before = {name: value.clone() for name, value in everything(into).items()}
     try:
         tt.load(path, into, states=True)
     except ValueError as error:
         message = str(error)
-    if message:
-        assert str(path) in message
-        torch.testing.assert_close(everything(into), copy, rtol=0, atol=0)
-        return False
-    tt.load(path.with_name("good.safetensors"), expected, states=True)
-    torch.testing.assert_close(everything(into), everything(expected), rtol=0, atol=0)
-    return True
+    else:
+        tt.load(path.with_name("good"), expected, states=True)
+        torch.testing.assert_close(everything(into), everything(expected), rtol=0, atol=0)
+        return True
+    assert str(path) in message
+    torch.testing.assert_close(everything(into), before, rtol=0, atol=0)
+    return False
 
 
 @pytest.mark.parametrize("number", [50, pytest.param(4000, marks=pytest.mark.slow)])
 def test_damaged_files_are_refused_unless_the_damage_changes_nothing(number, tmp_path) -> None:
-    data = saved_model(tmp_path)
-    assert loads(data, tmp_path / "same.safetensors")
-    loaded = sum(
-        loads(each, tmp_path / "damaged.safetensors") for each in mutated(data, number, number)
-    )
+    made: Any = model()
+    made[2].weight.data[0, 0] = 0.5
+    made(torch.rand(2, 3))
+    tt.save(made, tmp_path / "good", states=True)
+    data = (tmp_path / "good").read_bytes()
+    assert loads(data, tmp_path / "same")
+    loaded = sum(loads(each, tmp_path / "damaged") for each in mutated(data, number, number))
     assert loaded < number / 20
-
-
-def test_truncated_files_are_refused(tmp_path: Path) -> None:
-    data = saved_model(tmp_path)
-    for length in [*range(12), *range(12, len(data), 197), len(data) - 1]:
-        assert not loads(data[:length], tmp_path / "short.safetensors")
 
 
 SIZE = struct.Struct("<Q").pack
@@ -140,32 +124,28 @@ def write_with_header(path: Path, change: Any) -> None:
     tensors = {name: value.detach() for name, value in made.state_dict().items()}
     header: dict[str, Any] = {"format": 1, "version": tt.__version__, "shared": {}, "states": None}
     header |= json.loads(json.dumps(describe(made)))
-    changes = change(header["layers"][""])
-    text = json.dumps([] if changes is None else header | changes)
+    text = json.dumps([] if change is None else header | change)
     save_file(tensors, path, {HEADER_KEY: text, CHECKSUM_KEY: checksum(text, tensors)})
 
 
 # what is changed in the header, and what is said of it
-HEADERS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-    (lambda layer: {"format": 2}, "this version of traceTorch reads format 1"),
-    (lambda layer: {"states": ["mem"]}, "'state of mem'"),
-    (lambda layer: {"states": [1]}, "TypeError"),
-    (lambda layer: {"shared": {"a": "b"}}, "'b'"),
-    (lambda layer: {"shared": {"a": 1}}, "KeyError.1"),
-    (lambda layer: {"shared": None}, "AttributeError"),
-    (lambda layer: None, "TypeError"),
-    (lambda layer: {"layers": {"": {}}}, "KeyError.'equations'"),
-    (lambda layer: {"layers": 3}, "TypeError"),
-    (lambda layer: {"modules": {"": {}}}, "KeyError.'class'"),
-    (lambda layer: {"modules": {"": {"class": 1}}}, "TypeError"),
-    (lambda layer: {"modules": 3}, "TypeError"),
+HEADERS: list[tuple[Any, str]] = [
+    ({"format": 2}, "this version of traceTorch reads format 1"),
+    ({"states": ["mem"]}, "'state of mem'"),
+    ({"shared": {"a": "b"}}, "'b'"),
+    ({"shared": {"a": 1}}, "KeyError.1"),
+    ({"shared": None}, "AttributeError"),
+    (None, "TypeError"),
+    ({"layers": {"": {}}}, "KeyError.'equations'"),
+    ({"modules": {"": {}}}, "KeyError.'class'"),
+    ({"modules": {"": {"class": 1}}}, "TypeError"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), HEADERS)
 def test_wrong_headers_are_refused(change, message, tmp_path) -> None:
     path, into = tmp_path / "file.safetensors", layer("LIF", 3)
-    write_with_header(path, lambda layer: {})
+    write_with_header(path, {})
     tt.load(path, into)
     write_with_header(path, change)
     with unchanged(into), pytest.raises(ValueError, match=f"describes itself wrongly: .*{message}"):
@@ -186,18 +166,6 @@ def test_no_pickled_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(ValueError, match=r"weights_only=True.* cannot read"):
             tt.load(tmp_path / name, layer("LIF", 3))
     assert not (tmp_path / "it_ran").exists()
-
-
-def test_damaged_torch_files_are_refused(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save(layer("LIF", 3).state_dict(), buffer)
-    data, path = buffer.getvalue(), tmp_path / "file.pt"
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/data.pkl", b"not a pickle")
-    for each in (path.read_bytes(), *(data[:length] for length in range(10, len(data), 101))):
-        path.write_bytes(each)
-        with pytest.raises(ValueError, match="cannot read"):
-            tt.load(path, layer("LIF", 3))
 
 
 def test_checksum_covers_header_names_dtypes_shapes_and_values() -> None:

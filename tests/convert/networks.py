@@ -1,4 +1,4 @@
-"""Random networks that can be converted, exact in float64, and networks made to break bounds."""
+"""Random networks that can be converted, exact in float64."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from tracetorch import convert
 
 
 def eighths(*shape: int, reach: int = 8) -> Tensor:
@@ -68,23 +66,3 @@ def network(
     if draw.random() < 0.5:
         model.eval()
     return model, lambda number: eighths(number, *shape)
-
-
-def early_and_late(levels: int = 4) -> tuple[nn.Sequential, Tensor]:
-    """Return a network whose excitation comes before its inhibition, of the same rate.
-
-    Both hidden neurons have the rate 1/2; the first, with 1/2 at every step, fires in the first
-    step, and the second, with 3/8, later. What follows takes the second from the first, so that its
-    activation is 0, and fires before it is inhibited.
-    """
-    model = nn.Sequential(
-        nn.Linear(1, 2),
-        convert.QuantizedReLU(levels, 1.0),
-        nn.Linear(2, 1),
-        convert.QuantizedReLU(levels, 1.0),
-        nn.Linear(1, 1),
-    ).double()
-    for path, values in (("0", [[0.5], [0.375]]), ("2", [[1.0, -1.0]]), ("4", [[1.0]])):
-        fill(model, f"{path}.weight", values)
-        fill(model, f"{path}.bias", [0.0] * len(values))
-    return model, torch.ones(1, 1).double()

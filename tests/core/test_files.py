@@ -41,8 +41,7 @@ def whole_file(name: str) -> bytes:
         return path.read_bytes()
 
 
-def slowly(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.slow)
+ALL_WRITERS = [*WRITERS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 def interrupted_write(path: Path) -> None:
@@ -62,45 +61,27 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.fixture
-def umask() -> Iterator[Callable[[int], int]]:
-    """Return ``os.umask``, and restore the mask at the end."""
-    before = os.umask(0o022)
-    yield os.umask
-    os.umask(before)
-
-
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def write_private(path: Path) -> None:
-    with atomic_replace(path) as unfinished:
-        unfinished.chmod(0o600)  # as safetensors does
-
-
 @pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
-def test_a_new_file_has_the_mode_that_open_gives(tmp_path, umask, mask):
-    umask(mask)
-    write_private(tmp_path / "private")
-    (tmp_path / "open").write_text("")
-    assert mode(tmp_path / "private") == mode(tmp_path / "open") == 0o666 & ~mask
-    assert umask(mask) == mask
-
-
-@pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
-@pytest.mark.parametrize("kept", [0o600, 0o664, 0o640, 0o444, 0o200])
-def test_a_replaced_file_keeps_its_mode(tmp_path, umask, kept):
-    path = tmp_path / "note.txt"
-    path.touch()
-    path.chmod(kept)
-    write_private(path)
-    assert mode(path) == kept
-    with atomic_replace(path) as unfinished:
-        assert mode(unfinished) & 0o600 == 0o600  # whoever reads it only may replace it
-        unfinished.write_text("public")
-    assert mode(path) == kept
+def test_a_new_file_has_the_mode_that_open_gives_and_a_replaced_one_keeps_its(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with atomic_replace(tmp_path / "private") as unfinished:
+            unfinished.chmod(0o600)  # as safetensors does
+        (tmp_path / "open").write_text("")
+        assert mode(tmp_path / "private") == mode(tmp_path / "open") == 0o666 & ~mask
+        for kept in (0o600, 0o664, 0o640, 0o444, 0o200):
+            (tmp_path / "private").chmod(kept)
+            with atomic_replace(tmp_path / "private") as unfinished:
+                assert mode(unfinished) & 0o600 == 0o600  # whoever reads it only may replace it
+                unfinished.chmod(0o600)
+            assert mode(tmp_path / "private") == kept
+    finally:
+        assert os.umask(before) == mask
 
 
 @pytest.mark.parametrize("name", ["a" * 250 + ".txt", "\N{GRINNING FACE}" * 62 + ".txt"])
@@ -126,7 +107,7 @@ def test_an_error_names_the_path_that_was_given(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links are those of POSIX")
-@pytest.mark.parametrize("writer", [*WRITERS, *map(slowly, SLOW)])
+@pytest.mark.parametrize("writer", ALL_WRITERS)
 def test_a_symbolic_link_stays_a_link(tmp_path: Path, writer: str) -> None:
     real, links = tmp_path / "real" / "place", tmp_path / "links" / "place"
     real.mkdir(parents=True)
@@ -160,7 +141,7 @@ def test_links_to_links_and_links_in_a_circle(tmp_path: Path) -> None:
     assert (tmp_path / "first").is_symlink()
 
 
-@pytest.mark.parametrize("writer", [*WRITERS, *map(slowly, SLOW)])
+@pytest.mark.parametrize("writer", ALL_WRITERS)
 def test_threads_write_to_one_path(tmp_path: Path, writer: str) -> None:
     path = tmp_path / "place" / writer
     path.parent.mkdir()
@@ -171,11 +152,7 @@ def test_threads_write_to_one_path(tmp_path: Path, writer: str) -> None:
     with ThreadPoolExecutor(calls) as pool:
         for result in [pool.submit(ALL[writer], path) for _ in range(calls)]:
             result.result()
-    last = path.read_bytes()
-    if path.suffix == ".png":  # drawn at random: the end of one is that of all
-        assert last[-12:] == first[-12:]
-    else:
-        assert len(last) == pytest.approx(len(first), rel=0.1)
+    assert len(path.read_bytes()) == pytest.approx(len(first), rel=0.1)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -190,19 +167,12 @@ def test_threads_write_to_one_path(tmp_path: Path, writer: str) -> None:
 )
 def test_a_full_disk_is_an_os_error(tmp_path: Path, limit: int, names: list[str]) -> None:
     """Each writer fails in a process of its own, which must then end as it always does."""
-    results = json.loads(run_python("-m", "tests.core.writers", str(tmp_path), str(limit), *names))
-    assert list(results) == names
-    for name, result in results.items():
-        assert result["exit"] == 0, (name, result)
-        assert result["os"], (name, result)
-        assert result["errno"] == errno.EFBIG, (name, result)
-        assert "place" in result["text"], (name, result)
-        assert result["old"], (name, result)
-        assert not result["others"], (name, result)
-
-
-def pipe(path: Path, whole: bytes) -> None:
-    os.mkfifo(path)
+    for name in names:
+        path = tmp_path / name.replace(".", "_") / "place" / name
+        path.parent.mkdir(parents=True)
+        result = json.loads(run_python("-m", "tests.core.writers", str(path), str(limit)))
+        assert "place" in result.pop("text"), name
+        assert result == {"errno": errno.EFBIG, "old": True, "others": []}, name
 
 
 def socket_file(path: Path, whole: bytes) -> None:
@@ -215,7 +185,7 @@ def socket_file(path: Path, whole: bytes) -> None:
 
 NOT_FILES: dict[str, Callable[[Path, bytes], Any]] = {
     "a folder": lambda path, whole: path.mkdir(),
-    "a pipe": pipe,
+    "a pipe": lambda path, whole: os.mkfifo(path),
     "a socket": socket_file,
     "a device": lambda path, whole: path.symlink_to("/dev/zero"),
 }
@@ -267,9 +237,8 @@ def test_readers_refuse_what_is_no_file_and_what_is_damaged(tmp_path, reader, ki
     with pytest.raises(FileNotFoundError):
         read(path)
     (NOT_FILES | DAMAGED)[kind](path, whole)
-    if kind in NOT_FILES:
-        with pytest.raises(ValueError, match=r"is a (folder|pipe, socket or device), not "):
-            read(path)
-    else:
-        with pytest.raises(ValueError, match=re.escape(str(path))):
-            read(path)
+    said = (
+        r"is a (folder|pipe, socket or device), not " if kind in NOT_FILES else re.escape(str(path))
+    )
+    with pytest.raises(ValueError, match=said):
+        read(path)

@@ -85,28 +85,11 @@ def test_modules_that_torch_jit_has_compiled_are_left_to_it(change: Any) -> None
     assert not getattr(net[0], "training", False)
 
 
-def test_tensors_that_no_registry_knows_are_restored() -> None:
-    model: Any = snn.TTModule()
-    model.plain, model.listed = torch.zeros(4), [torch.zeros(4)]
-    model.keyed = {"deep": [torch.zeros(4)]}
-    with restored(model):
-        for held in (model.plain, model.listed[0], model.keyed["deep"][0]):
-            held.add_(1.0)
-    for held in (model.plain, model.listed[0], model.keyed["deep"][0]):
-        assert held.count_nonzero() == 0
-
-
 def test_values_come_back_where_a_block_fails_alone() -> None:
     tensor = nn.Parameter(torch.ones(3))
     with restored_on_error([tensor]), torch.no_grad():
         tensor.fill_(2.0)
     assert bool((tensor == 2).all())
-
-    def fail() -> None:
-        with restored_on_error([tensor]):
-            tensor.data.fill_(3.0)
-            raise RuntimeError("failed")
-
-    with pytest.raises(RuntimeError, match="failed"):
-        fail()
+    with pytest.raises(RuntimeError), restored_on_error([tensor]):
+        tensor.data.fill_(3.0).view(7)
     assert bool((tensor == 2).all())

@@ -1,12 +1,11 @@
-"""List every function that writes a file, and run each on a full disk.
+"""List every function that writes a file, and run one on a full disk.
 
-``python -m tests.core.writers FOLDER LIMIT NAME...`` lets no file grow beyond ``LIMIT`` bytes, runs
-each writer in a process of its own, and prints how each ended as JSON.
+``python -m tests.core.writers PATH LIMIT`` lets no file grow beyond ``LIMIT`` bytes, runs the
+writer of that name, and prints how it ended as JSON.
 """
 
 import hashlib
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -71,46 +70,26 @@ SLOW: dict[str, Callable[[Path], Any]] = {
 ALL = WRITERS | SLOW
 
 
-def write_on_full_disk(name: str, folder: Path, limit: int) -> None:
-    """Write where no file may grow beyond ``limit`` bytes; report what happened beside the folder.
+def write_on_full_disk(path: Path, limit: int) -> None:
+    """Write where no file may grow beyond ``limit`` bytes.
 
     Python ignores the signal that such a write raises: the system answers with an error.
     """
     import resource
 
-    path = folder / name
     source(path)
     path.write_bytes(OLD)
-    report: dict[str, Any] = {"error": None}
+    report: dict[str, Any] = {}
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        ALL[name](path)
-    except Exception as error:
-        kind = type(error).__name__
-        report = {"error": kind, "os": isinstance(error, OSError), "text": str(error)}
-        report["errno"] = getattr(error, "errno", None)
+        ALL[path.name](path)
+    except OSError as error:
+        report = {"text": str(error), "errno": error.errno}
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     report["old"] = path.read_bytes() == OLD
-    report["others"] = [each.name for each in folder.iterdir() if each != path]
-    (folder.parent / f"{name}.json").write_text(json.dumps(report))
-
-
-def main(folder: Path, limit: int, names: list[str]) -> None:
-    torch.set_num_threads(1)
-    results: dict[str, Any] = {}
-    for name in names:
-        place = folder / name.replace(".", "_") / "place"
-        place.mkdir(parents=True)
-        child = os.fork()  # the imports are made once
-        if child == 0:
-            write_on_full_disk(name, place, limit)
-            return  # the interpreter ends as it always does: some faults show only then
-        _, status = os.waitpid(child, 0)
-        report = place.parent / f"{name}.json"
-        results[name] = json.loads(report.read_text()) if report.exists() else {}
-        results[name]["exit"] = os.waitstatus_to_exitcode(status)
-    sys.stdout.write(json.dumps(results))
+    report["others"] = [each.name for each in path.parent.iterdir() if each != path]
+    sys.stdout.write(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    write_on_full_disk(Path(sys.argv[1]), int(sys.argv[2]))

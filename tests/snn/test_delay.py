@@ -392,3 +392,75 @@ def accuracy_on_pairs(learned: bool, seed: int) -> float:
 def test_task_made_of_delays_is_solved_with_learned_delays_and_not_without(seed: int) -> None:
     assert accuracy_on_pairs(True, seed) > 0.95
     assert accuracy_on_pairs(False, seed) < 0.35  # a quarter is what guessing reaches
+
+
+def _write_data(layer: Any) -> None:
+    layer.raw_delay.data.fill_(1.25)  # nothing counts that
+
+
+def _write_weight(layer: Any) -> None:
+    next(each for each in layer.parameters() if each.ndim == 2).data.mul_(2)
+
+
+def _replace(layer: Any) -> None:
+    layer.raw_delay = nn.Parameter(torch.full_like(layer.raw_delay, 2.0))
+
+
+def _parametrize(layer: Any) -> None:
+    parametrize.register_parametrization(layer, "raw_delay", nn.ReLU())
+
+
+CHANGES: dict[str, Any] = {
+    "data": _write_data,
+    "weight": lambda layer: None if isinstance(layer, snn.Delay) else _write_weight(layer),
+    "replaced": _replace,
+    "sigma": lambda layer: setattr(layer, "sigma", 0.7),
+    "sigma's buffer": lambda layer: layer._buffers["sigma"].fill_(0.9),
+    "rounded": lambda layer: layer.round_(),
+    "parametrized": _parametrize,
+    "float32": lambda layer: layer.float(),
+    "training": lambda layer: layer(torch.ones(2, IN).double()).sum().backward(),
+    "inference mode": lambda layer: torch.inference_mode()(layer)(torch.ones(2, IN).double()),
+}
+
+
+class OwnKernel(snn.DelayedLinear):
+    """Its kernel follows from more than the delays and the weight."""
+
+    gain = 1.0
+
+    def kernel_of(self, dtype: torch.dtype) -> Tensor:
+        return self.gain * super().kernel_of(dtype)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("build", [axonal, synaptic])
+def test_steps_without_a_graph_see_every_change(build: Any, change: str) -> None:
+    layer = build()
+    x = torch.rand(3, 2, IN, generator=torch.Generator().manual_seed(3)).double()
+    with torch.no_grad():
+        for each in x:
+            layer(each)
+    CHANGES[change](layer)
+    x = x.to(layer.raw_delay.dtype)
+    tt.zero_states(layer)
+    expected = tt.unroll(layer, x, from_rest=True)
+    for model in (layer, copy.deepcopy(layer)):
+        with torch.no_grad():
+            stepped = torch.stack([model(each) for each in x])
+        tt.zero_states(model)
+        torch.testing.assert_close(stepped, expected.detach())
+
+
+def test_what_a_kernel_of_ones_own_reads_and_what_a_hook_does_count_at_every_step() -> None:
+    own, hooked = OwnKernel(IN, OUT, max_delay=D, bias=False), synaptic()
+    x = torch.ones(1, IN)
+    with torch.no_grad():
+        first = own(x)
+        hooked(x.double())
+        own.gain = 2.0
+        tt.zero_states(own)
+        assert torch.equal(own(x), 2 * first)
+        prune.identity(hooked.linear, "weight")
+        with pytest.raises(ValueError, match="reads the weight of its linear"):
+            hooked(x.double())

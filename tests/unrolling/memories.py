@@ -63,14 +63,6 @@ def function_with_count() -> Callable[[], int]:
     return function
 
 
-def cached() -> Callable[[], list[int]]:
-    @functools.cache
-    def numbers() -> list[int]:
-        return []
-
-    return numbers
-
-
 def default() -> Callable[[], int]:
     def function(seen: list[int] = []) -> int:  # noqa: B006 (that is the fault)
         return append(seen)
@@ -110,15 +102,11 @@ def add_to_data(held: Any) -> Any:
 
 def rotate(held: Any) -> int:
     """Take the first and put it behind the last, so that there are as many."""
-    value: int = held.get()
+    for value in () if held.qsize() else (1, 2, 3):
+        held.put(value)
+    value = held.get()
     held.put(value)
-    return value
-
-
-def filled(empty: Any) -> Any:
-    for value in (1, 2, 3):
-        empty.put(value)
-    return empty
+    return int(value)
 
 
 def in_environment(name: str) -> int:
@@ -126,10 +114,8 @@ def in_environment(name: str) -> int:
     return len(os.environ[name])
 
 
-def local() -> threading.local:
-    held = threading.local()
-    held.t = 0
-    return held
+class Local(threading.local):
+    t = 0
 
 
 # Made anew for each test; what is held, and a step that changes it and gives a number.
@@ -156,7 +142,7 @@ KINDS: dict[str, Kind] = {
      lambda g: torch.rand((), generator=g)),
     "StringIO": (io.StringIO, lambda f: (f.write("a"), f.tell())[1]),
     "file that is read": (lambda: io.BytesIO(LINES.encode()), lambda f: int(f.readline())),
-    "Queue": (lambda: filled(queue.Queue()), rotate),
+    "Queue": (queue.Queue, rotate),
     "Event": (threading.Event, lambda e: (e.clear() if e.is_set() else e.set(), e.is_set())[1]),
     "iterator": (lambda: iter([*range(99)]), next),
     "generator": (noise, next),
@@ -167,10 +153,10 @@ KINDS: dict[str, Kind] = {
     "attribute of a class": (lambda: Counter().tick_everywhere, lambda f: f()),
     "attribute of a function": (function_with_count, lambda f: f()),
     "default of an argument": (default, lambda f: f()),
-    "functools.cache": (cached, lambda f: append(f())),
+    "functools.cache": (lambda: functools.cache(list), lambda f: append(f())),
     "context variable": (lambda: contextvars.ContextVar("t"),
      lambda v: (v.set(v.get(0) + 1), v.get())[1]),
-    "threading.local": (local, count),
+    "threading.local": (Local, count),
     "environment": (lambda: "TRACETORCH_TEST", in_environment),
     "cursor": (lambda: CONNECTION.execute(NUMBERS), lambda c: c.fetchone()[0]),
     "csv.reader": (lambda: csv.reader(["1\n", "2\n"] * 50), lambda r: int(next(r)[0])),

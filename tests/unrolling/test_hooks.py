@@ -57,10 +57,6 @@ WEIGHTS: dict[str, Callable[[Any], Any]] = {
         prune.random_structured(m[2], "weight", 0.3, dim=0),
         prune.l1_unstructured(m[2], "weight", 0.3),
     ),
-    "pruned bias": lambda m: prune.identity(m[4], "bias"),
-    "pruned over layers": lambda m: prune.global_unstructured(
-        [(m[0], "weight"), (m[4], "weight")], prune.L1Unstructured, amount=0.3
-    ),
     "pruned neuron": lambda m: prune.l1_unstructured(m[1], "raw_beta", 0.5),
     "pruned recurrence": lambda m: prune.random_unstructured(m[3].connection, "weight", 0.5),
     "of a user's own": lambda m: Halved.apply(m[0], "weight"),
@@ -94,13 +90,13 @@ def test_weights_that_hooks_compute_anew_run_by_layer(kind: str, segment: int | 
         assert "1.mem" in step_signature(model, x[0]).states
 
 
-def keep_mask(module: nn.Module, args: Any) -> None:
-    module.weight_mask = torch.roll(module.weight_mask, 1)  # type: ignore[arg-type]
-
-
 def keep_trace(module: Any, args: Any, output: Tensor) -> Tensor:
     module.trace = 0.5 * getattr(module, "trace", 0.0) + output
     return module.trace
+
+
+def keep_mask(module: Any, args: Any) -> None:
+    module.weight_mask = torch.roll(module.weight_mask, 1)
 
 
 MEMORIES: dict[str, Callable[[Any], Any]] = {
@@ -116,22 +112,7 @@ def test_memory_of_a_hook_is_still_found(kind: str) -> None:
     MEMORIES[kind](model)
     with pytest.raises(ValueError, match="the model remembers something from step to step"):
         tt.unroll(model, x)
-    model = net()
-    MEMORIES[kind](model)
     tt.unroll(model, x, by="step")
-
-
-def test_a_spectral_norm_in_training_goes_on_once() -> None:
-    """By a hook of PyTorch's: its vectors are those that one call of all steps leaves."""
-    model: Any = net()
-    twin: Any = net()
-    x = torch.rand(5, 2, 4)
-    for each in (model, twin):
-        torch.manual_seed(1)
-        WEIGHTS["spectral norm"](each)
-    tt.unroll(model, x)
-    twin[0](x.flatten(0, 1))
-    assert torch.equal(model[0].weight_u, twin[0].weight_u)
 
 
 # Engines that compute gradients per sample: Opacus, or a few hooks that do what it does.
@@ -199,12 +180,10 @@ def test_an_engine_of_gradients_per_sample_gets_true_reasons() -> None:
 
 
 def test_opacus_is_known_by_its_classes_and_runs_by_step() -> None:
-    class AbstractGradSampleModule(nn.Sequential):
-        """Stands for the class of this name."""
-
-    AbstractGradSampleModule.__module__ = "opacus.grad_sample.gsm_base"
-    wrapped: Any = type("GradSampleModule", (AbstractGradSampleModule,), {})
-    none: Any = type("GradSampleModuleNoOp", (AbstractGradSampleModule,), {})
+    base = type("AbstractGradSampleModule", (nn.Sequential,), {})
+    base.__module__ = "opacus.grad_sample.gsm_base"
+    wrapped: Any = type("GradSampleModule", (base,), {})
+    none: Any = type("GradSampleModuleNoOp", (base,), {})
     none.__module__ = "opacus.grad_sample.gsm_no_op"
     x, batches = torch.rand(5, 2, 4), []
     for kind in (wrapped, none):

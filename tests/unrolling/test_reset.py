@@ -13,7 +13,7 @@ import tracetorch as tt
 from tests.cases import FEW_LAYERS, NEURONS, PLACES, examples, layer, module, sequence
 from tests.refusals import check, refusals
 from tests.unrolling.memories import Says
-from tests.unrolling.models import Skip, conv, dense, dyadic, gradcheck, made, recurrent
+from tests.unrolling.models import MODELS, dyadic, gradcheck, made
 from tracetorch import fuse, snn
 
 T, B = 9, 4
@@ -68,30 +68,25 @@ def test_samples_restart_wherever_the_neurons_are(dim, shape, backend):
         assert_same(layer("BSRLIF", 3, dim=dim), sequence(T, *shape), resets(T, shape[0], 0.4))
 
 
-@pytest.mark.parametrize("make", [dense, conv, recurrent])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("options", [{}, {"by": "step"}, {"segment": 4}, {"segment": 1}])
 @pytest.mark.parametrize("share", [0.1, 0.9])
-def test_whole_networks_restart_on_every_road(make: Any, options: Any, share: float) -> None:
-    model = made({dense: "dense", conv: "conv", recurrent: "recurrent"}[make])
-    shape = (B, 1, 6, 6) if make is conv else (B, 3)
-    assert_same(model, dyadic(T, *shape), resets(share=share), **options)
+def test_whole_networks_restart_on_every_road(name: str, options: Any, share: float) -> None:
+    assert_same(made(name), dyadic(T, B, *MODELS[name][1][1:]), resets(share=share), **options)
 
 
-LAYERS: dict[str, Callable[[], nn.Module]] = {
+MEMORIES: dict[str, Callable[[], nn.Module]] = {
     "delays": lambda: snn.DelayedLinear(3, 3, max_delay=4),
     "axonal delays": lambda: snn.Delay(3, max_delay=4),
     "recurrent": lambda: snn.Recurrent(layer("BSRLIF", 3), nn.Linear(3, 3)),
-    "recurrent delays": lambda: snn.Recurrent(
-        layer("LIF", 3), snn.DelayedLinear(3, 3, max_delay=3)
-    ),
-    "readout": lambda: layer("SRReadout", 3),
+    "both": lambda: snn.Recurrent(layer("LIF", 3), snn.DelayedLinear(3, 3, max_delay=3)),
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", MEMORIES)
 def test_every_memory_restarts_as_in_a_loop(name: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(LAYERS[name](), layer("Readout", 3)).double()
+    model = nn.Sequential(MEMORIES[name](), layer("Readout", 3)).double()
     assert_same(model, dyadic(T, B, 3), resets())
 
 
@@ -158,19 +153,16 @@ def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) ->
 
 
 def test_the_compiled_loop_is_used_and_not_one_for_each_cut(monkeypatch):
-    calls = []
-    run = snn.Neuron.forward_sequence
+    calls, run = [], snn.Neuron.forward_sequence
 
     def counted(*args: Any, **options: Any) -> Any:
         calls.append(options)
         return run(*args, **options)
 
     monkeypatch.setattr(snn.Neuron, "forward_sequence", counted)
-    tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets(share=0.5))
-    assert len(calls) == 1
-    assert fuse.unsupported_reason("cpu", layer("LIF", 3), sequence(T, B, 3)) is None
     with fuse.backend("cpu"):  # which refuses what it cannot compile
-        tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets())
+        tt.unroll(layer("LIF", 3), sequence(T, B, 3), reset=resets(share=0.5), by="layer")
+    assert len(calls) == 1
 
 
 @examples(30)
@@ -194,37 +186,20 @@ def test_gradients_through_restarts_match_finite_differences(name: str) -> None:
 
 def test_records_inputs_batches_and_time_dimensions() -> None:
     model, x, reset = made("dense"), dyadic(T, B, 3), resets()
-    y, seen = tt.unroll(model, x, reset=reset, record=["mem", "output"], from_rest=True)
-    by_step, stepped = tt.unroll(
-        model, x, reset=reset, record=["mem", "output"], from_rest=True, by="step"
-    )
-    assert torch.equal(y, by_step)
-    torch.testing.assert_close(seen, stepped, rtol=0, atol=0)
+    options: dict[str, Any] = {"reset": reset, "from_rest": True}
+    y, seen = tt.unroll(model, x, record=["mem", "output"], **options)
+    stepped = tt.unroll(model, x, record=["mem", "output"], by="step", **options)
+    torch.testing.assert_close((y, seen), stepped, rtol=0, atol=0)
     turned = tt.unroll(model, x.transpose(0, 1), reset=reset.T, time_dim=1, from_rest=True)
     assert torch.equal(turned.transpose(0, 1), y)
-    assert torch.equal(tt.unroll(model, x, reset=reset, time_dim=-3, from_rest=True), y)
-    tt.unroll(model, x, reset=reset, check=True)
-    tt.zero_states(model)
-    repeated = tt.unroll(model, x[0], steps=T, reset=reset, from_rest=True)
-    expanded = tt.unroll(model, x[0].expand(T, B, 3), reset=reset, from_rest=True, by="step")
-    assert torch.equal(repeated, expanded)
-    several = made("several")
+    assert torch.equal(tt.unroll(model, x, time_dim=-3, **options), y)
+    assert torch.equal(tt.unroll(model, x, check=True, **options), y)
+    repeated = tt.unroll(model, x[0], steps=T, **options)
+    assert torch.equal(repeated, tt.unroll(model, x[0].expand(T, B, 3), by="step", **options))
     args = (dyadic(T, B, 4), dyadic(T, B, 4, seed=1))
-    found, expected = (
-        tt.unroll(several, args, reset=reset, by=by, from_rest=True) for by in ("layer", "step")
-    )
+    found = tt.unroll(made("several"), args, **options)
+    expected = tt.unroll(made("several"), args, by="step", **options)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert isinstance(several, Skip)
-
-
-def test_neurons_at_dimension_0_are_no_samples() -> None:
-    one, mask = snn.LIF(4), torch.zeros(6, 4, dtype=torch.bool)
-    mask[3, 1] = True
-    for by in ("layer", "step"):
-        with pytest.raises(ValueError, match="has its neurons at dimension 0"):
-            tt.unroll(one, sequence(6, 4), reset=mask, by=by)  # one sequence [T, F]
-    with pytest.raises(ValueError, match="has its neurons at dimension 0"):
-        tt.unroll(snn.LIF(4, dim=0), sequence(6, 4, 5), reset=mask)
 
 
 def test_a_mask_that_restarts_nobody_draws_nothing() -> None:
@@ -239,12 +214,7 @@ def test_a_mask_that_restarts_nobody_draws_nothing() -> None:
     assert all(torch.equal(states[0], other) for other in states)
 
 
-def test_noise_and_packed_sequences_restart_as_alone() -> None:
-    model = nn.Sequential(snn.Noise(3, seed=3), snn.LIF(3))
-    x, reset = sequence(T, B, 3), resets()
-    expected = looped(model, x, reset)
-    tt.zero_states(model)
-    assert torch.equal(tt.unroll(model, x, reset=reset), expected)
+def test_packed_sequences_are_each_as_alone() -> None:
     model = made("dense")
     parts = [dyadic(n, 1, 3, seed=n) for n in (4, 1, 6)]
     alone = torch.cat([tt.unroll(model, part, from_rest=True) for part in parts])
@@ -266,40 +236,44 @@ def test_vmap_over_networks_and_their_masks() -> None:
     torch.testing.assert_close(torch.vmap(run)(xs, masks), expected)
 
 
+def twice_as_many() -> nn.Module:
+    return nn.Sequential(Says(lambda x: torch.cat([x, x])), snn.LIF(3).double())
+
+
+ONE, X = torch.eye(6, 4).bool(), dyadic(T, B, 3)
+
+
 @refusals(
     r"""
-    reset=resets().float() -> TypeError: reset must be a tensor of booleans, .* got torch.float
-    reset=[True] -> TypeError: reset must be a tensor of booleans, .* got list
-    reset=resets(T, B + 1) -> ValueError: shape \[T, B\] = \[9, 4\], got \[9, 5\]
-    reset=resets(B, T) -> ValueError: shape \[T, B\] = \[9, 4\], got \[4, 9\]
-    reset=resets(B, T), time_dim=-2 -> ValueError: shape \[B, T\] = \[9, 4\], got \[4, 9\]
+    tt.unroll(made("dense"), X, reset=resets().float()) -> TypeError: of booleans, .* torch.float
+    tt.unroll(made("dense"), X, reset=[True]) -> TypeError: a tensor of booleans, .* got list
+    tt.unroll(made("dense"), X, reset=resets(T, 5)) -> ValueError: \[T, B\] = \[9, 4\], got \[9, 5\]
+    tt.unroll(made("dense"), X, reset=resets(B, T)) -> ValueError: \[T, B\] = \[9, 4\], got \[4, 9\]
+    tt.unroll(made("dense"), X, reset=resets(B, T), time_dim=-2)
+        -> ValueError: shape \[B, T\] = \[9, 4\], got \[4, 9\]
+    tt.unroll(snn.LIF(4), sequence(6, 4), reset=ONE) -> ValueError: has its neurons at dimension 0
+    tt.unroll(snn.LIF(4), sequence(6, 4), reset=ONE, by="step") -> ValueError: at dimension 0
+    tt.unroll(snn.LIF(4, dim=0), sequence(6, 4, 5), reset=ONE) -> ValueError: neurons at dimension 0
+    OwnStart().forward_sequence(X, reset=resets())
+        -> ValueError: must see a sample start anew.*Use tt\.unroll
+    OwnZero().forward_sequence(X, reset=resets()) -> ValueError: must see a sample start anew
+    tt.unroll(twice_as_many(), X, reset=resets())
+        -> ValueError: '1', .* got 8 samples in each step, .* says of 4 where
     """
 )
 def test_a_mask_that_does_not_fit_is_refused(call: str, error: str) -> None:
-    check(f"tt.unroll(made('dense'), dyadic(T, B, 3), {call})", error, globals())
-
-
-def test_a_batch_that_another_module_changes_is_refused() -> None:
-    doubled = nn.Sequential(Says(lambda x: torch.cat([x, x])), snn.LIF(3))
-    with pytest.raises(ValueError, match=r"'1', .* got 8 samples in each step, .* says of 4 where"):
-        tt.unroll(doubled, dyadic(T, B, 3).float(), reset=resets())
-
-
-@pytest.mark.parametrize("kind", [OwnStart, OwnZero])
-def test_a_layer_with_a_start_of_its_own_refuses_a_restart_in_its_loop(kind: Any) -> None:
-    with pytest.raises(ValueError, match=r"must see a sample start anew.*Use tt\.unroll"):
-        kind().forward_sequence(sequence(T, B, 3), reset=resets())
+    check(call, error, globals())
 
 
 def test_a_restart_of_its_own_runs_by_step() -> None:
-    model, holder = nn.Sequential(layer("LIF", 3)), snn.TTModule()
-    vars(holder)["forward"] = model.forward
-    vars(holder)["zero_states"] = lambda *, where=None: tt.zero_states(model, where=where)
-    holder.inner = model
-    with pytest.raises(ValueError, match="has a zero_states of its own"):
-        tt.unroll(holder, sequence(T, B, 3), reset=resets())
-    own, x = module(lambda s, x: s.cell(x), cell=layer("LIF", 3)), sequence(T, B, 3)
-    type(own).zero_states = lambda s, *, where=None: tt.zero_states(s.cell, where=where)
-    with pytest.raises(ValueError, match="Model, at 'the root', has a zero_states of"):
-        tt.unroll(own, x, reset=resets())
-    tt.unroll(own, x, reset=resets(), by="step")
+    x = sequence(T, B, 3)
+    for of_instance in (True, False):
+        own = module(lambda s, x: s.cell(x), cell=layer("LIF", 3))
+        zero = lambda *_, where=None, cell=own.cell: tt.zero_states(cell, where=where)  # noqa: E731
+        if of_instance:
+            vars(own)["zero_states"] = zero
+        else:
+            type(own).zero_states = zero
+        with pytest.raises(ValueError, match="Model, at 'the root', has a zero_states of its own"):
+            tt.unroll(own, x, reset=resets())
+        tt.unroll(own, x, reset=resets(), by="step")

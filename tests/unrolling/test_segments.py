@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
@@ -43,41 +44,41 @@ def test_auto_is_four_times_the_square_root() -> None:
     assert rows == [2 * 20, 2 * 10]
 
 
+def both(run: Callable[[Any], Any], segment: Any = 3) -> tuple[Any, Any]:
+    """Return what a run gives with segments, and without."""
+    torch.manual_seed(0)
+    expected = run(None)
+    torch.manual_seed(0)
+    return run(segment), expected
+
+
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("segment", [1, 4, 5, 11, 99, "auto"])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_states_and_gradients_equal_those_without_segments(name, segment, by):
-    start, x = dyadic(2, *MODELS[name][1], seed=1), dyadic(11, *MODELS[name][1])
-    runs = []
-    for cut in (None, segment):
+    def run(cut: Any) -> Any:
         model = made(name)
-        inputs = [start.clone().requires_grad_(), x.clone().requires_grad_()]
-        tt.unroll(model, inputs[0])  # the states it starts from have a graph
-        y, seen = tt.unroll(model, inputs[1], by=by, segment=cut, record=["mem", "input", "output"])
+        start, x = (dyadic(n, *MODELS[name][1], seed=n).requires_grad_() for n in (2, 11))
+        tt.unroll(model, start)  # the states it starts from have a graph
+        y, seen = tt.unroll(model, x, by=by, segment=cut, record=["mem", "input", "output"])
         states = tt.get_states(model)
         (y.square().sum() + sum(s.square().sum() for s in seen.values())).backward()
-        assert all(torch.equal(states[n], s) for n, s in tt.get_states(model).items())
-        runs.append((y, seen, states, model, inputs))
-    (y, seen, states, model, inputs), (cut_y, cut_seen, cut_states, cut_model, cut_inputs) = runs
-    assert torch.equal(y, cut_y)
-    assert all(torch.equal(states[n], s) for n, s in cut_states.items())
-    assert all(torch.equal(seen[n], s) for n, s in cut_seen.items())
-    for found, expected in zip(cut_inputs, inputs, strict=True):
-        torch.testing.assert_close(found.grad, expected.grad)
-    for (n, p), found in zip(model.named_parameters(), cut_model.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, p.grad, msg=n)
+        torch.testing.assert_close(tt.get_states(model), states, rtol=0, atol=0)
+        return [y, seen, states], [each.grad for each in (start, x, *model.parameters())]
+
+    (found, grads), (expected, expected_grads) = both(run, segment)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(grads, expected_grads)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer(name: str) -> None:
-    x = sequence(9, 2, 3)
-    grads = []
-    for segment in (None, 4):
-        torch.manual_seed(0)
+    def run(segment: int | None) -> Any:
         net = nn.Sequential(layer(name, 3), nn.Linear(3, 2)).double()
-        weighted_sum(tt.unroll(net, x, segment=segment)).backward()
-        grads.append({n: p.grad for n, p in net.named_parameters()})
-    torch.testing.assert_close(*grads)
+        y = tt.unroll(net, sequence(9, 2, 3), segment=segment)
+        return torch.autograd.grad(weighted_sum(y), [*net.parameters()])
+
+    torch.testing.assert_close(*both(run, 4))
 
 
 def fresh(decay: float) -> snn.Neuron:
@@ -90,19 +91,15 @@ def fresh(decay: float) -> snn.Neuron:
     return type("Fresh", (snn.Neuron,), {"states": ("mem",), "step": staticmethod(step)})(3)
 
 
-RUNS: dict[str, Callable[[Tensor], Tensor]] = {
-    "segments": lambda x: tt.unroll(fresh(0.625), x, segment=2),
-    "by step": lambda x: tt.unroll(fresh(0.625), x, by="step"),
-    "checkpoint": lambda x: checkpoint(Whole(fresh(0.625)), x, use_reentrant=False),
-}
-
-
 def test_first_run_of_a_new_neuron_class_saves_what_any_run_does() -> None:
-    grads = []
-    for run in RUNS.values():
+    grads: list[Tensor] = []
+    for run in (
+        lambda x: tt.unroll(fresh(0.625), x, segment=2),
+        lambda x: tt.unroll(fresh(0.625), x, by="step"),
+        lambda x: checkpoint(Whole(fresh(0.625)), x, use_reentrant=False),
+    ):
         x = sequence(6, 2, 3).requires_grad_()
-        weighted_sum(run(x)).backward()
-        grads.append(x.grad)
+        grads += torch.autograd.grad(weighted_sum(run(x)), x)
     torch.testing.assert_close(grads[0], grads[1])
     torch.testing.assert_close(grads[2], grads[1])
     with torch.autograd.graph.disable_saved_tensors_hooks("none here"), fuse.backend("cpu"):
@@ -130,15 +127,12 @@ def test_memory_is_that_of_the_checkpoints_and_of_one_segment(by: By) -> None:
 
 
 def test_static_input_and_time_in_the_last_dimension() -> None:
-    x = dyadic(2, 3)
-    results = []
-    for segment in (None, 3):
+    def run(segment: int | None) -> Any:
         model = made("dense")
-        results.append(tt.unroll(model, x, steps=10, segment=segment, time_dim=-1))
-        weighted_sum(results[-1]).backward()
-        results.append(model[0].weight.grad)
-    assert torch.equal(results[0], results[2])
-    torch.testing.assert_close(results[1], results[3])
+        y = tt.unroll(model, dyadic(2, 3), steps=10, segment=segment, time_dim=-1)
+        return torch.autograd.grad(weighted_sum(y), model[0].weight)
+
+    torch.testing.assert_close(*both(run))
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
@@ -146,43 +140,29 @@ def test_dropout_repeats_its_mask_and_batch_norm_counts_once(by: By) -> None:
     """Compare with separate calls for the segments; backward keeps the running statistics."""
     x = torch.randn(10, 2, 1, 6, 6)
 
-    def net() -> Any:
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 3, 3),
-            nn.BatchNorm2d(3),
-            snn.LIF(3, dim=-3),
-            nn.Dropout(0.5),
-            nn.Flatten(),
-            nn.Linear(48, 4),
-            snn.Readout(4),
-        )
+    def run(segment: int | None) -> Any:
+        first = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), snn.LIF(3, dim=-3), nn.Dropout(0.5)
+        model = nn.Sequential(*first, nn.Flatten(), nn.Linear(48, 4), snn.Readout(4))
+        pieces = x.split(3) if segment is None else [x]
+        y = torch.cat([tt.unroll(model, piece, by=by, segment=segment) for piece in pieces])
+        y.square().sum().backward()
+        return [y, [p.grad for p in model.parameters()], dict(model.named_buffers())]
 
-    one, other = net(), net()
-    torch.manual_seed(1)
-    y = torch.cat([tt.unroll(one, piece, by=by) for piece in x.split(3)])
-    torch.manual_seed(1)
-    cut = tt.unroll(other, x, by=by, segment=3)
-    assert torch.equal(y, cut)
-    y.square().sum().backward()
-    cut.square().sum().backward()
-    grads = ([p.grad for p in net.parameters()] for net in (one, other))
-    torch.testing.assert_close(*grads, rtol=0, atol=0)
-    buffers = (dict(net.named_buffers()) for net in (one, other))
-    torch.testing.assert_close(*buffers, rtol=0, atol=0)
-    assert other[1].num_batches_tracked == (4 if by == "layer" else 10)
+    found, expected = both(run)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert found[2]["1.num_batches_tracked"] == (4 if by == "layer" else 10)
 
 
 def test_functional_parameters_are_used_in_backward() -> None:
-    x = dyadic(8, 2, 3)
-    grads = []
-    for segment in (None, 3):
+    def run(segment: int | None) -> Any:
         whole = Whole(made("dense"), segment=segment)
         parameters = {n: (p / 2).detach().requires_grad_() for n, p in whole.named_parameters()}
-        y = functional_call(whole, parameters, (x,))
-        grads.append(torch.autograd.grad(y.square().sum(), list(parameters.values())))
+        y = functional_call(whole, parameters, (dyadic(8, 2, 3),))
+        found = torch.autograd.grad(y.square().sum(), list(parameters.values()))
         assert all(type(p) is nn.Parameter for p in whole.parameters())
-    torch.testing.assert_close(*grads)
+        return found
+
+    torch.testing.assert_close(*both(run))
 
 
 def test_backward_keeps_the_current_states() -> None:
@@ -212,63 +192,55 @@ def test_truncated_and_second_backward() -> None:
 
 
 def test_second_derivatives() -> None:
-    found = []
-    for segment in (None, 2):
-        torch.manual_seed(0)
+    def run(segment: int | None) -> Any:
         net = nn.Sequential(nn.Linear(3, 3), snn.Readout(3)).double()
         x = sequence(5, 2, 3).requires_grad_()
         with fuse.backend("eager"):
             y = tt.unroll(net, x, segment=segment)
-            (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
-            first.square().sum().backward()
-        found.append(x.grad)
-    torch.testing.assert_close(found[1], found[0])
+            first = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)[0]
+            return torch.autograd.grad(first.square().sum(), x)
+
+    torch.testing.assert_close(*both(run))
 
 
 @pytest.mark.parametrize("learn", [True, False])
 def test_error_names_a_parameter_changed_before_backward(learn: bool) -> None:
     model: Any = nn.Sequential(layer("LIF", 3, learn_beta=learn), nn.Linear(3, 3))
-    y = tt.unroll(model, sequence(9, 2, 3, dtype=torch.float32), segment=3)
-    with torch.no_grad():
-        model[0].raw_beta.add_(1.0)
-    with pytest.raises(RuntimeError, match=r"in place or moved .* Call backward\(\) before"):
-        y[0].sum().backward()
-    model.zero_grad()
-    y = tt.unroll(model, sequence(9, 2, 3, dtype=torch.float32), segment=3, from_rest=True)
-    model.double()
-    with pytest.raises(RuntimeError, match=r"or moved .* Call backward\(\) before .*model\.to"):
-        y[0].sum().backward()
+    x = sequence(9, 2, 3, dtype=torch.float32)
+    for change in (lambda: model[0].raw_beta.add_(1.0), model.double):
+        y = tt.unroll(model, x, segment=3, from_rest=True)
+        with torch.no_grad():
+            change()
+        with pytest.raises(RuntimeError, match=r"or moved .* Call backward\(\) before .*model\.to"):
+            y[0].sum().backward()
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_parameters_may_be_frozen_or_learned_between_the_passes(frozen: bool) -> None:
-    found = []
-    for segment in (None, 3):
+    def run(segment: int | None) -> Any:
         model = nn.Sequential(nn.Linear(3, 3), layer("LIF", 3), nn.Linear(3, 3)).double()
-        model.load_state_dict({n: torch.full_like(v, 0.3) for n, v in model.state_dict().items()})
         model[0].weight.requires_grad_(frozen)
         y = tt.unroll(model, sequence(9, 2, 3), segment=segment)
         model[0].weight.requires_grad_(not frozen)
         weighted_sum(y).backward()
         assert model[0].weight.requires_grad is not frozen
-        found.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(found[1][1:], found[0][1:])
-    assert found[0][0] is found[1][0] is None  # as in PyTorch, where neither is accumulated
+        assert model[0].weight.grad is None  # as in PyTorch, where neither is accumulated
+        return [p.grad for p in model.parameters()][1:]
+
+    torch.testing.assert_close(*both(run))
 
 
 def test_backward_reruns_in_the_mode_of_the_forward_pass() -> None:
-    x = sequence(9, 2, 3, dtype=torch.float32)
-    found = []
-    for segment in (9, 3):
-        model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), layer("LIF", 8))
-        model.load_state_dict({n: torch.full_like(v, 0.3) for n, v in model.state_dict().items()})
-        torch.manual_seed(0)
-        y = tt.unroll(model, x, by="step", segment=segment)
+    def run(segment: int | None) -> Any:
+        parts = nn.Linear(3, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), layer("LIF", 8)
+        model = nn.Sequential(*parts)
+        y = tt.unroll(model, sequence(9, 2, 3).float(), by="step", segment=segment)
         model.eval()
         weighted_sum(y).backward()
         assert not any(module.training for module in model.modules())
-        found.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(*found)
+        return [p.grad for p in model.parameters()]
+
+    torch.testing.assert_close(*both(run))
 
 
 def test_what_cannot_run_again_is_refused() -> None:
@@ -299,32 +271,20 @@ def counts() -> nn.Module:
     [
         counts,
         lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), layer("LIF", 3)),
-        lambda: nn.Sequential(
-            nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)), layer("LIF", 3)
-        ),
+        lambda: nn.Sequential(spectral_norm(nn.Linear(3, 3)), layer("LIF", 3)),
     ],
 )
 def test_buffers_are_what_they_were_when_a_segment_runs_again(build: Any) -> None:
-    x = 2 * torch.rand(9, 4, 3, dtype=torch.float64)
-    found = []
-    for segment in (None, 2):
-        torch.manual_seed(0)
+    def run(segment: int | None) -> Any:
         model = build().double()
-        y = tt.unroll(model, x, by="step", segment=segment)
-        y.square().sum().backward()
-        found.append((y, [p.grad for p in model.parameters()], model.state_dict()))
-    assert torch.equal(found[0][0], found[1][0])
-    torch.testing.assert_close(found[0][1], found[1][1])
-    torch.testing.assert_close(found[1][2], found[0][2], rtol=0, atol=0)
+        y = tt.unroll(model, sequence(9, 4, 3), by="step", segment=segment)
+        grads = torch.autograd.grad(y.square().sum(), [*model.parameters()])
+        return [y.detach(), grads, model.state_dict()]
+
+    torch.testing.assert_close(*both(run, 2))
 
 
 STEPS = sequence(7, 3, 4)
-
-
-def gradients(model: nn.Module, segment: int | None) -> list[Tensor]:
-    y = tt.unroll(model, STEPS, by="step", segment=segment)
-    weighted_sum(y.square()).backward()
-    return [y, *(p.grad for p in model.parameters())]
 
 
 def calls(function: Callable[[], float]) -> nn.Module:
@@ -336,11 +296,13 @@ def calls(function: Callable[[], float]) -> nn.Module:
 
 
 def test_pytorchs_generator_draws_the_same_numbers_again() -> None:
-    expected = gradients(calls(lambda: float(torch.randn(()))), None)
-    following = torch.randn(())
-    found = gradients(calls(lambda: float(torch.randn(()))), 3)
-    torch.testing.assert_close(found, expected)
-    assert torch.equal(torch.randn(()), following)
+    def run(segment: int | None) -> Any:
+        model = calls(lambda: float(torch.randn(())))
+        y = tt.unroll(model, STEPS, by="step", segment=segment)
+        grads = torch.autograd.grad(weighted_sum(y.square()), [*model.parameters()])
+        return [y.detach(), *grads, torch.randn(())]
+
+    torch.testing.assert_close(*both(run))
 
 
 UNSEEN: dict[str, Callable[[], Callable[[], float]]] = {
@@ -374,11 +336,10 @@ def test_outputs_that_were_written_to_are_not_compared() -> None:
     assert all(bool(p.grad.any()) for p in model.linear.parameters())
 
 
-def test_a_layer_without_states_and_a_model_of_inference_mode() -> None:
+def test_a_model_of_inference_mode_and_parts_without_states() -> None:
     with torch.inference_mode():
         frozen = nn.Linear(4, 4).double()
-    net = nn.Sequential(layer("LIF", 4).double(), frozen, layer("LIF", 4).double())
-    net.append(nn.Sequential())
+    net = nn.Sequential(layer("LIF", 4).double(), frozen, layer("LIF", 4).double(), nn.Sequential())
     with torch.no_grad():
         assert tt.unroll(net, STEPS, segment=3).shape == STEPS.shape
 
@@ -387,8 +348,8 @@ def test_a_layer_without_states_and_a_model_of_inference_mode() -> None:
 def test_a_parametrized_layer_saves_as_much_the_first_time_as_again(segment: int) -> None:
     net = nn.Sequential(nn.Linear(4, 4), layer("LIF"), nn.Linear(4, 2)).double()
     nn.utils.parametrize.register_parametrization(net[1], "raw_beta", nn.Sigmoid())
-    x, found = sequence(6, 3, 4), []
+    found = []
     for cut in (segment, None):  # what is kept for a shape is made in the first call
-        y = tt.unroll(net, x, from_rest=True, segment=cut)
+        y = tt.unroll(net, sequence(6, 3, 4), from_rest=True, segment=cut)
         found.append([y, *torch.autograd.grad(weighted_sum(y), [*net.parameters()])])
     torch.testing.assert_close(*found)

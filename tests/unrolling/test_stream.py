@@ -7,7 +7,7 @@ import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import module, sequence, stepped
+from tests.refusals import check, refusals
 from tests.unrolling.test_threads import NETWORKS, B, N, T, X, equal, failing, made, switching_often
 from tests.unrolling.test_threads import states_of as states_on
 from tracetorch.snn.passes import current_pass
@@ -59,16 +60,14 @@ def test_a_stream_is_the_model_with_states_of_its_own(name: str, grad: bool) -> 
 
 @pytest.mark.parametrize("way", [{}, {"by": "step"}, {"segment": 2}], ids=str)
 def test_gradients_of_a_stream_and_where_they_are_cut(way: Any) -> None:
-    def gradients(run: Any, detach: Any, model: nn.Module) -> list[Tensor]:
-        run(X)
-        detach()
-        return list(torch.autograd.grad(run(-X, **way).square().sum(), list(model.parameters())))
-
     model, twin = made(), made()
     stream = tt.Stream(model)
-    found = gradients(stream.unroll, stream.detach_states, model)
-    expected = gradients(lambda x, **options: tt.unroll(twin, x, **options),
-                         lambda: tt.detach_states(twin), twin)  # fmt: skip
+    stream.unroll(X)
+    stream.detach_states()
+    tt.unroll(twin, X)
+    tt.detach_states(twin)
+    found = torch.autograd.grad(stream.unroll(-X, **way).square().sum(), [*model.parameters()])
+    expected = torch.autograd.grad(tt.unroll(twin, -X, **way).square().sum(), [*twin.parameters()])
     torch.testing.assert_close(found, expected)
 
 
@@ -152,16 +151,11 @@ def test_a_model_compiled_by_torch_runs_in_streams() -> None:
         for each in (traced(model), model):
             streams = tt.Stream(each), tt.Stream(each)
             for _ in range(2):
-                y = [torch.stack(both) for both in zip(*map(steps_of(X), streams), strict=True)]
-                torch.testing.assert_close(torch.stack(y)[:, 0], expected)
-                torch.testing.assert_close(torch.stack(y)[:, 1], expected)
+                both = torch.stack([torch.stack([s(step) for s in streams]) for step in X])
+                torch.testing.assert_close(both, torch.stack([expected, expected], 1))
                 for stream in streams:
                     stream.zero_states()
     assert not any(state is not None for state in states_on(model))
-
-
-def steps_of(x: Tensor) -> Callable[[tt.Stream], Tensor]:
-    return lambda stream: steps(stream, x)
 
 
 def calls(run: Callable[[Tensor], Tensor]) -> Any:
@@ -192,33 +186,25 @@ def test_a_stream_goes_on_behind_a_model_in_another_dtype_as_its_error_says() ->
     assert torch.allclose(y.float(), stream(x[1]), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("act", "error", "message"),
-    [
-        (lambda s: tt.Stream(cast(Any, X)), TypeError, r"must be a torch\.nn\.Module|nn\.Module"),
-        (lambda s: tt.Stream(tt.online(s.model)), ValueError, "a learner for each stream, each wi"),
-        (lambda s: copy.deepcopy((s.detach_states(), s)), TypeError, "copy no stream"),
-        (copy.copy, TypeError, "copy no stream"),
-        (lambda s: tt.unroll(calls(s), X, by="step"), ValueError, "inside of tt.unroll or of a"),
-        (lambda s: tt.unroll(calls(s), X), ValueError, "inside of tt.unroll or of a"),
-        (lambda s: tt.Stream(calls(s))(X[0]), ValueError, "would be no part of that call"),
-        (lambda s: tt.Stream(calls(made().forward))(X[0]), ValueError,
-         "in a stream, and is no part of"),
-        (lambda s: tt.Stream(traced(calls(made().forward)))(X[0]),
-         ValueError, "in a stream, and is no part of its model"),
-        (lambda s: torch.vmap(s)(X), ValueError, "a stream cannot run in torch.func transforms"),
-        (recomputed, ValueError,
-         r"called inside backward\(\).* Use stream.unroll\(x, segment=\.\.\."),
-        (lambda s: make_fx(s)(X[0]), RuntimeError, "a stream is traced, and the states"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_right_says_so(
-    act: Callable[[tt.Stream], Any], error: type[Exception], message: str
-) -> None:
-    model = made()
-    stream = tt.Stream(model)
+@refusals(
+    r"""
+    tt.Stream(X) -> TypeError: must be a torch\.nn\.Module|nn\.Module
+    tt.Stream(tt.online(made())) -> ValueError: a learner for each stream, each wi
+    copy.copy(s) -> TypeError: copy no stream
+    copy.deepcopy((s.detach_states(), s)) -> TypeError: copy no stream
+    tt.unroll(calls(s), X) -> ValueError: inside of tt.unroll or of a
+    tt.unroll(calls(s), X, by="step") -> ValueError: inside of tt.unroll or of a
+    tt.Stream(calls(s))(X[0]) -> ValueError: would be no part of that call
+    tt.Stream(calls(made().forward))(X[0]) -> ValueError: in a stream, and is no part of
+    tt.Stream(traced(calls(made().forward)))(X[0]) -> ValueError: in a stream, and is no part of its
+    torch.vmap(s)(X) -> ValueError: a stream cannot run in torch.func transforms
+    recomputed(s) -> ValueError: called inside backward\(\).* Use stream.unroll\(x, segment=\.\.\.
+    make_fx(s)(X[0]) -> RuntimeError: a stream is traced, and the states
+    """
+)
+def test_what_cannot_be_right_says_so(call: str, error: str) -> None:
+    stream = tt.Stream(made())
     stream(X[0])
-    with pytest.raises(error, match=message):
-        act(stream)
+    check(call, error, {**globals(), "copy": copy, "make_fx": make_fx, "s": stream})
     assert current_pass() is None
     assert len(stream(X[1])) == B

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests.cases import LAYERS, examples, layer, module, sequence, stepped, weighted_sum
 from tests.refusals import check, refusals
-from tests.unrolling.models import MODELS, Skip, dyadic, made
+from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import snn
 from tracetorch.snn.passes import current_pass
 
@@ -25,6 +25,8 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 def test_by_layer_and_by_step_equal_the_python_loop(name: str) -> None:
     x = dyadic(7, *MODELS[name][1])
     model = made(name)
+    seen = tt.unroll(model, x, record="output", from_rest=True)[1]
+    assert all(float((y != 0).double().mean()) > 0.01 for y in seen.values())
     expected = stepped(model, x)
     weighted_sum(expected).backward()
     grads, states = gradients(model), tt.get_states(model)
@@ -34,8 +36,11 @@ def test_by_layer_and_by_step_equal_the_python_loop(name: str) -> None:
         assert torch.equal(out, expected), by
         assert all(torch.equal(s, states[k]) for k, s in tt.get_states(model).items())
         weighted_sum(out).backward()
-        found = gradients(model)
-        torch.testing.assert_close(found, grads)
+        torch.testing.assert_close(gradients(model), grads)
+        for time_dim in (1, -1):
+            tt.zero_states(model)
+            y = tt.unroll(model, x.movedim(0, time_dim), by=by, time_dim=time_dim)
+            assert torch.equal(y, expected.movedim(0, time_dim))
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
@@ -52,37 +57,17 @@ def test_several_inputs_and_nested_outputs(by: Any) -> None:
         assert torch.equal(y["aux"][1], x)
 
 
-@pytest.mark.parametrize("by", ["layer", "step"])
-@pytest.mark.parametrize("name", MODELS)
-def test_time_dim(name: str, by: Any) -> None:
-    x = dyadic(5, *MODELS[name][1])
-    model = made(name)
-    expected = tt.unroll(model, x, by=by)
-    for time_dim in (1, -1):
-        tt.zero_states(model)
-        y = tt.unroll(model, x.movedim(0, time_dim), by=by, time_dim=time_dim)
-        assert torch.equal(y, expected.movedim(0, time_dim))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_static_input_is_repeated(name: str) -> None:
-    x = dyadic(*MODELS[name][1])
-    model = made(name)
-    expected = tt.unroll(model, x.expand(6, *x.shape), by="step")
-    for by in ("layer", "step"):
-        tt.zero_states(model)
-        assert torch.equal(tt.unroll(model, x, steps=6, by=by), expected)
-
-
 @pytest.mark.parametrize("way", ["steps", "expanded"])
-@pytest.mark.parametrize("change", ["nothing", "a hook", "a forward", "a subclass", "a gradient"])
+@pytest.mark.parametrize(
+    "change", ["nothing", "a hook", "a backward hook", "a forward", "a subclass", "a gradient"]
+)
 def test_what_comes_before_the_first_neuron_runs_once(way: str, change: str) -> None:
-    torch.manual_seed(0)
-    net, x = made("dense"), dyadic(2, 3)
-    rows: list[int] = []
+    net, x, rows = made("dense"), dyadic(2, 3), list[int]()
     first = net[0]
     if change == "a hook":
         first.register_forward_hook(lambda *_: None)
+    elif change == "a backward hook":  # which sees the gradients of all steps, not their sum
+        first.register_full_backward_hook(lambda *_: None)
     elif change == "a subclass":
         forward = {"forward": lambda s, x: nn.Linear.forward(s, x)}
         first.__class__ = type("Own", (nn.Linear,), forward)
@@ -92,18 +77,16 @@ def test_what_comes_before_the_first_neuron_runs_once(way: str, change: str) -> 
         x.requires_grad_()
 
     class Rows(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(
-            self, op: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), named: Any = None) -> Any:
             if op is torch.ops.aten.addmm.default:
                 rows.append(len(args[1]))
-            return op(*args, **(kwargs or {}))
+            return op(*args, **(named or {}))
 
     expected = tt.unroll(net, x.expand(6, *x.shape), by="step", from_rest=True)
     tt.unroll(net, x, steps=6, from_rest=True)  # the first time by step too
-    tt.zero_states(net)
     with Rows():
-        y = tt.unroll(net, x, steps=6) if way == "steps" else tt.unroll(net, x.expand(6, *x.shape))
+        given, steps = (x, 6) if way == "steps" else (x.expand(6, *x.shape), None)
+        y = tt.unroll(net, given, steps=steps, from_rest=True)
     assert torch.equal(y, expected)
     once = change == "nothing" or (change == "a gradient" and way == "steps")
     assert rows[0] == (2 if once else 12)
@@ -134,80 +117,18 @@ def test_sequence_may_be_split_anywhere(cut: int, detach: bool, name: str) -> No
 
 
 @pytest.mark.parametrize("by", ["layer", "step"])
-def test_recording_is_differentiable_and_named_by_path(by: Any) -> None:
-    model = made("skip")
-    x = {"x": dyadic(5, 2, 4), "gate": dyadic(5, 2, 4, seed=1)}
-    y, seen = tt.unroll(model, x, by=by, record=["cells.*.mem", "output", "prev_output"])
-    assert list(seen) == [
-        "cells.0.mem",
-        "cells.0.output",
-        "cells.1.mem",
-        "cells.1.prev_output",
-        "cells.1.output",
-        "out.prev_output",
-        "out.output",
-    ]
-    assert torch.equal(seen["out.output"], y["out"])
-    assert torch.equal(seen["cells.0.mem"][-1], model.cells[0].mem)
-    loss: Any = sum(v.square().sum() for v in seen.values())
-    loss.backward()
-    grads = gradients(model)
-    tt.zero_states(model)
-    total = torch.zeros((), dtype=torch.float64)
-    for a, b in zip(x["x"].unbind(), x["gate"].unbind(), strict=True):
-        step = model(a, b)
-        cells = [*model.cells, model.out]
-        outputs = [cells[0].mem, cells[1].mem, cells[1].prev_output, cells[2].prev_output]
-        outputs += [step["out"], cells[1].prev_output, step["aux"][0] - cells[1].prev_output]
-        total = total + sum(o.square().sum() for o in outputs)
-    total.backward()
-    torch.testing.assert_close(grads, gradients(model))
-
-
-def test_keyword_inputs_can_be_recorded() -> None:
-    x = dyadic(5, 2, 3)
-    for by in ("layer", "step"):
-        named = module(lambda s, x: s.cell(x=2 * x), cell=snn.LIF(3))
-        _, seen = tt.unroll(named, x, by=by, record=["cell.input"])
-        assert torch.equal(seen["cell.input"], 2 * x)
-
-
-def test_batch_norm_takes_its_statistics_over_time_and_batch() -> None:
-    norm = nn.BatchNorm1d(3)
-    x = torch.randn(5, 4, 3)
-    y = tt.unroll(nn.Sequential(norm, snn.LIF(3), nn.Dropout(0.5)), x)
-    assert y.shape == x.shape
-    torch.testing.assert_close(norm.running_mean, 0.1 * x.mean((0, 1)))
-    assert norm.num_batches_tracked == 1
+def test_keyword_inputs_can_be_recorded(by: Any) -> None:
+    named, x = module(lambda s, x: s.cell(x=2 * x), cell=snn.LIF(3)), dyadic(5, 2, 3)
+    assert torch.equal(tt.unroll(named, x, by=by, record="input")[1]["cell.input"], 2 * x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(3, 4), layer("LIF", 4), layer("BSRLIF", 4)).to(dtype)
     x = sequence(6, 2, 3).to(dtype)
-    expected = stepped(model, x)
-    tt.zero_states(model)
-    y, seen = tt.unroll(model, x, record="mem")
-    assert y.dtype == dtype
-    assert seen["1.mem"].dtype == torch.float32
-    assert torch.equal(y, expected)
-
-
-def test_without_a_graph() -> None:
-    model = made("dense")
-    x = dyadic(6, 2, 3)
-    with torch.no_grad():
-        first = tt.unroll(model, x[:2])
-    with torch.inference_mode():
-        second = tt.unroll(model, x[2:4])
-    third = tt.unroll(model, x[4:])
-    tt.zero_states(model)
-    assert torch.equal(torch.cat([first, second, third]), tt.unroll(model, x))
-    assert third.requires_grad
-
-
-def twice() -> Any:
-    return module(lambda s, x: s.cell(s.cell(x)), cell=layer("LIF", 3))
+    y, seen = tt.unroll(model, x, record="mem", from_rest=True)
+    assert (y.dtype, seen["1.mem"].dtype) == (dtype, torch.float32)
+    assert torch.equal(y, stepped(model, x))
 
 
 OUTPUTS: dict[str, Any] = {"sum": lambda y: y.sum(), "cut": lambda y: y[:1], "word": lambda y: "y"}
@@ -242,7 +163,7 @@ def test_error_names_what_cannot_run_by_layer_and_changes_nothing(model, message
 
 
 def test_by_step_runs_models_that_cannot_run_by_layer() -> None:
-    model = twice()
+    model = module(lambda s, x: s.cell(s.cell(x)), cell=layer("LIF", 3))
     x = sequence(4, 2, 3, dtype=torch.float32)
     expected = stepped(model, x)
     model.zero_states()
@@ -305,35 +226,6 @@ def test_error_names_a_bad_argument(call: str, error: str) -> None:
     check(f"tt.unroll(snn.LIF(3), {call})", error, globals())
 
 
-def test_errors_of_models_and_outputs() -> None:
-    with pytest.raises(TypeError, match=r"expected an nn\.Module, got function"):
-        tt.unroll(lambda x: x, torch.ones(1, 1, 1))  # type: ignore[arg-type]  # no module
-    model = nn.Sequential(nn.Flatten(), snn.LIF(8))
-    with pytest.raises(IndexError, match="Dimension out of range"):
-        tt.unroll(model, torch.ones(3, 2, 4, 2), time_dim=3)
-    assert model[1].mem is None
-
-
-def test_models_of_these_tests_spike() -> None:
-    for name in MODELS:
-        seen = tt.unroll(made(name), dyadic(7, *MODELS[name][1]), record="output")[1]
-        rates = {path: float((y != 0).double().mean()) for path, y in seen.items()}
-        assert all(rate > 0.01 for rate in rates.values()), (name, rates)
-    assert isinstance(made("skip"), Skip)
-
-
-def test_backward_hook_before_the_first_neuron_sees_every_step() -> None:
-    first, seen = nn.Linear(3, 3), []
-
-    def note_shape(_: nn.Module, __: Any, grads: Any) -> None:
-        seen.append(grads[0].shape)
-
-    first.register_full_backward_hook(note_shape)
-    model = nn.Sequential(first, snn.Readout(3))
-    tt.unroll(model, torch.randn(2, 3, requires_grad=True), steps=5).sum().backward()
-    assert seen == [(10, 3)]  # all steps, not their sum
-
-
 def test_by_step_does_not_take_a_batch_for_a_sequence() -> None:
     x = torch.ones(4, 2, 3)
     for forward in (lambda s, x: s.gru(x)[0], lambda s, x: s.gru(input=x)[0]):
@@ -378,10 +270,7 @@ def test_nan_is_logged_once(by: Any, grad: bool, caplog: pytest.LogCaptureFixtur
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.startswith("1.mem is NaN, and stays so until zero_states(). A neuron's spike is")
     assert "tt.diagnose names where it begins" in message
-
-
-def test_nan_is_not_looked_for_inside_a_transform(caplog: pytest.LogCaptureFixture) -> None:
-    neurons = snn.LIF(4)
+    caplog.clear()  # nor is it looked for inside a transform
     x = torch.full((6, 5, 3, 4), torch.nan)
-    torch.func.vmap(lambda each: tt.unroll(neurons, each, from_rest=True))(x)
+    torch.func.vmap(lambda each: tt.unroll(snn.LIF(4), each, from_rest=True))(x)
     assert "NaN" not in caplog.text
