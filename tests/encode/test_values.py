@@ -210,7 +210,6 @@ def test_channels_are_in_dimension_dim() -> None:
 
 @refusals(
     r"""
-    rate([0.5], 3) -> TypeError: x must be a floating-point tensor, got list
     rate(ONE.byte(), 3) -> TypeError: got torch.uint8. .* x.float\(\) / 255
     rate(ONE, 0) -> ValueError: steps must be at least 1, got 0
     rate(ONE, 3, kind="gauss") -> ValueError: or 'poisson', got 'gauss'

@@ -215,20 +215,9 @@ def gated(x: Iterable[float], p: Any) -> Result:
     return spikes, {"mem": u, "prev_output": s}
 
 
-REFERENCES: dict[str, Callable[..., Result]] = {
-    "ALIF": alif,
-    "AdLIF": adlif,
-    "SEAdLIF": partial(adlif, symplectic=True),
-    "RefractoryLIF": refractory,
-    "AlphaLIF": alpha_synapse,
-    "EIF": eif,
-    "QIF": qif,
-    "AdEx": adex,
-    "Izhikevich": izhikevich,
-    "RF": resonate,
-    "BRF": balanced_resonate,
-    "TCLIF": two_compartment,
-    "MultiLevelLIF": multi_level,
-    "SigmaDelta": sigma_delta,
-    "GLIF": gated,
-}
+_NAMES = "ALIF AdLIF SEAdLIF RefractoryLIF AlphaLIF EIF QIF AdEx Izhikevich RF BRF TCLIF"
+_FUNCTIONS: tuple[Callable[..., Result], ...] = (
+    *(alif, adlif, partial(adlif, symplectic=True), refractory, alpha_synapse, eif, qif, adex),
+    *(izhikevich, resonate, balanced_resonate, two_compartment, multi_level, sigma_delta, gated),
+)
+REFERENCES = dict(zip(f"{_NAMES} MultiLevelLIF SigmaDelta GLIF".split(), _FUNCTIONS, strict=True))

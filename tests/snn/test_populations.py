@@ -152,15 +152,6 @@ def test_every_neuron_in_a_population(name: str) -> None:
         torch.testing.assert_close(results(model, x, run)[:2], expected)
 
 
-def test_it_runs_by_layer_among_other_layers() -> None:
-    model, x = made("two types")
-    net = nn.Sequential(nn.Linear(6, 6), model, nn.Linear(6, 3), layer("Readout", 3)).double()
-    expected = tt.unroll(net, x, by="step", from_rest=True)
-    torch.testing.assert_close(tt.unroll(net, x, check=True, from_rest=True), expected)
-    streamed = torch.stack([net(step) for step in x])
-    torch.testing.assert_close(streamed, expected)
-
-
 @pytest.mark.parametrize("reset", [None, RESET[:4, :2]])
 def test_gradients_match_finite_differences(reset: Tensor | None) -> None:
     neuron = nn.Sequential(nn.Linear(3, 2), Smooth(2), nn.Linear(2, 3), Smooth(3))
@@ -176,33 +167,15 @@ def test_calibration_holds_its_target_inside_a_loop() -> None:
     assert all(abs(each.deviation - 0.5) < 0.05 for each in found.values())
 
 
-def test_measurements_look_inside() -> None:
-    model, x = made("chain")
-    net = nn.Sequential(model, nn.Linear(4, 3), layer("Readout", 3)).float()
-    assert "0.neuron.1" in str(tt.metrics.profile(net, x.float()))
-    _, seen = tt.probe.record(net, x.float(), "mem")
-    assert list(seen) == ["0.neuron.1.mem", "0.neuron.3.mem", "2.mem"]
-
-
 def test_a_failed_step_changes_nothing() -> None:
     model, x = made("two types")
     model(x[0])
     model.neuron.register_forward_hook(lambda *_: torch.zeros(4, 5))
-    message = r"an output of shape \[4, 6\].*got \[4, 5\]"
-    with unchanged(model), pytest.raises(ValueError, match=message):
+    with unchanged(model), pytest.raises(ValueError, match=r"shape \[4, 6\].*got \[4, 5\]"):
         model(x[1])
 
 
-NAMES = {
-    "R": snn.Recurrent,
-    "nn": nn,
-    "tt": tt,
-    "chain": chain,
-    "images": images,
-    "ones": torch.ones,
-    "net": lambda: nn.Sequential(made("chain")[0]).float(),
-    "x": made("chain")[1].float(),
-}
+R, ones = snn.Recurrent, torch.ones
 
 
 @refusals(r"""
@@ -214,4 +187,6 @@ NAMES = {
     tt.quantize.prepare(nn.Sequential(nn.Linear(6, 6), *net()), x) -> ValueError: no integer form
 """)
 def test_refused(call: str, error: str) -> None:
-    check(call, error, NAMES)
+    model, x = made("chain")
+    names = {**globals(), "net": lambda: nn.Sequential(model).float(), "x": x.float()}
+    check(call, error, names)

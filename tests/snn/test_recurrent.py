@@ -60,9 +60,6 @@ def test_states_of_a_recurrent_layer() -> None:
     assert seen["prev_output"].dtype == model.prev_output.dtype == torch.float32
 
 
-# In one compiled loop, against step by step
-
-
 class Silent(snn.Neuron):
     """Neuron whose spikes have no gradient, although its state has one."""
 
@@ -243,45 +240,35 @@ def test_frozen_connection(frozen: str, max_delay: int, fused: list[bool]) -> No
 def test_connection_shared_by_two_layers(fused: list[bool]) -> None:
     first, second = made("LIF"), made("LIF")
     second.connection = first.connection
-    model, x = nn.Sequential(first, second), dyadic(6, 3, 5)
-    expected = stepped(model, x)
-    expected.sum().backward()
-    grad = first.connection.weight.grad.clone()
-    model.zero_grad()
-    tt.zero_states(model)
-    y = tt.unroll(model, x)
-    y.sum().backward()
-    assert torch.equal(y, expected)
-    torch.testing.assert_close(first.connection.weight.grad, grad)
+    check(nn.Sequential(first, second), dyadic(6, 3, 5))
     assert fused == [True, True]
 
 
-def over_time(model: nn.Module) -> Any:
-    """Give a model as a function of its inputs and first states, of outputs and last states."""
+def gradcheck_from(model: nn.Module, x: Tensor, states: dict[str, Tensor]) -> None:
+    """Compare gradients, those by first states too, with finite differences."""
 
     def forward(net: Any, x: Tensor, states: dict[str, Tensor]) -> Any:
-        tt.zero_states(net.model)
         tt.set_states(net.model, states)
         return tt.unroll(net.model, x), *tt.get_states(net.model).values()
 
-    return Net(forward, model=model)
+    net = Net(forward, model=model)
+    names = [name for name, _ in net.named_parameters()]
+
+    def run(x: Tensor, *tensors: Tensor) -> Any:
+        given = dict(zip((*names, *states), tensors, strict=True))
+        parts = ({name: given[name] for name in some} for some in (names, states))
+        return torch.func.functional_call(net, next(parts), (x, next(parts)))
+
+    given = [x, *net.parameters(), *states.values()]
+    assert torch.autograd.gradcheck(run, [t.detach().clone().requires_grad_() for t in given])
 
 
 @pytest.mark.parametrize("options", [{}, {"max_delay": 2, "sigma": 0.7}], ids=str)
 def test_gradcheck(options: dict[str, Any], fused: list[bool]) -> None:
-    model = over_time(made("Smooth", 3, **options))
-    names = [name for name, _ in model.named_parameters()]
-    starts = [*(0.3 * sequence(2, 2, 3, seed=1)).unbind(), 0.3 * sequence(2, 3, 2, seed=2)]
-    states = ["prev_output", "neuron.mem", "connection.past"][: 2 + bool(options)]
-
-    def run(x: Tensor, *tensors: Tensor) -> Any:
-        given = dict(zip((*names, *states), tensors, strict=True))
-        parameters = {name: given[name] for name in names}
-        return torch.func.functional_call(model, parameters, (x, {n: given[n] for n in states}))
-
-    given = [sequence(4, 2, 3), *model.parameters(), *starts[: len(states)]]
-    tensors = [tensor.detach().clone().requires_grad_() for tensor in given]
-    assert torch.autograd.gradcheck(run, tensors)
+    previous, mem = (0.3 * sequence(2, 2, 3, seed=1)).unbind()
+    past = {"connection.past": 0.3 * sequence(2, 3, 2, seed=2)} if options else {}
+    states = {"prev_output": previous, "neuron.mem": mem, **past}
+    gradcheck_from(made("Smooth", 3, **options), sequence(4, 2, 3), states)
     assert all(fused)
 
 
@@ -355,20 +342,17 @@ class DoubledDelays(snn.DelayedLinear):
 
 
 def double(*args: Any) -> Any:
-    """Double the last argument: the output, or the input of a hook before the call."""
+    """Double the last argument of a hook: an output, an input or a gradient."""
     last = args[-1]
     return tuple(2 * each for each in last) if isinstance(last, tuple) else 2 * last
 
 
 def hooks(part: str) -> dict[str, Any]:
-    kinds = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook")
-
     def change(model: Any, kind: str) -> None:
-        backward = "backward" in kind
-        hook = (lambda module, given, grads: double(given)) if backward else double
-        getattr(getattr(model, part), kind)(hook)
+        getattr(getattr(model, part), f"register_{kind}_hook")(double)
 
-    return {f"{kind} of the {part}": partial(change, kind=kind) for kind in kinds}
+    kinds = ("forward", "forward_pre", "full_backward")
+    return {f"{kind} hook of the {part}": partial(change, kind=kind) for kind in kinds}
 
 
 # of a recurrent layer, one thing that is not as its class has it
@@ -414,53 +398,27 @@ def test_what_a_user_has_changed_runs_step_by_step(change, max_delay, fused):
 
 
 @pytest.mark.parametrize("max_delay", [0, D])
-@pytest.mark.parametrize(
-    "around",
-    [
-        lambda: tt.fuse.backend("eager"),
-        lambda: torch.autocast("cpu", torch.bfloat16),
-        lambda: FlopCounterMode(display=False),
-    ],
-)
-def test_what_must_see_every_step_does(around: Any, max_delay: int, fused: list[bool]) -> None:
+def test_what_must_see_every_step_does(max_delay: int, fused: list[bool]) -> None:
     model = made("LIF", dtype=torch.float32, max_delay=max_delay)
     x = dyadic(6, 3, 5, dtype=torch.float32)
-    with around():
-        expected = stepped(model, x)
+    halves = torch.autocast("cpu", torch.bfloat16)
+    for around in (tt.fuse.backend("eager"), halves, FlopCounterMode(display=False)):
         tt.zero_states(model)
-        y = tt.unroll(model, x)
-    assert fused == [False]
-    assert torch.equal(y, expected)
+        with around:
+            expected = stepped(model, x)
+            assert torch.equal(tt.unroll(model, x, from_rest=True), expected)
+    assert fused == [False] * 3
 
 
-@pytest.mark.parametrize("delays", [{}, {"max_delay": 3}])
-def test_transforms_see_every_step(delays: dict[str, Any], fused: list[bool]) -> None:
-    model, x = over_time(made("LIF", **delays)), dyadic(6, 3, 5)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    fixed = dict(model.named_buffers())
-
-    def loss(parameters: Any) -> Any:
-        given = {**parameters, **fixed}
-        return torch.func.functional_call(model, given, (x, {}))[0].sum()
-
-    grads = torch.func.grad(loss)(parameters)
-    model(x, {})[0].sum().backward()
-    assert fused == [False, True]
-    torch.testing.assert_close(grads, {name: p.grad for name, p in model.named_parameters()})
-
-
-@pytest.mark.parametrize("delayed", [False, True])
-def test_states_that_do_not_fit_are_an_error_and_stay(delayed: bool) -> None:
-    model = made("LIF", max_delay=D * delayed)
-    tt.unroll(model, dyadic(2, 3, 5))
-    if delayed:
-        model.connection.past = torch.zeros(4, 5, D).double()
-    message = r"past of shape \[4, 5, 3\]" if delayed else r"prev_output of shape \[3, 5\]"
-    with unchanged(model), pytest.raises(ValueError, match=message):
-        tt.unroll(model, dyadic(2, 3 if delayed else 4, 5))
-
-
-# In one compiled loop with a delay for every synapse, against step by step
+def test_states_that_do_not_fit_are_an_error_and_stay() -> None:
+    model, delayed = made("LIF"), made("LIF", max_delay=D)
+    for each in (model, delayed):
+        tt.unroll(each, dyadic(2, 3, 5))
+    delayed.connection.past = torch.zeros(4, 5, D).double()
+    with unchanged(model), pytest.raises(ValueError, match=r"prev_output of shape \[3, 5\]"):
+        tt.unroll(model, dyadic(2, 4, 5))
+    with unchanged(delayed), pytest.raises(ValueError, match=r"past of shape \[4, 5, 3\]"):
+        tt.unroll(delayed, dyadic(2, 3, 5))
 
 
 WAYS: dict[str, Any] = {
@@ -496,25 +454,21 @@ def test_widths_of_delays(sigma: float, fused: list[bool]) -> None:
 
 def test_delays_without_a_graph(fused: list[bool]) -> None:
     model, x = made("LIF", max_delay=D), dyadic(9, 6, 5)
-    with torch.no_grad():
-        expected = by_step(model, x)
-        ends = tt.get_states(model)
-        tt.zero_states(model)
-        assert torch.equal(tt.unroll(model, x), expected)
-    assert fused == [True]
-    for key, value in tt.get_states(model).items():
-        assert torch.equal(value, ends[key]), key
-        assert value.untyped_storage().nbytes() == value.numel() * value.itemsize, key
-    # some samples begin again
-    mask = torch.tensor([True, False] * 3)
+    mask = torch.tensor([True, False] * 3)  # samples that begin again in the second sequence
     found = []
-    for run in (by_step, tt.unroll):
-        tt.set_states(model, ends)
-        model.zero_states(where=mask)
-        found.append(run(model, x))
-    assert torch.equal(*found)
-    assert torch.equal(found[1][:, mask], expected[:, mask])
-    assert not torch.equal(found[1], expected)
+    with torch.no_grad():
+        for run in (by_step, tt.unroll):
+            tt.zero_states(model)
+            first, ends = run(model, x), tt.get_states(model)
+            model.zero_states(where=mask)
+            found.append((first, ends, run(model, x)))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    first, ends, second = found[1]
+    assert fused == [True, True]
+    assert torch.equal(second[:, mask], first[:, mask])
+    assert not torch.equal(second, first)
+    for key, value in ends.items():
+        assert value.untyped_storage().nbytes() == value.numel() * value.itemsize, key
 
 
 @pytest.mark.parametrize("max_delay", [0, D, 12])
@@ -565,54 +519,51 @@ def test_outputs_and_states_can_be_recorded(max_delay: int, fused: list[bool]) -
 class GainOfEdges(snn.SparseLinear):
     """Connection whose subclass scales what its base class computes, by a learned factor."""
 
-    def __init__(self, **arguments: Any):
-        super().__init__(4, 4, torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), **arguments)
-        self.gain = nn.Parameter(torch.tensor(1.5))
-
     def edge_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         return super().edge_weight(dtype) * self.gain
 
 
 class GainOfDelays(snn.DelayedLinear):
-    def __init__(self, max_delay: int):
-        super().__init__(4, 4, max_delay=max_delay)
-        self.gain = nn.Parameter(torch.tensor(1.5))
-
     def kernel_of(self, dtype: torch.dtype) -> Tensor:
         return super().kernel_of(dtype) * self.gain
 
 
+RING = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+
+
 @pytest.mark.parametrize("is_silent", [False, True])
-@pytest.mark.parametrize("road", ["layer", "functional"])
 @pytest.mark.parametrize(
     "connection",
-    [GainOfEdges, lambda: GainOfEdges(delay=2), lambda: GainOfDelays(3)],
+    [
+        lambda: GainOfEdges(4, 4, RING),
+        lambda: GainOfEdges(4, 4, RING, delay=2),
+        lambda: GainOfDelays(4, 4, max_delay=3),
+    ],
     ids=["edges", "edges with delays", "delays"],
 )
-def test_an_overridden_weight_acts_once(connection: Any, road: str, is_silent: bool) -> None:
+def test_an_overridden_weight_acts_once(connection: Any, is_silent: bool) -> None:
     torch.manual_seed(0)
     layer = snn.Recurrent(snn.LIF(4), connection()).double()
+    layer.connection.gain = nn.Parameter(torch.tensor(1.5).double())
     x = 2 * torch.rand(9, 3, 4, dtype=torch.float64)
     if is_silent:  # where the first steps of a new model, which are compared, have no spike
         x[:4] = 0
-    parameters, found = dict(layer.named_parameters()), []
+    named, found = dict(layer.named_parameters()), []
     for by in ("layer", "step"):
-        call = Net(
-            lambda net, x, by=by: tt.unroll(net.layer, x, by=by, from_rest=True), layer=layer
-        )
+        loss = tt.unroll(layer, x, by=by, from_rest=True).square().sum()
+        found.append(dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True)))
+        tt.zero_states(layer)
+        call = Net(lambda net, x, by=by: tt.unroll(net.layer, x, by=by), layer=layer)
 
-        def loss(given: dict[str, Tensor], call: nn.Module = call) -> Tensor:
-            named = {f"layer.{name}": value for name, value in given.items()}
-            called = torch.func.functional_call(call, named, (x,)) if road != "layer" else call(x)
-            return called.square().sum()
+        def called(given: Any, call: nn.Module = call) -> Tensor:
+            parameters = {f"layer.{name}": value for name, value in given.items()}
+            return torch.func.functional_call(call, parameters, (x,)).square().sum()
 
-        if road == "functional":
-            found.append(torch.func.grad(loss)(parameters))
-        else:
-            grads = torch.autograd.grad(loss({}), list(parameters.values()))
-            found.append(dict(zip(parameters, grads, strict=True)))
-    torch.testing.assert_close(*found)
-    assert bool(found[1]["connection.gain"] != 0)
+        found.append(torch.func.grad(called)(named))
+        tt.zero_states(layer)
+    for each in found[1:]:
+        torch.testing.assert_close(each, found[0])
+    assert bool(found[0]["connection.gain"] != 0)
 
 
 @pytest.mark.parametrize("words", ["cannot be tried on a sample before", "is for the CPU"])
@@ -628,9 +579,8 @@ def test_where_the_loop_is_not_for_it_runs_step_by_step(
         monkeypatch.setitem(backends._BY_DEVICE, "cpu", "triton")
     for _ in range(2):
         assert torch.equal(tt.unroll(model, x, from_rest=True), expected)
-    said = [each.getMessage() for each in caplog.records if "Recurrent" in each.getMessage()]
-    assert len(said) == 1
-    assert f"its loop over all steps {words}" in said[0]
+    (said,) = [text for each in caplog.records if "Recurrent" in (text := each.getMessage())]
+    assert f"its loop over all steps {words}" in said
 
 
 def test_memory_that_is_missing_in_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from tests.refusals import check, refusals
+from tests.snn.test_sparse_linear import seeded
 from tracetorch import snn
 
 LINE = torch.linspace(0, 1, 40)[:, None]
 SIZES, TABLE = (30, 20), [[0.5, 0.1], [0.0, 1.0]]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def decayed(distance: Tensor) -> Tensor:
@@ -137,19 +134,6 @@ def test_populations_are_numbered_one_after_the_other() -> None:
     expected = torch.tensor([[0.5, 0.1], [0.0, 1.0]]) * torch.tensor([[3e4, 12e4], [2e4, 8e4]])
     assert torch.allclose(counts, expected, rtol=0.03)
     assert counts[1].tolist() == [0, 80_000]
-
-
-def test_inputs_of_masks_are_drawn_evenly() -> None:
-    for self_connections in (True, False):
-        mask = snn.in_degree_mask(40, 40, 39, self_connections=self_connections, generator=seeded())
-        assert bool((mask.sum(1) == 39).all())
-    assert not mask.diagonal().any()
-    # each is there a binomial number of times
-    counts = snn.in_degree_mask(4000, 10, 3, generator=seeded()).sum(0).double()
-    assert float((counts - 1200).abs().max()) < 4 * (4000 * 0.3 * 0.7) ** 0.5
-
-
-# Refusals
 
 
 @refusals("""
