@@ -18,6 +18,7 @@ from torch import nn
 
 import tracetorch as tt
 from tests.cases import sequence
+from tests.export.models import stepped_program
 from tests.nir.cases import DT, NEURONS, full, graph, line, run, simulated, ways
 from tests.refusals import check, refusals
 from tracetorch import snn
@@ -262,15 +263,10 @@ def test_states_are_kept_cut_moved_and_copied() -> None:
 def test_it_can_be_exported_with_its_states() -> None:
     model = tt.nir.from_nir(recurrent(), dt=DT)
     x = 2 * sequence(20, 2, 3)
-    want = run(model, x)
     program = tt.export.step(model, x[0])
     states = tt.export.initial_states(program, batch=2)
     assert {name for name in states if name.endswith("held")} == {"late.a.held", "late.b.held"}
-    step, outputs = program.module(), []
-    for each in x:
-        y, states = step(each, states)
-        outputs.append(y)
-    assert torch.equal(torch.stack(outputs), want)
+    assert torch.equal(stepped_program(program, x, states)[0], run(model, x))
 
 
 def test_it_learns() -> None:
