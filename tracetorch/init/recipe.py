@@ -32,6 +32,7 @@ from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.neuron import Neuron, has_step, spike_functions
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.parameters import is_decay
+from tracetorch.snn.recurrent import Recurrent
 from tracetorch.unrolling.inputs import Inputs, mask_first, parse_inputs
 
 _MEMBRANE = "beta"  # the decay of the membrane, in every neuron that has one
@@ -96,29 +97,32 @@ def spread_(
 
 
 def plan_spread(
-    model: nn.Module, steps: int, generator: torch.Generator | None, readout: float | None = None
+    model: nn.Module, steps: int, generator: torch.Generator | None, reach: int | None = None
 ) -> list[Spread]:
-    """Return the half-lives of spiking layers, and one for the others where it is given."""
+    """Return new half-lives; ``reach``, of a target, is for what feeds back and for readouts."""
+    loops = [module for _, module in named_modules(model) if isinstance(module, Recurrent)]
+    fed_back = {id(each) for loop in loops for each in loop.modules()}
     found: list[Spread] = []
     raws: set[int] = set()
     for path, module in named_modules(model):
         if not has_step(module):
             continue
         spikes = bool(spike_functions(module))
-        reason = _reason_against(module, steps, spread=spikes or readout is None)
+        reason = _reason_against(module, steps, spread=spikes or reach is None)
         raw = getattr(module, f"raw_{_MEMBRANE}", None)
         if not reason and id(raw) in raws:
             reason = "left: shared with a layer above"
         raws.add(id(raw))
         halflives = None
         if not reason and not spikes:
-            number = [readout] * module.num_neurons
-            halflives = torch.tensor(number, dtype=torch.float64, device="cpu")
+            number = torch.ones(module.num_neurons, dtype=torch.float64, device="cpu")
+            halflives = number * cast(int, reach) / 8
         elif not reason:
             exponents = torch.linspace(0, 1, module.num_neurons, dtype=torch.float64, device="cpu")
             device = None if generator is None else generator.device
             order = torch.randperm(module.num_neurons, generator=generator, device=device)
-            halflives = (float(steps) ** exponents)[order.cpu()]
+            longest = reach if reach and id(module) in fed_back else steps
+            halflives = (float(longest) ** exponents)[order.cpu()]
         found.append(Spread(path, module, halflives, reason))
     return found
 
@@ -247,9 +251,9 @@ def recipe(
         total_steps: how often ``optimizer.step()`` will run, and ``scheduler.step()`` after it.
         lr: the highest learning rate; ``None``: 3e-2 where a batch norm is the last layer before
             all that spike, else 1e-2.
-        target: of a regression the signal that the batch is to give, floats ``[T, B, ...]``. In
-            place of ``T`` half-lives then go to its own, the lag at which its autocorrelation is a
-            half, and those of readouts to an eighth of that, where they are at their default.
+        target: of a regression the signal that the batch is to give, floats ``[T, B, ...]``. Its
+            half-life, the lag at which its autocorrelation is a half, stands for ``T`` inside of a
+            ``Recurrent`` then, and an eighth of it is that of readouts left at their default.
         mask: ``[T, B]`` booleans, true where a step is real; ``None``: all are.
         steps: as in ``unroll``, for a batch without time.
         time_dim: where time is in batch, target and mask: 1 for ``[B, T, ...]``.
@@ -281,8 +285,8 @@ def recipe(
     real = mask.sum(0) if isinstance(mask, Tensor) and mask.ndim == 2 else None
     longest = max(1, inputs.steps if real is None or not real.numel() else int(real.max()))
     if target is not None:
-        reach = min(longest, _halflife_of(target, inputs, time_dim, mask))
-    spread = plan_spread(model, reach or longest, None, reach and reach / 8)
+        reach = min(longest, max(2, _halflife_of(target, inputs, time_dim, mask)))
+    spread = plan_spread(model, longest, None, reach)
     with spread_written(spread):
         trial = trial_on(model, inputs, _TARGET, 0.0, steps=steps, mask=mask, may_leave=True)
         for stage in trial.calls.stages:
@@ -298,7 +302,7 @@ def recipe(
             optimizer = _AdamW(groups)
             rates = [group["lr"] for group in groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
-    by = f", half-lives by the target's of {reach}" if reach else ""
+    by = f", the target's half-life is {reach} steps" if reach else ""
     print(f"recipe: AdamW, one cycle of {total_steps:,} steps up to {rate:g}, {reason}{by}")
     factors = {path: size / before[path] for path, size in _sizes(trial).items()}
     learn = {
