@@ -181,7 +181,7 @@ def test_gradient_of_the_first_layer_against_the_last(ratio: float, name: str | 
     g = torch.ones(STEPS, B, N)
     layers = layer("0", gradient=ratio * g), layer("1"), layer("2", gradient=g)
     every = findings(gradients, evidence(*layers))
-    found = [(f.name, f.value) for f in every if f.name != "short-memory"]
+    found: list[Any] = [(f.name, f.value) for f in every if f.name != "short-memory"]
     assert found == ([] if name is None else [(name, pytest.approx(ratio))])
 
 

@@ -86,7 +86,8 @@ SLOW = ("initial values of channels", "inputs", "noise", "images", "connected")
 
 
 def close(found: Any, expected: Any, exact: bool) -> None:
-    torch.testing.assert_close(found, expected, **({"rtol": 0, "atol": 0} if exact else {}))
+    options: Any = {"rtol": 0, "atol": 0} if exact else {}
+    torch.testing.assert_close(found, expected, **options)
 
 
 def first(x: Any) -> Any:

@@ -26,7 +26,7 @@ from tracetorch.functional import atan_surrogate
 GOLDEN = torch.load(
     Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt", weights_only=True
 )
-PARAMETERS = ("alpha", "beta", "gamma", "pos_threshold", "neg_threshold")
+PARAMETERS: tuple[str, ...] = ("alpha", "beta", "gamma", "pos_threshold", "neg_threshold")
 PARAMETERS += ("pos_scale", "neg_scale", "rec_weight", "bias")
 
 

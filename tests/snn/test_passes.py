@@ -77,7 +77,7 @@ HIDDEN = {
 }
 
 
-def run(net: nn.Module, steps: int, first: float = 1.0) -> None:
+def run(net: Any, steps: int, first: float = 1.0) -> None:
     for number in range(steps):
         net(torch.full((1, 3), 1.0 if number else first))
 
