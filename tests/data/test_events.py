@@ -23,14 +23,14 @@ class Recordings(list[Any]):
 def test_frames_of_the_sensor_size_flat_or_of_one_polarity() -> None:
     frames = tt.data.Frames(Recordings([(EVENTS, 4)]), window=10)
     x, label = frames[0]
-    assert (len(frames), x.shape, x.sum()) == (1, (5, 2, 2, 3), 3)
+    assert (len(frames), tuple(x.shape), float(x.sum())) == (1, (5, 2, 2, 3), 3)
     assert x.nonzero().tolist() == [[0, 0, 1, 0], [4, 1, 1, 2]]
     assert torch.equal(label, torch.tensor(4))
     cube, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2)[0]
     flat, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2, flat=True)[0]
     assert torch.equal(flat, cube.reshape(2, 12))
     x, _ = tt.data.Frames([(EVENTS, 4)], (3, 2, 1), bins=1)[0]
-    assert (x.shape, x.sum()) == ((1, 1, 2, 3), 3)
+    assert (tuple(x.shape), float(x.sum())) == ((1, 1, 2, 3), 3)
 
 
 SENSOR = (34, 34, 2)  # N-MNIST's
@@ -47,7 +47,6 @@ def test_transforms_of_tonic_change_what_is_counted(monkeypatch: pytest.MonkeyPa
     expected = transforms.ToFrame(sensor_size=SENSOR, n_time_bins=3)(DIGIT).astype("float32")
     # Tonic leaves the last event out
     assert torch.equal(counted(None, stop=90_000), torch.from_numpy(expected))
-    assert expected.sum() == 2
     plain = counted(None)
     assert torch.equal(counted(transforms.RandomFlipLR(SENSOR, p=1.0)), plain.flip(-1))
     both = transforms.Compose([transforms.RandomFlipUD(SENSOR, p=1.0), transforms.DropEvent(p=0.0)])
@@ -94,7 +93,8 @@ def test_data_sets_print_what_they_are_and_events_off_the_sensor_are_rejected(tm
     assert repr(frames) == f"Frames({data!r}, (700, 1, 1), window=1000.0, stop=4000.0, flat=True)"
     few = tt.data.Frames([(EVENTS, 7)], (4, 1, 1), bins=3)
     assert repr(few) == "Frames(1 recordings, (4, 1, 1), bins=3)"
-    for size in (None, 700, (34, 34)):
+    wrong: list[Any] = [None, 700, (34, 34)]
+    for size in wrong:
         with pytest.raises(TypeError, match=r"must be \(width, height, polarities\), got"):
             tt.data.Frames([(EVENTS, 4)], size, bins=2)
     with pytest.raises(ValueError, match=r"x=2, off the sensor of size \(2, 2\)"):

@@ -66,7 +66,7 @@ WINDOWS: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
 @pytest.mark.parametrize("name", WINDOWS)
 def test_equals_the_dense_convolution(name: str, density: float | None, weighted: bool) -> None:
     shape, window = WINDOWS[name]
-    layer = dyadic(nn.Conv2d(shape[1], *window, bias=weighted))
+    layer = dyadic(nn.Conv2d(shape[1], *window, bias=weighted))  # type: ignore[misc]
     check_equal(layer, events(*shape, density=density, weighted=weighted))
 
 

@@ -349,7 +349,8 @@ def test_functional_call_uses_the_parameters_that_are_given() -> None:
 
 
 def test_hooks_of_parameters_run_once_and_may_change_the_gradient() -> None:
-    layer, x, seen = made(), sequence(), list[Tensor]()
+    layer, x = made(), sequence()
+    seen: Any = []
     plain = outcome(WAYS["a sequence"], made(), x)
     layer.raw_beta.register_hook(lambda grad: seen.append(grad) or 2 * grad)
     found = outcome(WAYS["a sequence"], layer, x)

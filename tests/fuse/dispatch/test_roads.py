@@ -36,7 +36,7 @@ def layers(*modules: nn.Module) -> Callable[[], nn.Module]:
 
 # What a model is, how it is called, and the kernels for all steps
 ONE: dict[str, tuple[Callable[[], nn.Module], Options, list[str]]] = {
-    **{name: (lambda name=name: nn.Sequential(cases.layer(name, 3)), plain, ["forward", "backward"])
+    **{name: (layers(cases.layer(name, 3)), plain, ["forward", "backward"])
        for name in (*cases.LAYERS, *cases.NEURONS)},
     "record": (layers(snn.LIF(3)), lambda steps: {"record": ["0.mem", "0.output"]},
      ["forward", "backward"]),

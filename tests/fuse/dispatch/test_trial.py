@@ -42,7 +42,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Count the trials: whether each was of a backward kernel."""
-    found: list[bool] = []
+    found: Any = []
     failure_of = trial.failure_of
     monkeypatch.setattr(
         *(trial, "failure_of"),
@@ -234,7 +234,7 @@ def test_each_kernel_is_tried_once_where_no_graph_is_recorded(trials, monkeypatc
 
 @pytest.mark.parametrize("around", ["no_grad", "inference_mode", "autocast", "anomaly", "hooks"])
 def test_modes_around_a_trial(around: str, caplog: pytest.LogCaptureFixture) -> None:
-    seen: list[Tensor] = []
+    seen: Any = []
     keep = lambda tensor: seen.append(tensor) or tensor  # noqa: E731
     modes: dict[str, Any] = {
         "no_grad": torch.no_grad(),

@@ -21,7 +21,7 @@ from tracetorch.fuse.runtime.allocation import cache_size, large_empty, layout_o
 @pytest.fixture
 def bypassed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Make every sequence large; return which kernels bypass the caches."""
-    found: list[bool] = []
+    found: Any = []
     aligned = cpu._are_aligned
     note = lambda *args: found.append(aligned(*args)) or found[-1]  # noqa: E731
     monkeypatch.setattr(cpu, "_are_aligned", note)
@@ -100,7 +100,7 @@ def test_one_value_for_all_is_read_as_so_many(shape, dim, monkeypatch) -> None:
     """The gradient of a sum, and a constant input, have no memory but one value."""
     layer = cases.layer("SLIF", shape[dim if dim < 0 else dim + 1], dim=dim).to(torch.float32)
     one = torch.tensor([9.0, 1.3])[1:]  # behind another in its memory
-    read: list[torch.Tensor] = []
+    read: Any = []
     original = cpu._sequence
     note = lambda *args: read.append(original(*args)[0]) or original(*args)  # noqa: E731
 
