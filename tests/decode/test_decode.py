@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor
 
 from tests.ragged import masks, padded_with_nan, single_sequences
@@ -33,7 +33,6 @@ def test_small_cases_exactly() -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@settings(deadline=None)
 @given(mask=masks())
 def test_masked_sequences_decode_like_unpadded_ones(decoder: Any, mask: Tensor) -> None:
     x = random_spikes(*mask.shape, 3) + (0 if decoder is decode.first_spike else normal(3))
@@ -50,7 +49,6 @@ def test_masked_sequences_decode_like_unpadded_ones(decoder: Any, mask: Tensor) 
     assert torch.equal(grad[~mask], torch.zeros_like(grad[~mask]))
 
 
-@settings(deadline=None)
 @given(mask=masks())
 def test_first_spike_gradient_is_the_change_by_an_additional_spike(mask: Tensor) -> None:
     x = random_spikes(*mask.shape, 2, seed=int(mask.sum())).abs().requires_grad_()

@@ -26,7 +26,7 @@ CHANNELS_LAST: Any = torch.channels_last
         (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), ONES),
         (nn.Conv2d(8, 8, 2, padding="same"), ONES),
         (nn.Conv2d(8, 8, 3), ONES.to(memory_format=CHANNELS_LAST)),
-        (nn.Conv2d(8, 8, 3).to(memory_format=CHANNELS_LAST), ONES),
+        (nn.Conv2d(8, 8, 3).to(memory_format=CHANNELS_LAST), ONES),  # type: ignore[call-overload]
         (nn.Conv2d(8, 8, 3), ONES[0]),
         (nn.Conv2d(8, 8, 3).bfloat16(), ONES.bfloat16()),
         (nn.Conv2d(8, 8, 3), ONES[:0]),

@@ -24,7 +24,6 @@ from tests.cases import through_save
 from tests.events.cases import dyadic, event_passes, events, observed
 from tests.networks import Net
 from tests.scale_out.processes import run_together
-from tests.unrolling.models import Whole
 from tracetorch import fuse, snn
 from tracetorch.events import mode, observed_products, requested_mode
 from tracetorch.events.passes import event_modules
@@ -99,17 +98,6 @@ def test_hooks_see_every_call() -> None:
     assert products == [True, True]
     assert seen == ["before", "after", "backward before", "backward after"] * 2
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_functional_call() -> None:
-    model, x = model_and_input()
-    swapped = {f"model.{n}": (2 * p.detach()).requires_grad_() for n, p in model.named_parameters()}
-    results = []
-    for name in ("never", "always"):
-        with mode(name):
-            y = torch.func.functional_call(Whole(model), swapped, x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), list(swapped.values()))))
-    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 class Subclass(nn.Linear):

@@ -28,14 +28,6 @@ WORDS = "words-adlif"  # data that are drawn: the quickest
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train and test on a few samples."""
-    build, load = NETWORKS[WORDS]
-    train, test = (Batch(x[:, :100], y[:100], mask[:, :100]) for x, y, mask in load())
-    monkeypatch.setitem(NETWORKS, WORDS, (build, lambda: (train, test)))
-
-
-@pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the files of one network, which a test may damage."""
     for path in FOLDER.glob(f"{WORDS}.*"):
@@ -140,9 +132,7 @@ def test_a_damaged_file_and_another_of_the_same_layers_are_found(folder: Path) -
     assert others  # one value of 8,084, by a thousandth
 
 
-def test_a_changed_step_and_a_network_that_no_longer_fits_are_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_changed_step_and_a_network_that_no_longer_fits_are_found(monkeypatch) -> None:
     original = tt.neurons.AdLIF.step
 
     def step(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
@@ -223,7 +213,10 @@ def test_a_new_training_lands_in_the_interval(capsys: pytest.CaptureFixture[str]
     assert " is in " in capsys.readouterr().out
 
 
-def test_what_is_recorded_is_verified(few, folder, monkeypatch, capsys) -> None:
+def test_what_is_recorded_is_verified(folder, monkeypatch, capsys) -> None:
+    build, load = NETWORKS[WORDS]
+    train, test = (Batch(x[:, :100], y[:100], mask[:, :100]) for x, y, mask in load())
+    monkeypatch.setitem(NETWORKS, WORDS, (build, lambda: (train, test)))
     old = tt.zoo.card(WORDS)
     change_card(folder, recipe=old.recipe | {"epochs": 1, "lr": 1e-6, "seed": 7})
     monkeypatch.setattr(script, "SEEDS", 2)

@@ -19,8 +19,7 @@ from tests.snn.test_sparse_recurrent import poison
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.javascript import backward_source
 from tracetorch.fuse.codegen.triton_loops import triton_source
-from tracetorch.fuse.dispatch.plans import plan_of, register
-from tracetorch.fuse.ir.plan import ABSENT, Plan
+from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel
 from tracetorch.fuse.runtime import sparse_segments, threads
 
@@ -155,9 +154,7 @@ IN_A_LOOP = {
 
 # populations, steps
 @cases.thinned(3, kind=CONNECTIONS, size=((1, 5), (2, 5), (2, 2)), loss=IN_A_LOOP)
-def test_in_a_recurrence(
-    kind: str, size: tuple[int, int], loss: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_a_recurrence(kind, size, loss, monkeypatch) -> None:
     populations, steps = size
     poison(monkeypatch)
     loops = Mock(wraps=threads.run_written)
@@ -241,15 +238,3 @@ def test_every_printer_spells_when_a_cotangent_is_present(layer: Any, present: s
     source = triton_source(verify(backward_kernel(part)))
     compile(source, "backward", "exec")
     assert "steps - 1" in source.split("def backward", 1)[1]
-
-
-def test_a_plan_of_a_backward_pass_is_found_by_its_key() -> None:
-    program = cases.trace_layer(Monitored(), 2, torch.float64)
-    plan = Plan(program, "cpu", -1, ("mem",), True, program.inputs, program.params)
-    part = plan.given([1, None, None, 1, 1, None])
-    assert (part.trained, part.recomputed) == (("beta", "base"), plan.recomputed)
-    assert plan.given([1] * 6) is plan
-    register(plan)
-    assert plan_of(part.key) is part
-    with pytest.raises(KeyError):
-        plan_of(f"nothing{ABSENT}output")

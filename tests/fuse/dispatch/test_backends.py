@@ -117,12 +117,6 @@ def test_an_earlier_name_requests_the_same_backend() -> None:
     assert "numba" not in fuse.NAMES
 
 
-@pytest.mark.parametrize("ask", [fuse.backend, fuse.unavailable_reason])
-def test_an_unknown_name_is_refused(ask: Callable[[str], object]) -> None:
-    with pytest.raises(ValueError, match=r"no backend is called 'llvm'\. There are auto, cpu"):
-        ask("llvm")
-
-
 def test_threads_in_a_hurry_leave_the_default_and_nothing_behind() -> None:
     def work(name: str) -> None:
         for _ in range(2000):

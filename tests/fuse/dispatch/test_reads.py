@@ -24,7 +24,7 @@ from tracetorch import fuse, snn
 from tracetorch.fuse.dispatch import backends
 
 SOURCE = """
-import collections, enum, fractions, functools, math, os, random, time, types
+import enum, functools, math, os, random, time, types
 from typing import ClassVar, NamedTuple
 from dataclasses import dataclass
 import numpy as np
@@ -135,30 +135,17 @@ TABLE = r"""
         -> reads E|reads o|by is
     a member as an option | 2 if o is E.A else o.value | class E(enum.Enum): A = 2.0; B = 5.0
         \ngiven = E.B | layer.o = E.A -> reads E|reads o|by is
-    its value | o.value | class E(enum.Enum): A = 2.0\ngiven = E.A | given._value_ = 3.0
-        -> reads E|reads o|by is
-    its attribute | o.gain * len(o.name) | class E(enum.Enum):\n    A = 2.0
-        \n    def __init__(self, v): self.gain = 2 * v\ngiven = E.A | given.gain = 3.0
-        -> reads E|reads o|by is
-    its method | o.gain() | class E(enum.Enum):\n    A = (2.0, 1)
-        \n    def gain(self): return self.value[0]\ngiven = E.A | given.gain = lambda: 3.0
-        -> reads E|reads o|by is
     a member that is a number | o * x + (o == E.A) | class E(enum.IntEnum): A = 2; B = 3
         \ngiven = E.A | layer.o = E.B -> reads E|reads o|by is
     flags | 2 if o & E.B else 3 | class E(enum.Flag): A = 1; B = 2\ngiven = E(3) | layer.o = E.A
         -> reads E|reads o|by is
     a named tuple | o.k * o[1] + len(o) | class C(NamedTuple):\n    k: float\n    n: int = 2
         \ngiven = C(2.0) | C.k = property(lambda self: 7.0) -> reads E|reads o|by is
-    another named tuple | o.k * o.twice() | class C(collections.namedtuple('C', 'k')):
-        \n    def twice(self): return 2 * self.k\ngiven = C(2.0) | given.twice = lambda: 7.0
-        -> reads E|reads o|by is
     a list | G[0] | G = [2.0] | G[0] = 3.0 -> reads G \(list\)
     a dict | G['k'] | G = {'k': 2.0} | G['k'] = 3.0 -> reads G \(dict\)
     an attribute of a dict's subclass | d.G | class Bag(dict): pass\nd = Bag(); d.G = 2.0
         | d.G = 3.0 -> reads d\.G
     a number of NumPy | G | G = np.float32(2) | G = np.float32(3) -> reads G \(float32\)
-    a Fraction | float(G) | G = fractions.Fraction(2) | G = fractions.Fraction(3)
-        -> reads G \(Fraction\)
     a partial | f() | f = functools.partial(lambda k: k, k=2.0) | f.keywords['k'] = 3.0
         -> reads f \(partial\)
     a namespace | s.G | s = types.SimpleNamespace(G=2.0) | s.G = 3.0 -> reads s\.G
@@ -169,7 +156,6 @@ TABLE = r"""
         -> reads k of a value
     a bound builtin | g('G') | d = {'G': 2.0}; g = d.get | d['G'] = 3.0 -> reads g \(bui
     globals() | globals()['G'] | G = 2.0 | G = 3.0 -> calls globals
-    getattr | getattr(C, 'G') | class C: G = 2.0 | C.G = 3.0 -> calls getattr
     a cached helper | f() | G = 2.0\n@functools.lru_cache\ndef f(): return G
         -> reads f \(_lru_cache_wrapper\)
     a metaclass | C.G | v = [2]\nclass M(type):\n    G = property(lambda c: v[0])
@@ -183,15 +169,9 @@ TABLE = r"""
         -> reads o \(SimpleNamespace\)
     a callable object | o(x) | class C:\n    k = 2.0\n    def __call__(self, u): return self.k * u
         \ngiven = C() | given.k = 3.0 -> reads o \(C\)
-    a member that holds a list | o.value[0] | class E(enum.Enum): A = [2.0]\ngiven = E.A
-        | given.value[0] = 3.0 -> reads E|reads o|by is
-    a member's property | o.value | v = [2.0]\nclass E(enum.Enum):\n    A = 1
-        \n    value = property(lambda s: v[0])\ngiven = E.A | v[0] = 3.0 -> reads E|reads o|by is
     a member that is text with an operator of its own | o * 1.0 | G = 2.0\nclass E(str, enum.Enum):
         \n    A = 'a'\n    def __mul__(self, other): return G\ngiven = E.A | G = 3.0
         -> reads E|reads o|by is
-    a named tuple that holds a list | o.k[0] | given = collections.namedtuple('C', 'k')([2.0])
-        | given.k[0] = 3.0 -> reads E|reads o|by is
     a slot that is no field | o.k | @dataclass(frozen=True)\nclass C:\n    __slots__ = ('k',)
         \ngiven = C()\nobject.__setattr__(given, 'k', 2.0) | object.__setattr__(given, 'k', 3.0)
         -> reads k of a value|reads o \(C\)
@@ -217,13 +197,11 @@ TABLE = r"""
     whether it is a parameter | 2 if isinstance(w, nn.Parameter) else 3 -> reads nn\.Parameter
     its memory | 2 if x.is_contiguous() else 3 -> reads is_contiguous
     random numbers | torch.rand(()) -> draws random numbers, by aten\.rand
-    random numbers as x | torch.rand_like(x) -> draws random numbers
     dropout | F.dropout(x, 0.5) -> draws random numbers
     random numbers of Python | random.random() -> reads random\.random
     random numbers of NumPy | np.random.random() -> reads np\.random\.random
     a generator as an option | o() | given = random.random
         -> reads o \(builtin.*and numbers, words, flags and functions as options\. Give it as one
-    what is printed | f() | def f():\n    print(end='')\n    return 2.0 -> calls print
     a bound method | f() | class C:\n    G = 2.0\n    def f(self): return self.G\nc = C(); f = c.f
         | c.G = 3.0 -> reads f \(method\)
     an operator of its own | o * 1.0 | G = 2.0\n@dataclass(frozen=True)\nclass C:\n    k: float
@@ -232,24 +210,15 @@ TABLE = r"""
     the time | 2 if time.time() > 1 else 3 -> reads time\.time
     the same size | 1 if x.shape == mem.shape and x.size(0) == mem.size(0) else 2 -> reads the size
     a tensor of a size | torch.full((x.shape[0], x.shape[1]), 2.0) -> reads the size
-    a power of a size | 1 / max(x.shape[-1], 8) ** 0.5 -> reads the size
-    a division by a size | 1 / x.shape[0] -> reads the size
-    a size that multiplies | x * x.shape[0] -> reads the size
     a size as a value | torch.full_like(x, x.size(0)) -> reads the size
-    a size in math | math.log2(x.shape[0]) -> reads the size
     a large batch | 2 if x.shape[0] > 100 else 3 -> reads the size
     a batch of one | 2 if len(x) == 1 else 3 -> reads the size
-    a size as a flag | 2 if x.size(0) - 1 else 3 -> reads the size
-    a size given | 2 if x.shape == (128, 9) else 3 -> reads the size
-    a size as text | 2 if f'{x.shape[0]}' == '1' else 3 -> reads the size
     a loop over a size | sum(0.5 ** i for i in range(x.shape[0])) -> reads the size
     sizes in another order | 2 if torch.zeros(x.shape[::-1]).dtype == x.dtype else 3 -> the size
     one dtype | 2 if x.dtype is torch.float32 else 3 -> compares by is
-    one shape | 2 if x.shape is x.shape else 3 -> compares by is
     one size | 2 if x.shape[0] is mem.shape[0] else 3 -> compares by is
     one number | 2 if x.shape[0] is G else 3 | G = 2 | G = 1 -> compares by is
     one size or nothing | 2 if x.shape[0] is (mem.shape[0] or None) else 3 -> compares by is
-    one size or a dtype | 2 if x.shape[0] is (mem.shape[0] or torch.int32) else 3 -> compares by is
     one tensor | 2 if x.contiguous() is x else 3 -> compares by is
     how many rows | 2 if len(x.unbind(0)) > 100 else 3 -> reads the size
     how many parts | 2 if len(x.split(2)) > 50 else 3 -> reads the size
@@ -351,9 +320,7 @@ def test_what_a_step_reads_takes_effect(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_step_is_compiled_or_says_what_it_reads(
-    name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_is_compiled_or_says_what_it_reads(name, caplog, monkeypatch) -> None:
     row, reason = ROWS[name]
     layer = module(row).layers[1]
     found = fuse.unsupported_reason("cpu", layer, X[2])

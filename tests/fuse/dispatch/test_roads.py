@@ -14,30 +14,9 @@ from torch.profiler import ProfilerActivity
 import tracetorch as tt
 from tests import cases
 from tests.fuse.fake_gpu import Launch
+from tests.init.test_response import Noisy
 from tests.snn import test_inputs
 from tracetorch import events, fuse, snn
-
-
-class Noisy(snn.Neuron):
-    """A neuron with noise."""
-
-    inputs = ("x", "noise")
-    states = ("mem",)
-
-    def __init__(self) -> None:
-        super().__init__(3)
-        self.noise = snn.Noise(3, seed=0)
-        self.decay("beta", 0.9)
-        self.threshold("base", 1.0)
-
-    @staticmethod
-    def step(
-        x: Tensor, noise: Tensor, mem: Tensor, *, beta: Tensor, base: Tensor, spike: Any
-    ) -> Any:
-        mem = beta * mem + x + noise
-        fired = spike(mem - base)
-        return fired, mem - fired * base
-
 
 Options = Callable[[int], dict[str, Any]]
 EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
@@ -57,12 +36,12 @@ def layers(*modules: nn.Module) -> Callable[[], nn.Module]:
 
 # What a model is, how it is called, and the kernels for all steps
 ONE: dict[str, tuple[Callable[[], nn.Module], Options, list[str]]] = {
-    **{name: (lambda name=name: nn.Sequential(cases.layer(name, 3)), plain, ["forward", "backward"])
+    **{name: (layers(cases.layer(name, 3)), plain, ["forward", "backward"])
        for name in (*cases.LAYERS, *cases.NEURONS)},
     "record": (layers(snn.LIF(3)), lambda steps: {"record": ["0.mem", "0.output"]},
      ["forward", "backward"]),
     "restarts": (layers(snn.SLIF(3)), restarts, ["forward", "backward"]),
-    "noise": (layers(Noisy()), plain, ["uniforms", "forward", "backward"]),
+    "noise": (layers(Noisy(3, "normal")), plain, ["uniforms", "forward", "backward"]),
     "segments": (layers(snn.LIF(3)), lambda steps: {"segment": steps // 2},
      ["forward", "forward", "backward", "forward", "backward"]),
     "delays": (layers(snn.Delay(3, max_delay=4)), plain, []),
@@ -83,7 +62,7 @@ MANY: dict[str, tuple[Callable[[], nn.Module], Options]] = {
     "a norm through time in training": (layers(snn.BatchNormThroughTime(3, steps=4)), plain),
     "restarts of a delay": (layers(snn.Delay(3, max_delay=4)), restarts),
     "restarts of dropout": (layers(snn.LockedDropout(3, p=0.5)), restarts),
-    "restarts of noise": (layers(Noisy()), restarts),
+    "restarts of noise": (layers(Noisy(3, "normal")), restarts),
 }
 
 
@@ -114,9 +93,7 @@ def names(launched: list[Launch]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["record", "restarts", "noise"])
-def test_a_warm_call_waits_for_nothing(
-    name: str, launched: list[Launch], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warm_call_waits_for_nothing(name, launched, monkeypatch) -> None:
     """So that a CUDA graph can record it: no value is read, and none is copied from the host."""
     make, options, _ = ONE[name]
     waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::lift_fresh"}

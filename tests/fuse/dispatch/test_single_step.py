@@ -1,5 +1,3 @@
-"""Single steps that are compiled: what eager steps compute, of any layer, parameter and state."""
-
 from __future__ import annotations
 
 import copy
@@ -221,13 +219,11 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("how", ["data", "functional_call"])
 @torch.no_grad()
-def test_changed_values_of_a_strided_parameter_take_effect(
-    how: str, view: str, dtype: torch.dtype
-) -> None:
+def test_changed_values_of_a_strided_parameter_take_effect(how, view, dtype) -> None:
     made, x = layer("LIF", 4), sequence(3, 2, 4, dtype=torch.float32)
     raw = VIEWS[view](torch.linspace(-2, 2, 16, dtype=dtype).reshape(4, 4))
 
-    def steps() -> Results:
+    def steps() -> Any:
         tt.zero_states(made)
         if how == "data":
             return stepped(made, x), made.mem

@@ -40,16 +40,6 @@ def test_pages_are_reused_only_after_the_tensor_is_freed(pool: Any) -> None:
     assert large_empty(LARGE, torch.float32).data_ptr() == address
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_large_empty_returns_an_ordinary_tensor(dtype: torch.dtype) -> None:
-    tensor = large_empty(LARGE, dtype)
-    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == (LARGE, dtype, True)
-    tensor.fill_(2.0).requires_grad_()
-    (tensor * tensor).sum().backward()
-    assert torch.equal(tensor.grad, torch.full(LARGE, 4.0, dtype=dtype))
-    assert torch.equal(tensor.detach().clone(), tensor)
-
-
 def test_pool_size_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocation, "_POOL_LIMIT", 8 << 20)
     for rows in (1, 5, 8, 11):
@@ -91,9 +81,7 @@ def test_child_forked_while_the_pool_is_locked_can_allocate() -> None:
 
 
 @pytest.mark.parametrize("fails", ["madvise", "take"])
-def test_pytorch_allocates_where_the_system_refuses_pages(
-    fails: str, pool: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pytorch_allocates_where_the_system_refuses_pages(fails, pool, monkeypatch) -> None:
     class Refusing(mmap.mmap):
         def madvise(self, *_: Any) -> None:
             raise OSError(22, "Invalid argument")

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
-import os
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,9 +59,7 @@ def count(kernel: TaskKernel, tasks: int, work: int = LARGE) -> list[int]:
 
 @pytest.mark.parametrize("tasks", [0, 1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("work", [0, LARGE])
-def test_every_task_of_a_kernel_runs_once(
-    work: int, tasks: int, kernel: TaskKernel, way: str
-) -> None:
+def test_every_task_of_a_kernel_runs_once(work, tasks, kernel, way) -> None:
     for number in (1, 2, 5, 2):
         torch.set_num_threads(number)
         assert count(kernel, tasks, work) == [100] * tasks
@@ -106,52 +101,10 @@ def test_results_do_not_depend_on_the_number_of_threads(way: str) -> None:
     assert all(torch.equal(*pair) for each in found for pair in zip(each, found[0], strict=True))
 
 
-@needs_gomp
-def test_kernels_run_on_the_runtime_whose_threads_pytorch_sets() -> None:
-    library = ctypes.CDLL(
-        str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"), os.RTLD_NOLOAD
-    )
-    before = torch.get_num_threads()
-    try:
-        for number in (2, 3):
-            torch.set_num_threads(number)
-            assert library.omp_get_max_threads() == number
-    finally:
-        torch.set_num_threads(before)
-
-
 @forks
 def test_child_forked_after_a_parallel_region_runs_kernels(kernel: TaskKernel, way: str) -> None:
     assert count(kernel, 100) == [100] * 100
     assert forked(lambda: count(kernel, 100) == [100] * 100)()
-
-
-class Filtered(torch.utils.data.Dataset[float]):
-    """Data that a neuron layer filters in the worker."""
-
-    def __init__(self) -> None:
-        self.layer = cases.layer("LIF", 500)
-        self.x = cases.sequence(300, 8, 500, dtype=torch.float32)
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> float:
-        self.layer.zero_states()
-        return self.layer.forward_sequence(self.x)[0].sum().item()
-
-
-@forks
-def test_forked_workers_of_a_data_loader_run_kernels() -> None:
-    data = Filtered()
-    expected = data[0]  # in a parallel region
-    loader = torch.utils.data.DataLoader(
-        data,
-        num_workers=2,
-        timeout=240,
-        multiprocessing_context=multiprocessing.get_context("fork"),
-    )
-    assert [value.item() for value in loader] == [expected] * 3
 
 
 def test_thread_may_outlive_the_main_thread() -> None:

@@ -18,9 +18,7 @@ from tracetorch.fuse.runtime.threefry import compiled_uniforms, threefry, unifor
         ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
     ],
 )
-def test_known_answers(
-    counter: tuple[int, int], key: tuple[int, int], expected: tuple[int, int]
-) -> None:
+def test_known_answers(counter, key, expected) -> None:
     def pair(values: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return torch.tensor(values[0]), torch.tensor(values[1])
 
@@ -30,27 +28,18 @@ def test_known_answers(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5), (2, 3, 4), (2, 1025), (0, 4)])
 @pytest.mark.parametrize("start", [0, 2**32 - 2, 2**62 - 1])
-def test_compiled_numbers_are_those_of_pytorch(
-    shape: tuple[int, ...], dtype: torch.dtype, start: int
-) -> None:
+def test_compiled_numbers_are_those_of_pytorch(shape, dtype, start) -> None:
     lanes = torch.Size(shape).numel()
-    position = (start - torch.arange(lanes).remainder(3)).clamp(min=0).reshape(shape)
+    position = (start - torch.arange(lanes).remainder(3)).clamp(min=0).reshape(shape[::-1])
+    position = position.permute(tuple(range(len(shape)))[::-1])  # in another order of memory
     for found, expected in zip(
-        compiled_uniforms(position, 7, dtype), uniforms(position, 7, dtype), strict=True
+        compiled_uniforms(position, 7, dtype),
+        uniforms(position.contiguous(), 7, dtype),
+        strict=True,
     ):
         assert torch.equal(found, expected)
         assert found.dtype == dtype
         assert found.shape == (7, *shape)
-
-
-def test_a_position_in_any_order_of_memory() -> None:
-    position = torch.arange(12).reshape(3, 4).t()
-    for found, expected in zip(
-        compiled_uniforms(position, 3, torch.float32),
-        uniforms(position.contiguous(), 3, torch.float32),
-        strict=True,
-    ):
-        assert torch.equal(found, expected)
 
 
 def test_a_step_later_is_the_next_number() -> None:
@@ -81,9 +70,3 @@ def test_numbers_are_uniform_independent_and_never_at_the_ends() -> None:
     ]
     for a, b in pairs:
         assert abs(float((a * b).mean() * 12)) < 5 / count**0.5
-
-
-def test_largest_and_smallest_number_in_float32() -> None:
-    words = torch.tensor([0, 0xFFFFFFFF])
-    ends = ((words >> 9).float() + 0.5) * 2.0**-23
-    assert ends.tolist() == [2.0**-24, 1 - 2.0**-24]
