@@ -680,20 +680,18 @@ def recurrent(inside: nn.Module) -> snn.Recurrent:
     return snn.Recurrent(layer("LIF", N), connection)
 
 
-def in_two(one: nn.Module, other: nn.Module) -> nn.Module:
-    """Put two ``Recurrent``s one behind the other."""
-    return module(lambda s, x: s.b(x + s.a(x)), a=recurrent(one), b=recurrent(other))
-
-
-def behind(one: nn.Module, other: nn.Module) -> nn.Module:
-    return module(lambda s, x: s.b(x + s.a(x)), a=recurrent(one), b=other)
-
-
-def in_front(one: nn.Module, other: nn.Module) -> nn.Module:
-    return module(lambda s, x: x + s.a(s.b(x)), a=recurrent(one), b=other)
-
-
-SHARING = {"in two": in_two, "inside and behind": behind, "inside and in front": in_front}
+# two layers of which one is inside of a ``Recurrent``, and where the other stands
+SHARING: dict[str, Callable[[nn.Module, nn.Module], nn.Module]] = {
+    "in two": lambda one, other: module(
+        lambda s, x: s.b(x + s.a(x)), a=recurrent(one), b=recurrent(other)
+    ),
+    "inside and behind": lambda one, other: module(
+        lambda s, x: s.b(x + s.a(x)), a=recurrent(one), b=other
+    ),
+    "inside and in front": lambda one, other: module(
+        lambda s, x: x + s.a(s.b(x)), a=recurrent(one), b=other
+    ),
+}
 
 
 def calls_by_layer(make: Callable[[], Any], x: Tensor, **named: Any) -> list[int]:
@@ -714,7 +712,7 @@ def calls_by_layer(make: Callable[[], Any], x: Tensor, **named: Any) -> list[int
 def test_memory_in_one_recurrent_or_in_two_is_that_of_steps(kind: str, way: str) -> None:
     def shared() -> nn.Module:
         held = WAYS[way](KINDS[kind])
-        return in_two(held, held)
+        return SHARING["in two"](held, held)
 
     makes = [lambda: recurrent(WAYS[way](KINDS[kind])), shared]
     with torch.no_grad():
@@ -738,19 +736,15 @@ def remember(s: Any, x: Tensor) -> Tensor:
     return y
 
 
-def both(module: nn.Module) -> tuple[nn.Module, nn.Module]:
-    return module, module
-
-
-PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {
-    "a module with an attribute": lambda: both(module(remember, last=None)),
-    "a module with a generator": lambda: both(draws(torch.Generator().manual_seed(0))),
+PAIRS: dict[str, Callable[[], tuple[nn.Module, ...]]] = {
+    "a module with an attribute": lambda: (module(remember, last=None),) * 2,
+    "a module with a generator": lambda: (draws(torch.Generator().manual_seed(0)),) * 2,
     "a generator": lambda: (draws(g := torch.Generator().manual_seed(0)), draws(g)),
     "a generator of NumPy": lambda: (draws(g := np.random.default_rng(0)), draws(g)),
-    "a neuron layer": lambda: both(layer("LIF", N)),
-    "noise": lambda: both(snn.Noise(N, seed=0)),
-    "delays": lambda: both(snn.DelayedLinear(N, N, max_delay=2)),
-    "a batch norm": lambda: both(nn.BatchNorm1d(N)),
+    "a neuron layer": lambda: (layer("LIF", N),) * 2,
+    "noise": lambda: (snn.Noise(N, seed=0),) * 2,
+    "delays": lambda: (snn.DelayedLinear(N, N, max_delay=2),) * 2,
+    "a batch norm": lambda: (nn.BatchNorm1d(N),) * 2,
 }
 
 
