@@ -466,12 +466,10 @@ def test_a_pass_over_layers_in_another_mode_is_one_call(segment: int | None) -> 
 
 RANDOM: dict[str, Callable[[Tensor], Tensor]] = {
     "one number for all": lambda x: x * torch.rand(1),
-    "a mask for all": lambda x: x * (torch.rand(N) > 0.5),
     "a shuffled batch": lambda x: x[torch.randperm(len(x))],
     "a number of Python's": lambda x: x * random.random(),
     "a number of NumPy's": lambda x: x * np.random.rand(),
     "noise, sample by sample": lambda x: x + torch.randn_like(x),
-    "NumPy's noise": lambda x: x + torch.as_tensor(np.random.randn(*x.shape)).to(x),
 }
 
 
@@ -501,8 +499,6 @@ def test_integers_and_several_inputs_and_outputs() -> None:
     expected = tt.unroll(made("dense"), dyadic(2, 3), steps=5, by="step")
     assert torch.equal(tt.unroll(made("dense"), dyadic(2, 3), steps=5, check=True), expected)
 
-
-# What forward does with states, parameters and options of layers
 
 VERBS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "feedback": (lambda s, x: s.n(x + s.g(torch.zeros_like(x) if s.n.mem is None else s.n.mem)),
@@ -602,9 +598,6 @@ def test_neurons_of_other_libraries_are_refused_by_name(room: str, make: Any) ->
     net = nn.Sequential(nn.Linear(N, N), foreign, layer("LIF", N))
     with pytest.raises(ValueError, match=f"1 .* is a neuron of {library}, which keeps its state"):
         tt.unroll(net, sequence())
-
-
-# When a model is run by step as well
 
 
 @contextmanager
@@ -863,9 +856,6 @@ def test_a_layer_of_own_code_that_is_put_in_later_is_refused_once() -> None:
         y = tt.unroll(net, x, from_rest=True)
     assert sizes == [B] * T
     assert torch.equal(y, tt.unroll(net, x, by="step", from_rest=True))
-
-
-# Models that change between two passes: nothing of the last one may be believed too long
 
 
 class Changing(snn.LIF):

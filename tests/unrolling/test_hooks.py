@@ -90,11 +90,6 @@ def test_weights_that_hooks_compute_anew_run_by_layer(kind: str, segment: int | 
         assert "1.mem" in step_signature(model, x[0]).states
 
 
-def keep_trace(module: Any, args: Any, output: Tensor) -> Tensor:
-    module.trace = 0.5 * getattr(module, "trace", 0.0) + output
-    return module.trace
-
-
 def keep_mask(module: Any, args: Any) -> None:
     module.weight_mask = torch.roll(module.weight_mask, 1)
 
@@ -102,7 +97,6 @@ def keep_mask(module: Any, args: Any) -> None:
 MEMORIES: dict[str, Callable[[Any], Any]] = {
     "fading": lambda m: Fading.apply(m[0], "weight"),
     "mask": lambda m: (WEIGHTS["pruned"](m), m[0].register_forward_pre_hook(keep_mask)),
-    "trace": lambda m: m[0].register_forward_hook(keep_trace),
 }
 
 
