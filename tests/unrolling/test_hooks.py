@@ -139,16 +139,12 @@ class PerSample:
             parameter.grad_sample = getattr(parameter, "grad_sample", 0.0) + values
 
 
-def frozen() -> nn.Sequential:
-    first, neurons, second, *_ = net()
-    for parameter in neurons.parameters():
-        parameter.requires_grad_(False)
-    return nn.Sequential(first, neurons, second, snn.Readout(6, learn_beta=False)).double()
-
-
 def test_gradients_per_sample_by_step_are_those_of_each_sequence() -> None:
-    model, x = frozen(), torch.rand(5, 3, 4).double() * 3
-    whole = Whole(model)
+    first, neurons, second, *_ = net()
+    neurons.requires_grad_(False)
+    readout = snn.Readout(6, learn_beta=False)
+    model, x = nn.Sequential(first, neurons, second, readout).double(), torch.rand(5, 3, 4).double()
+    x, whole = 3 * x, Whole(model)
 
     def loss(parameters: Any, x: Tensor) -> Tensor:
         y: Tensor = torch.func.functional_call(whole, parameters, (x[:, None],))
@@ -163,10 +159,7 @@ def test_gradients_per_sample_by_step_are_those_of_each_sequence() -> None:
         found = whole.get_parameter(name).grad_sample  # type: ignore[attr-defined]
         torch.testing.assert_close(found, values)
         assert values.abs().sum() > 0
-
-
-def test_an_engine_of_gradients_per_sample_gets_true_reasons() -> None:
-    learning = net()
+    learning = net()  # its neurons, whose parameters are used at every step
     PerSample(learning)
     y = tt.unroll(learning, torch.rand(5, 3, 4).requires_grad_(), by="step").sum()
     with pytest.raises(RuntimeError, match=r"per sample \(Opacus\).*freeze the param"):
