@@ -147,10 +147,12 @@ def test_state_without_a_graph_stays_without_one() -> None:
 
 
 def test_other_errors_of_unpacking_saved_tensors_pass_unchanged() -> None:
-    broken: Any = lambda _: 1 / 0  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, broken):
+    def unpack(_: object) -> Tensor:
+        raise RuntimeError("the disk is gone")
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
         out = snn.LIF(2)(torch.ones(1, 2))
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RuntimeError, match="the disk is gone"):
         out.sum().backward()
 
 
