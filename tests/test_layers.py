@@ -62,9 +62,9 @@ CEILINGS = {
     "events": 1197,
     "export": 7048,
     "functional": 488,
-    "fuse": 8958,
+    "fuse": 8956,
     "hub": 125,
-    "init": 2045,
+    "init": 2044,
     "integers": 1500,
     "loss": 964,
     "metrics": 1417,
@@ -76,8 +76,8 @@ CEILINGS = {
     "probe": 454,
     "quantize": 1588,
     "ragged": 96,
-    "snn": 7969,
-    "unrolling": 1560,
+    "snn": 7973,
+    "unrolling": 1556,
     "zoo": 250,
 }
 MOST_OUTSIDE = 13_000  # in examples, benchmarks and .ci, where what moves out of the package goes

@@ -67,15 +67,13 @@ class Lagged(snn.Neuron):
 
     def __init__(self, num_neurons: int) -> None:
         super().__init__(num_neurons)
-        self.decay("beta", DECAY)
-        self.decay("rho", ADAPTATION_DECAY)
         self.threshold("level", 1.0)
 
     @staticmethod
-    def step(x, mem, adaptation, current, *, beta, rho, level, spike):
-        mem = beta * mem + current
+    def step(x, mem, adaptation, current, *, level, spike):
+        mem = DECAY * mem + current
         fired = spike(mem - level - ADAPTATION * adaptation)
-        return fired, mem * (1 - fired), rho * adaptation + fired, x
+        return fired, mem * (1 - fired), ADAPTATION_DECAY * adaptation + fired, x
 
 
 def test_norse_adapts_as_we_do() -> None:

@@ -24,9 +24,6 @@ NO_GPU = r"there is no GPU that PyTorch \S+ can use, which is for .+\. Run this 
 LIF = quick(next(case for case in all_cases() if case.kind == "lif" and case.way == "train"))
 
 
-# Without a card
-
-
 def test_a_missing_gpu_is_named(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert [main(["--device", "cuda"]), devices.main(["cuda"])] == [2, 2]
@@ -39,9 +36,6 @@ def test_a_missing_gpu_is_named(monkeypatch, capsys):
     assert "invalid choice: 'mps'" in capsys.readouterr().err
 
 
-# With one that stands for a GPU
-
-
 class Fake:
     """Count what is wanted of ``torch.cuda``."""
 
@@ -49,13 +43,8 @@ class Fake:
         self.calls = []
 
     def __getattr__(self, name):
-        def call(*_):
-            self.calls.append(name)
-            return {"is_available": True, "memory_allocated": 100, "max_memory_allocated": 740}.get(
-                name, "a card"
-            )
-
-        return call
+        found = {"is_available": True, "memory_allocated": 100, "max_memory_allocated": 740}
+        return lambda *_: self.calls.append(name) or found.get(name, "a card")
 
 
 @pytest.fixture
@@ -119,16 +108,11 @@ def test_all_of_a_case_is_on_its_device(kind):
         assert {each.device.type for each in task.model.buffers()} <= {"meta"}
 
 
-# The whole of it, with the CPU for a GPU
-
-
 @pytest.mark.slow
 def test_a_run_with_a_device_compares_ours_with_the_cpu(tmp_path, capsys):
     run = ["--device", "cpu", "--quick", "--peers", "--out", str(tmp_path)]
-    assert (
-        main([*run, "--cases", "LIF N=128, train", "784-256-256-10, same input each step, train"])
-        == 0
-    )
+    cases = ["LIF N=128, train", "784-256-256-10, same input each step, train"]
+    assert main([*run, "--cases", *cases]) == 0
     assert "(as on the CPU: 100.00% of spikes, gradients to 0.0e+00)" in capsys.readouterr().out
     text = (tmp_path / "table.md").read_text()
     assert "| LIF N=128, train | 100.0000% | 0.0e+00 |" in text

@@ -1,8 +1,9 @@
-"""A model's configuration: the model, int64 and the simulator fire the same spikes."""
+"""A model, its configuration in int64, the simulator and its exports: the same integers."""
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import nn
 import tracetorch as tt
 from tests.cases import few
 from tests.chips.test_xylo import expected, simulated
+from tests.networks import Parallel
+from tests.quantize.networks import case
 from tracetorch import integers, snn
 from tracetorch.chips import xylo
 from tracetorch.chips.xylo.target import XyloTarget
@@ -98,9 +101,51 @@ def test_a_million_steps_of_random_models_equal_the_simulator(seed: int) -> None
 
 
 def test_the_random_models_fire() -> None:
-    total = 0.0
-    for seed in range(12):
-        model, inputs, _ = random_model(seed)
-        with torch.no_grad():
-            total += float(tt.unroll(model, torch.ones(60, 2, inputs)).mean() > 0.02)
-    assert total >= 8
+    made = [random_model(seed) for seed in range(12)]
+    with torch.no_grad():
+        rates = [tt.unroll(model, torch.ones(60, 2, inputs)).mean() for model, inputs, _ in made]
+    assert sum(rate > 0.02 for rate in rates) >= 8
+
+
+@pytest.mark.slow
+def test_onnx_runtime_computes_the_integers_of_a_neuron(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+    thresholds: dict[str, Any] = {"pos_threshold": 90, "neg_threshold": 80}
+    integer = integers.LeakyIntegrator(3, alpha=2, beta=3, **thresholds, decay=integers.Shift())
+    chip = xylo.LIF(3, dash_mem=torch.tensor([1.0, 5, 15]), pos_threshold=90, bias=-5)
+    model, path = Parallel([integer, chip]), tmp_path / "layers.onnx"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-100, 200, (50, 2, 3), generator=generator).float()
+    with torch.no_grad():
+        expected = tt.unroll(model, x, by="step")
+    states = tt.get_states(model)
+    tt.zero_states(model)
+    tt.export.onnx(model, path, x[0, :1])
+    stream = tt.export.OnnxStream(path)
+    found = zip(*(stream(step).values() for step in x), strict=True)
+    for steps, value in zip(found, expected, strict=True):
+        assert torch.equal(torch.stack(steps), value)
+        assert value.any()
+    ends = stream.get_states()
+    assert len(states) >= 2
+    assert all(torch.equal(ends[state], value) for state, value in states.items())
+
+
+NETWORKS = ("convolutional", "Xylo 2 1", "along a line", "delayed")
+
+
+@pytest.mark.parametrize("name", few(NETWORKS, "Xylo 2 1"))
+def test_a_quantised_network_leaves_python(name: str, tmp_path: Path) -> None:
+    """C skips silent inputs, behind the border of a chip too."""
+    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+    network, x, arguments = case(name)
+    model, _ = tt.quantize.convert(tt.quantize.prepare(network.eval(), x, **arguments))
+    with torch.no_grad():
+        expected = tt.unroll(model, x, from_rest=True)
+    tt.export.onnx(model, tmp_path / "model.onnx", x[0])
+    stream = tt.export.OnnxStream(tmp_path / "model.onnx")
+    assert torch.equal(torch.stack([stream(step) for step in x]), expected)
+    assert expected.any()
+    if name.startswith("Xylo"):
+        report = tt.export.c(model, tmp_path / "c", x, dtype="int")
+        assert "0 (Linear)" in report.events

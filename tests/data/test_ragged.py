@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from torch.utils.data import DataLoader
 
 import tracetorch as tt
 from tests.refusals import check, refusals
-from tracetorch.data import collate, pad
-from tracetorch.data.sequences import Sequences
+from tracetorch.core import checks
+from tracetorch.data import Sequences, collate, japanese_vowels, made_up_words, pad
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.sampled_from([(), (3,), (2, 3)]))
@@ -37,14 +36,11 @@ def test_gradients_pass_through_padding_and_sequences_print_sizes() -> None:
     (x * mask * torch.arange(1.0, 4.0).unsqueeze(1)).sum().backward()
     assert [s.grad.tolist() for s in sequences] == [[1, 2], [1, 2, 3]]
     assert pad(iter([torch.ones(1).bool(), torch.ones(2).bool()]), value=True)[0].all()
+    for dtype in (torch.uint8, torch.int64, torch.float64):
+        assert pad([torch.ones(n, dtype=dtype) for n in (1, 2)])[0].dtype == dtype
     data = Sequences([torch.rand(5, 4), torch.rand(7, 4)], torch.tensor([0, 1]))
     assert repr(data) == "Sequences(2 sequences of 5 to 7 steps of [4])"
     assert repr(Sequences([], torch.zeros(0))) == "Sequences(0 sequences of 0 to 0 steps of [])"
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64])
-def test_dtype_is_kept(dtype: torch.dtype) -> None:
-    assert pad([torch.ones(2, dtype=dtype), torch.ones(1, dtype=dtype)])[0].dtype == dtype
 
 
 @refusals(
@@ -70,17 +66,13 @@ def test_sequences_that_cannot_be_padded_are_rejected(call: str, error: str) -> 
 
 
 def test_a_sample_is_what_comes_apart_in_two() -> None:
-    @dataclass
     class Sample:
-        sequence: Tensor
-        label: int
-
         def __iter__(self) -> Iterator[Any]:
-            return iter((self.sequence, self.label))
+            return iter((torch.ones(2), 1))
 
-    samples: Any = [Sample(torch.ones(2), 1), Sample(torch.ones(3), 0)]
+    samples: Any = [Sample(), (torch.ones(3), 0)]
     assert collate(samples).y.tolist() == [1, 0]
-    three = (samples[0].sequence, 1, 2)
+    three = (torch.ones(2), 1, 2)
     others: Any = ((torch.ones(2, 4), "Tensor"), ({"x": 1, "y": 2}, "dict"), (three, "tuple of 3"))
     for other, kind in others:
         with pytest.raises(TypeError, match=rf"\(sequence, label\), got a {kind} as sample 0"):
@@ -114,3 +106,60 @@ def test_network_gives_padded_sequences_the_same_outputs_as_single_ones() -> Non
         tt.zero_states(net)
         single = tt.unroll(net, sequence.unsqueeze(1))[-1, 0]
         assert torch.allclose(row, single, atol=1e-6)
+
+
+# Sequences that are read or drawn
+
+
+def test_utterances_are_ragged_and_standardised() -> None:
+    train, held_out = japanese_vowels()
+    assert (len(train), len(held_out)) == (270, 370)
+    assert torch.bincount(train.labels).tolist() == [30] * 9
+    assert torch.bincount(held_out.labels).min() >= 24
+    lengths = {len(sequence) for sequence in train.sequences + held_out.sequences}
+    assert (min(lengths), max(lengths)) == (7, 29)
+    frames = torch.cat(train.sequences)
+    assert frames.dtype == torch.float32
+    assert torch.allclose(frames.mean(0), torch.zeros(12), atol=1e-5)
+    assert torch.allclose(frames.std(0), torch.ones(12), atol=1e-5)
+    # the first frame of the first utterance, from the file: 1.860936 before it was standardised
+    utterance, speaker = train[0]
+    assert utterance.shape == (20, 12)
+    assert utterance[0, 0].item() == pytest.approx((1.860936 - 0.8691055) / 0.48760, abs=2e-3)
+    assert speaker == 0
+
+
+def test_missing_sktime_and_a_wrong_number_of_labels_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"japanese_vowels needs sktime, .*\[data\]"):
+        japanese_vowels()
+    with pytest.raises(ValueError, match="got 1 sequences, but 2 labels"):
+        Sequences([torch.ones(3)], torch.ones(2))
+
+
+def test_words_are_drawn_from_their_seed_alone() -> None:
+    torch.manual_seed(0)
+    spikes, labels = made_up_words(300, seed=1).tensors
+    torch.manual_seed(5)
+    again, same = made_up_words(300, seed=1).tensors
+    assert torch.equal(spikes, again)
+    assert torch.equal(labels, same)
+    assert not torch.equal(spikes, made_up_words(300, seed=2).tensors[0])
+    assert spikes.shape == (300, 50, 40)
+    assert set(spikes.unique().tolist()) == {0.0, 1.0}
+    assert set(labels.tolist()) == set(range(10))
+    with pytest.raises(ValueError, match="number"):
+        made_up_words(0, seed=1)
+
+
+def test_a_word_backwards_has_the_same_channels_at_other_times() -> None:
+    spikes, labels = made_up_words(2000, seed=3).tensors
+    forwards, backwards = (spikes[labels == label].mean(0) for label in (0, 1))
+
+    def similar(x: Tensor, y: Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1])
+
+    assert similar(forwards.mean(0), backwards.mean(0)) > 0.9
+    assert similar(forwards, backwards) < similar(forwards, backwards.flip(0))

@@ -16,7 +16,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def random_spikes(*shape: int, seed: int = 0) -> Tensor:
-    """Spikes of both signs, mostly silent."""
+    """Draw spikes of both signs, mostly silent."""
     x = normal(*shape, seed=seed)
     return (x > 0.8).double() - (x < -1.2).double()
 
@@ -63,12 +63,6 @@ def test_first_spike_gradient_is_the_change_by_an_additional_spike(mask: Tensor)
         assert grad[tuple(index)] == change.sum()
 
 
-def test_negative_spikes_have_gradients_of_the_opposite_sign() -> None:
-    x = torch.tensor([0.0, -1.0, 0.0, 1.0], requires_grad=True)
-    decode.first_spike(x).backward()
-    assert x.grad.tolist() == [-1.0, 2.0, 0.0, 0.0]
-
-
 @pytest.mark.parametrize("decoder", [decode.count, decode.rate, decode.last, decode.maximum])
 def test_gradients_match_finite_differences(decoder: Any) -> None:
     mask = torch.tensor([[True, True], [False, True], [True, False]])
@@ -77,10 +71,14 @@ def test_gradients_match_finite_differences(decoder: Any) -> None:
     )
 
 
-def test_equal_maxima_share_the_gradient() -> None:
-    x = torch.ones(2, 1, requires_grad=True)
-    decode.maximum(x).sum().backward()
-    assert x.grad.tolist() == [[0.5], [0.5]]
+def test_equal_maxima_share_the_gradient_and_negative_spikes_have_the_opposite() -> None:
+    for decoder, values, expected in (
+        (decode.maximum, [1.0, 1.0], [0.5, 0.5]),
+        (decode.first_spike, [0.0, -1.0, 0.0, 1.0], [-1.0, 2.0, 0.0, 0.0]),
+    ):
+        x = torch.tensor(values, requires_grad=True)
+        decoder(x).backward()
+        assert x.grad.tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.bfloat16])

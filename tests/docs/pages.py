@@ -45,15 +45,11 @@ def cells(page: str) -> list[str]:
 def definitions(page: str) -> dict[str, Any]:
     """Run what a page imports and defines, constants in capitals too, and nothing else."""
     namespace: dict[str, Any] = {"__name__": page}
-    for cell in cells(page):
-        for node in ast.parse(cell).body:
-            constant = isinstance(node, ast.Assign) and all(
-                isinstance(name, ast.Name) and name.id.isupper()
-                for target in node.targets
-                for name in getattr(target, "elts", [target])
-            )
-            if constant or isinstance(
-                node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
-            ):
-                exec(compile(ast.Module([node], []), page, "exec"), namespace)
+    defining = ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef
+    for node in (node for cell in cells(page) for node in ast.parse(cell).body):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        names = [name for target in targets for name in getattr(target, "elts", [target])]
+        constant = names and all(isinstance(n, ast.Name) and n.id.isupper() for n in names)
+        if constant or isinstance(node, defining):
+            exec(compile(ast.Module([node], []), page, "exec"), namespace)
     return namespace

@@ -36,6 +36,7 @@ def pairs() -> list[tuple[str, str, str, str]]:
 
 
 PAIRS = pairs()
+IDS = [f"{peer}-{heading}" for peer, heading, *_ in PAIRS]
 
 
 def executed(block: str) -> dict[str, Any]:
@@ -73,9 +74,7 @@ def test_every_block_is_one_of_a_pair_and_names_of_errors_are_in_the_table() -> 
     assert [name for name in sorted(explained) if not re.search(rf"`{name}\b", table)] == []
 
 
-@pytest.mark.parametrize(
-    "ours", [pair[3] for pair in PAIRS], ids=[f"{pair[0]}-{pair[1]}" for pair in PAIRS]
-)
+@pytest.mark.parametrize("ours", [pair[3] for pair in PAIRS], ids=IDS)
 def test_our_blocks_run_compiled(ours: str) -> None:
     with tt.fuse.backend("cpu"):
         y, gradients = results(executed(ours))
@@ -84,12 +83,8 @@ def test_our_blocks_run_compiled(ours: str) -> None:
 
 
 @pytest.mark.filterwarnings("default")  # peers' own
-@pytest.mark.parametrize(
-    ("peer", "theirs", "ours"),
-    [(peer, theirs, ours) for peer, _, theirs, ours in PAIRS],
-    ids=[f"{pair[0]}-{pair[1]}" for pair in PAIRS],
-)
-def test_spikes_are_equal(peer: str, theirs: str, ours: str) -> None:
+@pytest.mark.parametrize(("peer", "heading", "theirs", "ours"), PAIRS, ids=IDS)
+def test_spikes_are_equal(peer: str, heading: str, theirs: str, ours: str) -> None:
     if find_spec(peer) is None:
         pytest.skip(f"{peer} is not installed; the extra 'test-peers' brings it")
     expected, their_gradients = results(executed(theirs))
@@ -129,11 +124,7 @@ def test_pairs_of_one_step_count_twice_in_spikingjelly() -> None:
     from spikingjelly.activation_based.functional import learning
 
     one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-    delta, _ = learning.stdp_linear_step(
-        *(one, one, (zero, zero), zero),
-        tau_pre=20.0,
-        tau_post=20.0,
-        f_pre=lambda w: w + 0.25,
-        f_post=lambda w: w + 0.75,
-    )
+    options: Any = {"tau_pre": 20.0, "tau_post": 20.0, "f_pre": lambda w: w + 0.25}
+    given = one, one, (zero, zero), zero
+    delta, _ = learning.stdp_linear_step(*given, **options, f_post=lambda w: w + 0.75)
     assert float(delta) == 0.75 - 0.25  # as before, and as after

@@ -67,21 +67,19 @@ def test_a_page_opens_what_it_imports_and_reads(opened: Any) -> None:
 
 @pytest.mark.parametrize("text", ["changed = True", None])
 @pytest.mark.parametrize("name", [*FILES, "tracetorch/new.py", "docs/use/new.md"])
-def test_what_it_printed_is_kept_until_one_of_them_changes(
-    name: str, text: str | None, opened: Any
-) -> None:
+def test_what_it_printed_is_kept_until_one_of_them_changes(name, text, opened) -> None:
     extension_, root, files = opened
-    path = root / name
-    if text is None:
+    path, before = root / name, FILES.get(name)
+
+    def write(text: str | None) -> None:
         path.unlink(missing_ok=True)
-    else:
-        path.write_text(text)
-    listed = path.parent == root / "tracetorch" and path.exists() != (name in FILES)
+        if text is not None:
+            path.write_text(text)
+
+    write(text)
+    listed = path.parent == root / "tracetorch" and (text is None) != (before is None)
     assert extension_.unchanged(files, root) == (name not in files and not listed)
-    if name in FILES:
-        path.write_text(FILES[name])
-    else:
-        path.unlink(missing_ok=True)
+    write(before)
     assert extension_.unchanged(files, root)
 
 

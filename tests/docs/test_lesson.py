@@ -22,26 +22,11 @@ WORKSHEETS = (COURSE / "worksheets.md").read_text("utf-8")
 QUESTION = re.compile(r"\*\*(\d\.\d)\*\*(.*?)(?=\*\*\d\.\d\*\*|\n## |\Z)", re.DOTALL)
 LINK = re.compile(r'<a data-settings href="\.\./use/(\w+)_playground\.html#([^"]+)">')
 LINKS = {number: LINK.findall(text) for number, text in QUESTION.findall(WORKSHEETS)}
-OF_NEURONS = [
-    (number, fragment)
-    for number, links in LINKS.items()
-    for page, fragment in links
-    if page == "neuron"
-]
-OF_NETWORKS = [
-    (number, place, fragment)
-    for number, links in LINKS.items()
-    for place, (page, fragment) in enumerate(links)
-    if page == "network"
-]
+OF: dict[str, list[tuple[str, int, str]]] = {"neuron": [], "network": []}
+for _number, _links in LINKS.items():
+    for _place, (_page, _fragment) in enumerate(_links):
+        OF[_page].append((_number, _place, _fragment))
 STEPS, ONSET = 200, 10  # as the page has them
-
-
-def write(name: str, path: Path) -> None:
-    if name == "network":
-        playground.write_network(path)
-    else:  # of the page's neurons that of the sheets alone, which is written faster
-        tt.plot.save_playground({"LIF": snn.LIF(1)}, path)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(visits: Visits, folder: Path) -> Callable[[str, str], Page]:
     def open_(name: str, fragment: str) -> Page:
         path = folder / f"{name}.html"
-        if not path.exists():
-            write(name, path)
+        if not path.exists() and name == "network":
+            playground.write_network(path)
+        elif not path.exists():  # of its neurons that of the sheets alone, which is written faster
+            tt.plot.save_playground({"LIF": snn.LIF(1)}, path)
         page = visits.open(path, fragment=f"#{fragment}")
         page.wait_for_selector("body[data-ready='true']")
         assert "ignored" not in page.locator("#note").inner_text()
@@ -82,9 +69,9 @@ def test_every_question_is_answered_and_the_lesson_is_one_click_from_the_index()
     assert all(end == start for (_, end), (start, _) in itertools.pairwise(minutes))
 
 
-@pytest.mark.parametrize(("number", "fragment"), OF_NEURONS, ids=[n for n, _ in OF_NEURONS])
+@pytest.mark.parametrize(("number", "place", "fragment"), OF["neuron"])
 def test_a_link_to_the_neuron_shows_the_input_and_the_spikes_of_its_question(
-    opened: Callable[[str, str], Page], number: str, fragment: str
+    opened: Callable[[str, str], Page], number: str, place: int, fragment: str
 ) -> None:
     given = dict(parse_qsl(fragment))
     page = opened(given.pop("neuron") and "neuron", fragment)
@@ -107,9 +94,7 @@ def test_a_link_to_the_neuron_shows_the_input_and_the_spikes_of_its_question(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "place", "fragment"), OF_NETWORKS, ids=[f"{n}-{k}" for n, k, _ in OF_NETWORKS]
-)
+@pytest.mark.parametrize(("number", "place", "fragment"), OF["network"])
 def test_a_link_to_the_network_trains_to_the_answer(
     opened: Callable[[str, str], Page], number: str, place: int, fragment: str
 ) -> None:

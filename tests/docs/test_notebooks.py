@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,18 +23,6 @@ def fences(text: str) -> list[str]:
     return [re.sub(r"\A(:\w+:.*\n)+", "", block).strip("\n") for block in blocks]
 
 
-def committed(page: str) -> Any:
-    return json.loads((FOLDER / f"{page}.ipynb").read_text())
-
-
-def sources(notebook: Any, kind: str) -> list[str]:
-    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
-
-
-def untitled(code: str) -> str:
-    return re.sub(r"\A# @title .*\n", "", code)
-
-
 def test_folder_is_what_the_command_makes(tmp_path: Path) -> None:
     (tmp_path / "course").mkdir()
     for name in ("course/6_gone.ipynb", "course/notes.txt"):
@@ -52,8 +39,11 @@ def test_folder_is_what_the_command_makes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_notebook_has_the_code_of_the_page(page: str) -> None:
-    install, *codes = sources(committed(page), "code")
-    assert [untitled(code) for code in codes] == fences((DOCS / f"{page}.md").read_text())
+    cells = json.loads((FOLDER / f"{page}.ipynb").read_text())["cells"]
+    install, *codes = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    assert [re.sub(r"\A# @title .*\n", "", code) for code in codes] == fences(
+        (DOCS / f"{page}.md").read_text()
+    )
     assert len(codes) > 3
     # its first cell installs from the repository and keeps torch
     project = (ROOT / "pyproject.toml").read_text()
@@ -73,17 +63,10 @@ OTHERS = {
 }
 
 
-def run(notebook: Any, folder: Path) -> Any:
-    nbclient = pytest.importorskip("nbclient")
-    resources = {"metadata": {"path": str(folder)}}
-    options = {"timeout": 600, "kernel_name": "python3", "resources": resources}
-    return nbclient.NotebookClient(notebook, **options).execute()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_notebook_runs_with_what_its_first_cell_installs(page, tmp_path, monkeypatch) -> None:
-    nbformat = pytest.importorskip("nbformat")
+    nbclient, nbformat = map(pytest.importorskip, ("nbclient", "nbformat"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     made = nbformat.read(FOLDER / f"{page}.ipynb", as_version=4)
     install = made.cells[0]
@@ -93,7 +76,8 @@ def test_notebook_runs_with_what_its_first_cell_installs(page, tmp_path, monkeyp
     alone = re.findall(r"--no-deps .*?(\w+)$", install.source, re.MULTILINE)
     absent = [name for name in OTHERS[extra[1]] if name not in alone]
     install.source = f"import sys\nsys.modules.update(dict.fromkeys({absent}))"
-    done = run(made, tmp_path)
-    assert any(cell.get("outputs") for cell in done.cells)
+    options = {"kernel_name": "python3", "resources": {"metadata": {"path": str(tmp_path)}}}
+    done = nbclient.NotebookClient(made, timeout=600, **options).execute()
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    assert outputs
     assert [output for output in outputs if output.get("name") == "stderr"] == []

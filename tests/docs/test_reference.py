@@ -1,4 +1,4 @@
-"""The reference documents every public name of every room."""
+"""The reference documents every public name of every room, and all code of pages is executed."""
 
 from __future__ import annotations
 
@@ -26,16 +26,12 @@ def public_names() -> set[str]:
     return {"tracetorch"} | {f"{room.__name__}.{n}" for room in rooms for n in room.__all__}
 
 
-def test_every_public_name_is_documented_once_and_a_missing_one_found() -> None:
+def test_every_public_name_is_documented_once() -> None:
     found = [name for page in PAGES for name in documented_names(page.read_text())]
     assert sorted(set(found)) == sorted(found)
     assert set(found) == public_names()
     page = ".. py:module:: a\n\n.. names:: a.b\n\n   c d\n   e\n\n.. py:data:: f\n   :module: a\n"
     assert documented_names(page) == ["a", "a.f", "a.b.c", "a.b.d", "a.b.e"]
-    lacking = (ROOT / "docs/reference/decode.md").read_text().replace("first_spike", "")
-    missing = public_names() - set(documented_names(lacking))
-    assert "tracetorch.decode.first_spike" in missing
-    assert "tracetorch.decode.rate" not in missing
 
 
 def test_every_page_has_its_place_in_the_contents() -> None:
@@ -47,3 +43,35 @@ def test_every_page_has_its_place_in_the_contents() -> None:
     assert set(listed) == pages - {"index"}, "list a new page in docs/index.md, in its order"
     assert listed.index("understand/time") < listed.index("understand/states")
     assert next(page for page in listed if page.startswith("tutorials/")) == "tutorials/row_digits"
+
+
+# pages of plain Python, for other processes or other libraries, and the test that runs each
+TESTED = {
+    "docs/use/coming_from.md": "tests/docs/test_coming_from.py",
+    "docs/use/scale_out.md": "tests/scale_out/test_scripts.py",
+    "docs/use/with_other_tools.md": "tests/tools/test_page.py",
+}
+FENCE = re.compile(r"^[ \t>]*(?:`{3,}|~{3,}|:{3,})\s*(\{?[\w-]*\}?)(.*)$", flags=re.MULTILINE)
+
+
+def unexecuted_code(text: str) -> list[str]:
+    """Fences of Python that no build executes, and cells of a page that is not a notebook."""
+    is_notebook = text.startswith("---\nfile_format: mystnb\n")
+    found = []
+    for kind, rest in FENCE.findall(text):
+        is_literal = kind in ("{code}", "{code-block}", "{sourcecode}") and " py" in rest
+        is_stray_cell = kind == "{code-cell}" and not is_notebook
+        if kind in ("python", "py", "pycon") or is_literal or is_stray_cell:
+            found.append(f"{kind}{rest}")
+    return found + re.findall("skip-execution", text)
+
+
+def test_all_code_is_executed() -> None:
+    found = {
+        page.relative_to(ROOT).as_posix(): unexecuted_code(page.read_text())
+        for page in (ROOT / "docs").rglob("*.md")
+    }
+    for path, test in TESTED.items():
+        assert found.pop(path)
+        assert path in (ROOT / test).read_text()
+    assert {path: code for path, code in found.items() if code} == {}

@@ -24,30 +24,27 @@ REPOSITORY = re.compile(
     r"https://(?:github\.com|colab\.research\.google\.com/github)"
     r"/Yegor-men/tracetorch/(?:blob|tree|edit)/main/([^#?]+)"
 )
-BROKEN_PICTURES = """() => [...document.images]
-    .filter((image) => !(image.complete && image.naturalWidth > 0)).map((image) => image.src)"""
 # settings in a fragment, as the playground has them, are no anchors
 LINKS = """() => [...document.querySelectorAll('a[href]:not([data-settings])')]
     .map((a) => a.href)"""
-# a page that is wider than the window, and the elements that make it so
-OVERFLOW = """() => {
+# pictures that are not there; what makes a page wider than the window
+LOOK = """() => {
     const width = document.documentElement.clientWidth;
-    if (document.documentElement.scrollWidth <= width) return [];
-    return [...document.querySelectorAll('body *')]
-        .filter((e) => e.getBoundingClientRect().right > width + 1)
-        .map((e) => `${e.tagName}.${e.className}`).slice(0, 5).concat('too wide');
+    const tooWide = document.documentElement.scrollWidth > width;
+    const all = tooWide ? [...document.querySelectorAll('body *')] : [];
+    return [...document.images]
+        .filter((image) => !(image.complete && image.naturalWidth > 0))
+        .map((image) => `picture: ${image.src}`)
+        .concat(tooWide ? ['too wide'] : [])
+        .concat(all.filter((e) => e.getBoundingClientRect().right > width + 1)
+            .map((e) => `${e.tagName}.${e.className}`).slice(0, 5));
 }"""
-
-
-def built(config: pytest.Config) -> Path | None:
-    folder: Path | None = config.getoption("--built")
-    return folder
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make a test of each built page."""
     if "page" in metafunc.fixturenames:
-        folder = built(metafunc.config)
+        folder: Path | None = metafunc.config.getoption("--built")
         pages = [] if folder is None else sorted(folder.resolve().rglob("*.html"))
         names = [str(page.relative_to(folder.resolve())) for page in pages] if folder else []
         metafunc.parametrize("page", pages, ids=names)
@@ -55,28 +52,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def site(request: pytest.FixtureRequest) -> Path:
-    folder = built(request.config)
+    folder: Path | None = request.config.getoption("--built")
     if folder is None:
         pytest.skip("needs built pages: make docs")
     return folder.resolve()
 
 
-class Anchors(HTMLParser):
-    """Collect what a fragment may name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names = {"", "top"}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names |= {value for key, value in attrs if key in ("id", "name") and value}
-
-
 @cache
 def anchors(page: Path) -> frozenset[str]:
-    parser = Anchors()
-    parser.feed(page.read_text())
-    return frozenset(parser.names)
+    """What a fragment of a page may name."""
+    names = {"", "top"}
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            names.update(value for key, value in attrs if key in ("id", "name") and value)
+
+    Parser().feed(page.read_text())
+    return frozenset(names)
 
 
 def broken_links(targets: list[str]) -> list[str]:
@@ -96,12 +88,6 @@ def broken_links(targets: list[str]) -> list[str]:
         if not whole:
             broken.append(f"link: {target}")
     return sorted(broken)
-
-
-LOOK = f"""() => ({{
-    pictures: ({BROKEN_PICTURES})(),
-    wide: ({OVERFLOW})(),
-}})"""
 
 
 class Tab:
@@ -127,10 +113,8 @@ class Tab:
         self.reported.clear()
         self.tab.set_viewport_size({"width": width, "height": 844})
         self.tab.goto(page.as_uri())
-        seen = self.tab.evaluate(LOOK)
-        found = [f"picture: {source}" for source in seen["pictures"]]
-        found += [f"wide: {element}" for element in seen["wide"]]
-        return [*found, *broken_links(self.tab.evaluate(LINKS)), *self.reported]
+        broken = broken_links(self.tab.evaluate(LINKS))
+        return [*self.tab.evaluate(LOOK), *broken, *self.reported]
 
 
 @pytest.fixture(scope="module")

@@ -18,24 +18,19 @@ NOT_LEARNING = (DOCS / "use/not_learning.md").read_text()
 TWELVE_LAYERS = (DOCS / "understand/twelve_layers.md").read_text()
 
 
-def findings() -> dict[str, set[str]]:
-    """Collect the names of the findings that the diagnosis makes, each with its severities."""
-    names: dict[str, set[str]] = {}
-    for row, (severities, _) in finding.ROWS.items():
-        names.setdefault(row.partition("/")[0], set()).update(severities)
-    return names
-
-
 def test_every_finding_has_a_section_and_a_row_with_its_severities() -> None:
-    assert len(findings()) > 20
+    findings: dict[str, set[str]] = {}
+    for row, (kinds, _) in finding.ROWS.items():
+        findings.setdefault(row.partition("/")[0], set()).update(kinds)
+    assert len(findings) > 20
     sections = dict(re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", NOT_LEARNING, flags=re.M | re.S))
-    assert sections.keys() == findings().keys()
+    assert sections.keys() == findings.keys()
     for name, section in sections.items():
         assert f'repair("{name}", ' in section
     rows = re.findall(r"^\| \[`(\S+)`\]\(#(\S+)\) \| ([\w, ]+) \| .+ \|$", NOT_LEARNING, flags=re.M)
     assert all(name == anchor for name, anchor, _ in rows)
     assert [name for name, *_ in rows] == re.findall(r"^### (\S+)$", NOT_LEARNING, flags=re.M)
-    assert {name: set(severities.split(", ")) for name, _, severities in rows} == findings()
+    assert {name: set(severities.split(", ")) for name, _, severities in rows} == findings
 
 
 PEAKS = {

@@ -18,19 +18,16 @@ from tests.data.files import write_heidelberg
 from tests.docs.pages import DOCS, ROOT, TUTORIALS, cells, definitions
 from tracetorch import snn
 
+SPIKING = networks.Spiking
 # the network of the page and that of the script, and the shape of a step of its input
 CASES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module], int | None]] = {
     "memorise": (lambda page: page["network"](), lambda s: s.network(), 100),
     "rate_digits": (lambda page: page["network"](), lambda s: s.network(), 784),
-    "row_digits": (lambda page: page["Spiking"](28, 10), lambda s: networks.Spiking(28, 10), 28),
-    "vowels": (
-        lambda page: page["Spiking"](12, 9),
-        lambda s: networks.Spiking(12, 9, width=64),
-        12,
-    ),
+    "row_digits": (lambda page: page["Spiking"](28, 10), lambda s: SPIKING(28, 10), 28),
+    "vowels": (lambda page: page["Spiking"](12, 9), lambda s: SPIKING(12, 9, width=64), 12),
     "events": (
         lambda page: page["Spiking"](40, 10, tt.neurons.SEAdLIF, delays=8),
-        lambda s: networks.Spiking(40, 10, "SEAdLIF", width=64, delays=8),
+        lambda s: SPIKING(40, 10, "SEAdLIF", width=64, delays=8),
         40,
     ),
     "spike_trains": (
@@ -46,10 +43,6 @@ CASES: dict[str, tuple[Callable[[Any], nn.Module], Callable[[Any], nn.Module], i
         200,
     ),
 }
-
-
-def test_every_script_of_the_table_has_a_tutorial() -> None:
-    assert {f"tutorials/{name}" for name in CASES} == set(TUTORIALS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -72,6 +65,7 @@ def test_network_of_the_page_is_that_of_the_script(name: str) -> None:
 def test_quoted_results_are_those_of_the_table_and_code_imports_nothing_of_the_examples(
     page: str,
 ) -> None:
+    assert page.removeprefix("tutorials/") in CASES
     table = (ROOT / "examples/README.md").read_text()
     # a line may end within a command
     text = " ".join((DOCS / f"{page}.md").read_text().split())

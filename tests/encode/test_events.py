@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.refusals import check, refusals
 from tracetorch import encode
 
 TONIC = np.dtype([("x", "<i2"), ("y", "<i2"), ("t", "<i8"), ("p", "?")])
@@ -120,9 +121,11 @@ def test_each_time_of_a_grid_in_seconds_has_a_frame_of_its_own(window: float, be
         assert few == [1] * 150, name
 
 
-def test_times_of_half_precision_are_in_the_frame_of_what_was_measured() -> None:
+def test_rounding_makes_and_moves_no_frame() -> None:
     t = (np.arange(200) * 0.01).astype(np.float16)  # spaced by up to 0.001
     assert counts_of(t, window=0.01, start=0, stop=2.0) == [1] * 200
+    for window, frames in ((1 / 3, 300), (0.1, 1000), (0.7 / 3, 428 + 1)):  # a stop on the grid
+        assert len(counts_of([0.0], window=window, start=0, stop=100)) == frames
 
 
 @settings(deadline=None)
@@ -138,11 +141,6 @@ def test_times_off_a_grid_are_counted_by_exact_division(t: list[float], window: 
     else:
         assert len(counts) == math.ceil(exact[-1])
     assert counts == [sum(int(each) == n for each in exact[:-1]) for n in range(len(counts))]
-
-
-def test_a_stop_on_the_grid_begins_no_frame_for_what_rounding_leaves() -> None:
-    for window, frames in ((1 / 3, 300), (0.1, 1000), (0.7 / 3, 428 + 1)):
-        assert len(counts_of([0.0], window=window, start=0, stop=100)) == frames
 
 
 @pytest.mark.parametrize("offset", [0, 10**16, -(10**18)])
@@ -184,3 +182,44 @@ def test_frames_equal_those_of_tonic() -> None:
         # tonic leaves out a last window that is not full
         assert 0 <= len(ours) - len(theirs) <= 1
         assert np.array_equal(ours[: len(theirs)].numpy(), theirs)
+
+
+GOOD: dict[str, Any] = {"x": [0], "y": [0], "t": [0], "p": [0]}
+T_IN_US = np.array([5], "timedelta64[us]")
+NONE = np.zeros(0, [(name, int) for name in "xytp"])
+inf, nan = math.inf, math.nan
+
+
+def frames(events: Any = None, size: tuple[int, int] = (3, 5), **options: Any) -> torch.Tensor:
+    """Count the events of a good recording, or one with other columns."""
+    events = {**GOOD, **events} if isinstance(events, dict) else events
+    return encode.events_to_frames(GOOD if events is None else events, size, **options)
+
+
+@refusals(
+    r"""
+    frames() -> ValueError: either bins or window, got bins=None and window=None
+    frames(window=0) -> ValueError: window must be positive and finite, got 0
+    frames(bins=0) -> ValueError: bins must be at least 1, got 0
+    frames(bins=1, polarities=3) -> ValueError: polarities must be 1 or 2, got 3
+    frames(bins=1, stop=inf) -> ValueError: stop must be finite, got inf
+    frames(bins=1, size=(0, 2)) -> ValueError: size\[0\] must be at least 1, got 0
+    frames([1], bins=1) -> TypeError: a mapping of columns of these names, got list
+    frames({"x": [0, 1]}, bins=1) -> ValueError: one length, got .*'x': \[2\]
+    frames({"x": [0.5]}, bins=1) -> ValueError: x of an event must be an integer, got 0.5 \(fl
+    frames({"x": [1e30]}, bins=1) -> ValueError: x of an event must be an integer, got 1e\+30
+    frames({"t": [nan]}, bins=1) -> ValueError: t of an event must be finite, got nan
+    frames({"t": [10**9]}, window=1e-6, start=0) -> ValueError: makes 1e\+15 frames .* unit of t
+    frames({"x": [5]}, bins=1) -> ValueError: event has x=5, off the sensor .* \(3, 5\)
+    frames({"y": [-1]}, bins=1) -> ValueError: event has y=-1, off the sensor
+    frames({"p": [2]}, bins=1) -> ValueError: must be 0 and 1.* got \[2\]. With polarities=1
+    frames({**{n: [0, 0] for n in "xyt"}, "p": [-1, 0]}, bins=1) -> ValueError: got \[-1, 0\]
+    frames(bins=1, start=5, stop=5) -> ValueError: got start=5 and stop=5
+    frames({"t": T_IN_US}, bins=1) -> TypeError: t of an event must.*timedelta64\[us\]\. Divide
+    frames({"t": T_IN_US + np.datetime64(0, "s")}, bins=1) -> TypeError: got datetime64\[us\]
+    frames(window=np.timedelta64(5, "us")) -> TypeError: window must be a number, got timed
+    frames(NONE, bins=1, start=0) -> ValueError: no events: give start= and stop=
+    """
+)
+def test_what_does_not_fit_is_named_in_the_error(call: str, error: str) -> None:
+    check(call, error, globals())

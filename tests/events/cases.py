@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from tracetorch.events import mode, observed_products
 from tracetorch.events.passes import EventProducts, event_modules
 from tracetorch.snn.passes import Pass, ambient
-
-Layer = TypeVar("Layer", bound=nn.Module)
 
 DENSITIES = {"none": 0.0, "one": None, "1 %": 0.01, "50 %": 0.5, "all": 1.0}
 
@@ -43,7 +41,7 @@ def events(*shape: int, density: float | None, weighted: bool = False, seed: int
     return x
 
 
-def dyadic(module: Layer, seed: int = 0) -> Layer:
+def dyadic(module: Any, seed: int = 0) -> Any:
     """Set small dyadic parameters: any order of summation gives the same float64."""
     generator = torch.Generator().manual_seed(seed)
     module.double()
@@ -51,6 +49,13 @@ def dyadic(module: Layer, seed: int = 0) -> Layer:
         for parameter in module.parameters():
             parameter.copy_(torch.randint(-8, 9, parameter.shape, generator=generator) / 8)
     return module
+
+
+def observed(layer: nn.Module, x: Tensor) -> tuple[Tensor, list[Any]]:
+    """Call a layer as in a pass by layer; its output, and what was chosen of each product."""
+    with event_passes((layer,)), observed_products() as products:
+        y = layer(x)
+    return y, [product for _, product in products]
 
 
 @contextmanager

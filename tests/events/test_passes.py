@@ -1,17 +1,29 @@
+"""Events within passes by layer: what stays dense, what is left behind, and in processes."""
+
 import copy
 import pickle
-import threading
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
 from tests.cases import through_save
-from tests.events.cases import dyadic, event_passes, events
+from tests.events.cases import dyadic, event_passes, events, observed
+from tests.networks import Net
+from tests.scale_out.processes import run_together
 from tests.unrolling.models import Whole
 from tracetorch import fuse, snn
 from tracetorch.events import mode, observed_products, requested_mode
@@ -21,10 +33,18 @@ from tracetorch.snn.passes import current_pass
 T, B = 12, 20
 
 
-def net(inputs: int = 40, hidden: int = 48) -> nn.Sequential:
+def net() -> nn.Sequential:
     torch.manual_seed(0)
-    first, last = dyadic(nn.Linear(inputs, hidden)), dyadic(nn.Linear(hidden, 5))
-    return nn.Sequential(first, snn.LIF(hidden), last, snn.Readout(5)).double()
+    first, last = dyadic(nn.Linear(40, 48)), dyadic(nn.Linear(48, 5))
+    return nn.Sequential(first, snn.LIF(48), last, snn.Readout(5)).double()
+
+
+def model_and_input() -> tuple[Any, Tensor]:
+    return net(), events(T, B, 40, density=0.05)
+
+
+def linear_and_input() -> tuple[nn.Linear, Tensor]:
+    return nn.Linear(40, 8), events(30, 40, density=0.05).float()
 
 
 def run(
@@ -64,7 +84,7 @@ def test_equals_the_dense_pass(density: float, options: dict[str, Any]) -> None:
 
 
 def test_hooks_see_every_call() -> None:
-    model, x = net(), events(T, B, 40, density=0.05)
+    model, x = model_and_input()
     run(model, x, "never")  # the first time by step too
     seen: list[str] = []
     layer = model[2]
@@ -82,14 +102,12 @@ def test_hooks_see_every_call() -> None:
 
 
 def test_functional_call() -> None:
-    model, x = net(), events(T, B, 40, density=0.05)
-    swapped = {n: (2 * p.detach()).requires_grad_() for n, p in model.named_parameters()}
-
+    model, x = model_and_input()
+    swapped = {f"model.{n}": (2 * p.detach()).requires_grad_() for n, p in model.named_parameters()}
     results = []
     for name in ("never", "always"):
         with mode(name):
-            given = {f"model.{n}": p for n, p in swapped.items()}
-            y = torch.func.functional_call(Whole(model), given, x)
+            y = torch.func.functional_call(Whole(model), swapped, x)
         results.append((y, *torch.autograd.grad(y.square().sum(), list(swapped.values()))))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
@@ -99,23 +117,21 @@ class Subclass(nn.Linear):
         return super().forward(input) + 1
 
 
-def own_forward(layer: nn.Linear) -> nn.Linear:
-    plain = layer.forward
-    vars(layer)["forward"] = lambda x: plain(x) + 1
+def own_forward(layer: Any) -> nn.Module:
+    layer.forward = lambda x: nn.Linear.forward(layer, x) + 1
     return layer
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda layer: Subclass(40, 48).double(),
-        lambda layer: parametrizations.weight_norm(layer),
-        own_forward,
-    ],
-    ids=["subclass", "parametrized", "own forward"],
-)
+OTHERS: dict[str, Callable[[Any], nn.Module]] = {
+    "subclass": lambda layer: Subclass(40, 48).double(),
+    "parametrized": parametrizations.weight_norm,
+    "own forward": own_forward,
+}
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
 def test_other_layers_stay_dense(change: Callable[[Any], nn.Module]) -> None:
-    model, x = net(), events(T, B, 40, density=0.05)
+    model, x = model_and_input()
     model[0] = change(model[0])
     model[2] = nn.Identity()
     expected, _ = run(model[:3], x, "never")
@@ -125,22 +141,20 @@ def test_other_layers_stay_dense(change: Callable[[Any], nn.Module]) -> None:
 
 
 def test_inputs_that_stay_dense() -> None:
-    layer, x = nn.Linear(40, 8), events(30, 40, density=0.05).float()
-    cases = {
-        "half": (layer.half, x.half()),
-        "bfloat16": (layer.bfloat16, x.bfloat16()),
-        "strided": (layer.float, x.t().contiguous().t()),
-        "no rows": (layer.float, x[:0]),
-        "one row": (layer.float, x[0]),
-        "subclass": (layer.float, x.as_subclass(type("Mine", (Tensor,), {}))),
-        "meta": (lambda: layer.to("meta"), x.to("meta")),
-    }
-    for name, (convert, given) in cases.items():
+    layer, x = linear_and_input()
+    for name, convert, given in (
+        ("half", layer.half, x.half()),
+        ("bfloat16", layer.bfloat16, x.bfloat16()),
+        ("strided", layer.float, x.t().contiguous().t()),
+        ("no rows", layer.float, x[:0]),
+        ("one row", layer.float, x[0]),
+        ("subclass", layer.float, x.as_subclass(type("Mine", (Tensor,), {}))),
+        ("meta", lambda: layer.to("meta"), x.to("meta")),
+    ):
         convert()
-        with mode("always"), event_passes((layer,)), observed_products() as products:
-            y = layer(given)
-        assert [product.events for _, product in products] == [False], name
-        assert products[0][1].reason, name
+        with mode("always"):
+            y, (product,) = observed(layer, given)
+        assert (product.events, bool(product.reason)) == (False, True), name
         assert type(y) is type(given), name
 
 
@@ -158,9 +172,7 @@ def test_wrong_inputs_raise_what_pytorch_raises() -> None:
 # PyTorch's own, in forward mode, and of torch.jit.trace itself
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_modes_and_transforms_stay_dense() -> None:
-    layer, x = nn.Linear(40, 8), events(30, 40, density=0.05).float()
-    from torch.overrides import TorchFunctionMode
-    from torch.utils.flop_counter import FlopCounterMode
+    layer, x = linear_and_input()
 
     class Seen(TorchFunctionMode):
         def __torch_function__(
@@ -191,30 +203,21 @@ def test_modes_and_transforms_stay_dense() -> None:
 
 
 def test_compiled_function_inside_the_model() -> None:
-    layer, x = nn.Linear(40, 8), events(30, 40, density=0.05).float()
-    compilations = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        compilations.append(graph)
-        return graph.forward
-
-    @torch.compile(backend=backend, fullgraph=True)
-    def called(x: Tensor) -> Tensor:
-        y: Tensor = layer(x)
-        return y
-
+    layer, x = linear_and_input()
+    graphs = torch._dynamo.testing.CompileCounter()
+    called = torch.compile(lambda x: layer(x), backend=graphs, fullgraph=True)
     for _ in range(3):
         with mode("always"), event_passes((layer,)):
             y = called(x)
         torch.testing.assert_close(y, layer(x))
-    assert len(compilations) == 1
+    assert graphs.frame_count == 1
 
 
 def test_a_compiled_part_or_the_eager_backend_keeps_the_model_dense() -> None:
     model = net()
     model[0].compile(backend="eager")
     assert event_modules(model.modules()) == ()
-    model, x = net(), events(T, B, 40, density=0.05)
+    model, x = model_and_input()
     with fuse.backend("eager"):
         _, products = run(model, x, "always")
     assert products == []
@@ -222,40 +225,32 @@ def test_a_compiled_part_or_the_eager_backend_keeps_the_model_dense() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_left(fails: bool) -> None:
-    model, x = net(), events(T, B, 40, density=0.05)
+    model, x = model_and_input()
     before = dict(vars(model[0]))
 
-    class Fails(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            run = current_pass()  # while the first steps run by step there are none
-            assert ("forward" in vars(model[0])) is (run is not None and run.folded)
-            if fails:
-                raise ArithmeticError
-            return x
-
-    model.append(Fails())
-    with mode("always"):
+    def forward(_: nn.Module, x: Tensor) -> Tensor:
+        run = current_pass()  # while the first steps run by step there are none
+        assert ("forward" in vars(model[0])) is (run is not None and run.folded)
         if fails:
-            with pytest.raises(ArithmeticError):
-                tt.unroll(model, x)
-        else:
-            tt.unroll(model, x)
+            raise ArithmeticError("it fails")
+        return x
+
+    model.append(Net(forward))
+    with mode("always"), pytest.raises(ArithmeticError) if fails else nullcontext():
+        tt.unroll(model, x)
     assert vars(model[0]) == before
 
 
 def test_copies_made_within_a_pass() -> None:
     copies: list[nn.Module] = []
 
-    class Copies(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            layer = model[0]
-            copies.extend((copy.copy(layer), copy.deepcopy(layer)))
-            copies.append(pickle.loads(pickle.dumps(layer)))
-            copies.append(through_save(layer))
-            return x
+    def forward(_: nn.Module, x: Tensor) -> Tensor:
+        pickled: Callable[[Any], Any] = lambda layer: pickle.loads(pickle.dumps(layer))  # noqa: E731
+        copies.extend(way(model[0]) for way in (copy.copy, copy.deepcopy, pickled, through_save))
+        return x
 
-    model, x = net(), events(T, B, 40, density=0.05)
-    model.append(Copies())
+    model, x = model_and_input()
+    model.append(Net(forward))
     with mode("always"):
         tt.unroll(model, x)
     for copied in copies:
@@ -263,66 +258,74 @@ def test_copies_made_within_a_pass() -> None:
         assert torch.equal(copied(x), model[0](x))
 
 
-def test_a_layer_that_two_threads_share() -> None:
+def test_a_layer_that_threads_share() -> None:
     shared, x = dyadic(nn.Linear(40, 48)), events(T, B, 40, density=0.05)
     models = [nn.Sequential(shared, snn.LIF(48).double()) for _ in range(4)]
-    failures: list[BaseException] = []
     expected = tt.unroll(models[0], x, from_rest=True)
 
     def work(model: nn.Module) -> None:
-        try:
-            for _ in range(20):
-                with mode("always"):
-                    y = tt.unroll(model, x, from_rest=True)
-                assert torch.equal(y, expected)
-        except BaseException as failure:
-            failures.append(failure)
+        for _ in range(20):
+            with mode("always"):
+                assert torch.equal(tt.unroll(model, x, from_rest=True), expected)
 
-    threads = [threading.Thread(target=work, args=(model,)) for model in models]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, models)) == [None] * 4
     assert "forward" not in vars(shared)
 
 
 def test_auto_follows_the_density() -> None:
-    layer = nn.Linear(256, 256)
-    x = torch.zeros(2000, 256)
-    found = []
-    for density in (0.0, 0.02, 0.9, 1.0):
+    layer, x = nn.Linear(256, 256), torch.zeros(2000, 256)
+    for density, by_events in ((0.0, True), (0.02, True), (0.9, False), (1.0, False)):
         x[:, : int(256 * density)] = 1
-        with event_passes((layer,)), observed_products() as products:
-            layer(x)
-        product = products[0][1]
+        _, (product,) = observed(layer, x)
         assert product.density == pytest.approx(density, abs=0.01)
-        assert (product.reason is None) == product.events
-        found.append(product.events)
-    assert found == [True, True, False, False]
-    with event_passes((layer,)), observed_products() as products:
-        layer(x[:2] * 0)
-    assert products[0][1].reason == "too small for events"
-
-
-def test_sample_is_corrected_by_the_count() -> None:
-    """Check that an input whose sampled rows are silent is counted, and found busy."""
-    layer, x = nn.Linear(256, 256), torch.ones(2000, 256)
+        assert (product.reason is None) == product.events == by_events
+    _, (product,) = observed(layer, x[:2] * 0)
+    assert product.reason == "too small for events"
+    # an input whose sampled rows are silent is counted, and found busy
     x[torch.arange(16) * 2_654_435_761 % 2000] = 0
-    with event_passes((layer,)), observed_products() as products:
-        y = layer(x)
-    assert (products[0][1].events, products[0][1].density) == (False, 0.992)
+    y, (product,) = observed(layer, x)
+    assert (product.events, product.density) == (False, 0.992)
     assert torch.equal(y, layer(x))
 
 
 def test_modes() -> None:
-    assert requested_mode() == "auto"
-    with tt.events.mode("never"):
-        assert requested_mode() == "never"
-    tt.events.mode("always")
+    mode("always")
     assert requested_mode() == "always"
-    tt.events.mode("auto")
-    with pytest.raises(
-        ValueError, match=r"no mode of events is called 'sparse'\. There are auto, a"
-    ):
-        tt.events.mode("sparse")
+    mode("auto")
+    with mode("never"):
+        assert requested_mode() == "never"
+    assert requested_mode() == "auto"
+    with pytest.raises(ValueError, match=r"no mode of events is called 'sparse'\. There are auto"):
+        mode("sparse")
+
+
+# Under DistributedDataParallel in two processes, against one process
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    tt.unroll(model, x).square().mean().backward()
+    return {n.removeprefix("module."): p.grad for n, p in model.named_parameters()}
+
+
+def job(folder: str, rank: int) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    share = events(T, B, 40, density=0.1).chunk(2, 1)[rank].contiguous()
+    with mode("always"), observed_products() as products:
+        found = gradients(DistributedDataParallel(net()), share)
+    assert [product.events for _, product in products] == [True, True]
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:
+    run_together([["-m", "tests.events.test_passes", str(tmp_path), str(n)] for n in range(2)])
+    with mode("never"):
+        expected = gradients(net(), events(T, B, 40, density=0.1))
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
+
+
+if __name__ == "__main__":
+    job(sys.argv[1], int(sys.argv[2]))

@@ -1,9 +1,11 @@
-"""The demo learns, keeps its best epoch, and draws what its axes say."""
+"""The demo and the example of a stream learn; what they save is what they have learned."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
-from examples import demo
+import tracetorch as tt
+from examples import demo, stream
 from examples.demo import ConvSNN, Score, evaluate, learn
 from tracetorch.data import Digits
 
@@ -73,3 +76,40 @@ def test_the_epoch_with_the_lowest_validation_loss_is_kept(monkeypatch) -> None:
 
     monkeypatch.setattr(demo, "evaluate", measured)
     assert trained(0, epochs=3, batch_size=60)[1]["epoch"] == 2
+
+
+@pytest.mark.slow
+def test_controller_learns_past_lost_packets() -> None:
+    torch.manual_seed(0)
+    net = stream.network()
+    received, target = stream.signals(3000)
+    assert 0.02 < received[:, 0, 0].isnan().float().mean() < 0.08
+    losses, _ = stream.run(net, received, target)
+    assert statistics.mean(losses[-600:]) < 0.5 * statistics.mean(losses[:600])
+    assert all(bool(p.isfinite().all()) for p in net.parameters())
+
+
+def test_gradients_are_those_of_truncated_backpropagation() -> None:
+    torch.manual_seed(0)
+    net, twin = stream.network(), stream.network()
+    twin.load_state_dict(net.state_dict())
+    received, target = stream.signals(2 * stream.CHUNK)
+    received = received.nan_to_num(0.1)
+    stream.run(net, received, target)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=3e-3)
+    for x, wanted in zip(received.split(stream.CHUNK), target.split(stream.CHUNK), strict=True):
+        (torch.stack([twin(step) for step in x]) - wanted).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        tt.detach_states(twin)
+    for (name, one), other in zip(net.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_files_go_on_from_the_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    stream.main(["--steps", "60", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "resumed, equal: True" in printed
+    assert "at rest: 2 of 8" in printed
+    assert float(printed.partition("ONNX differs by ")[2]) < 1e-5

@@ -6,7 +6,6 @@ import argparse
 import math
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +14,7 @@ import torch
 import tracetorch as tt
 from benchmarks import brian2_fly
 from examples import fly
-from tests.docs.pages import ROOT
 from tracetorch import snn
-
-PAGE = ROOT / "docs/tutorials/fly.md"
 
 
 def options(*more: str) -> argparse.Namespace:
@@ -163,22 +159,6 @@ def test_a_quick_run_writes_a_row_and_a_figure(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "fly-400-seed0.png").stat().st_size > 10_000
     fly.write({**row, "spikes": 7}, tmp_path)
     assert [each["spikes"] for each in fly.read(tmp_path)] == [7]
-
-
-def test_the_page_shows_the_recorded_row(capsys) -> None:
-    assert fly.main(["--table"]) == 0
-    text = PAGE.read_text()
-    assert f"<!-- fly -->\n{capsys.readouterr().out.strip()}\n<!-- /fly -->" in text
-    (row,) = fly.read(fly.RESULTS)
-    shown: dict[str, Any] = {}
-    (cell,) = (part for part in text.split("```{code-cell}") if "GROWTH_EDGES =" in part)
-    exec(cell.partition("\nfigure")[0].partition("\n\n")[2], shown)
-    assert shown["GROWTH_EDGES"] == [
-        [n, round(a, 3), round(b, 3)] for n, a, b in row["growth_edges"]
-    ]
-    assert shown["GROWTH_SPIKES"] == [
-        [n, round(a, 3), round(b, 3)] for n, a, b in row["growth_spikes"]
-    ]
 
 
 @pytest.mark.slow

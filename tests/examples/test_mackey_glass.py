@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 
 from examples import mackey_glass
-from tests.docs.pages import ROOT
-
-PAGE = ROOT / "docs/use/mackey_glass.md"
 
 
 def small() -> mackey_glass.Predictor:
@@ -96,20 +93,3 @@ def test_a_quick_run_is_measured_by_neurobench(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "mackey_glass-seed2.png").stat().st_size > 10_000
     mackey_glass.write({**row, "smape": 1.0}, tmp_path)
     assert [each["smape"] for each in mackey_glass.read(tmp_path)] == [1.0]
-
-
-def test_the_page_shows_the_recorded_rows(capsys) -> None:
-    assert mackey_glass.main(["--table"]) == 0
-    table = capsys.readouterr().out.strip()
-    assert f"<!-- mackey_glass -->\n{table}\n<!-- /mackey_glass -->" in PAGE.read_text()
-    rows = mackey_glass.read(mackey_glass.RESULTS)
-    ours = [row for row in rows if row["configuration"] == "64 neurons"]
-    assert [row["seed"] for row in ours] == [0, 1, 2]
-    assert all(len(row["scores"]) == 30 for row in rows)
-    best, size, _, fewest = (
-        min(column) for column in zip(*mackey_glass.PUBLISHED.values(), strict=True)
-    )
-    for row in ours:
-        assert row["smape"] < best
-        assert row["bytes"] < size
-        assert row["macs"] + row["acs"] < fewest

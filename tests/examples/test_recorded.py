@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,17 @@ import torch
 from examples import (
     common,
     converted_digits,
+    fly,
     kept_aside,
+    mackey_glass,
     published_networks,
     recipe_architectures,
     recipe_parts,
+    spike_trains,
+    table,
 )
 from tests.cases import few
+from tracetorch import neurons
 
 PAGES = Path(__file__).parents[2] / "docs/use"
 
@@ -34,20 +40,46 @@ def test_a_quick_run_converts_both_networks(tmp_path, capsys) -> None:
     assert (tmp_path / "converted_digits.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    ("script", "page", "name"),
-    [
-        (converted_digits, "convert", "digits"),
-        (published_networks, "models", "digits"),
-        (recipe_parts, "recipe", "digits"),
-        (recipe_architectures, "recipe", "architectures"),
-        (kept_aside, "recipe", "kept aside"),
-    ],
-)
-def test_the_page_shows_the_recorded_rows(script, page, name, capsys) -> None:
-    assert script.main(["--table"]) == 0
-    table = capsys.readouterr().out.strip()
-    assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in (PAGES / f"{page}.md").read_text()
+PAGES_OF = {
+    "digits in convert": converted_digits,
+    "digits in models": published_networks,
+    "digits in recipe": recipe_parts,
+    "architectures in recipe": recipe_architectures,
+    "kept aside in recipe": kept_aside,
+    "mackey_glass in mackey_glass": mackey_glass,
+    "fly in ../tutorials/fly": fly,
+    "spike_trains in ../tutorials/spike_trains": spike_trains,
+}
+
+
+@pytest.mark.parametrize("place", PAGES_OF)
+def test_the_page_shows_the_recorded_rows(place: str, capsys) -> None:
+    name, page = place.split(" in ")
+    assert PAGES_OF[place].main(["--table"]) == 0
+    printed = capsys.readouterr().out.strip()
+    assert f"<!-- {name} -->\n{printed}\n<!-- /{name} -->" in (PAGES / f"{page}.md").read_text()
+
+
+def test_what_pages_say_of_recorded_rows_is_so() -> None:
+    rows = mackey_glass.read(mackey_glass.RESULTS)
+    ours = [row for row in rows if row["configuration"] == "64 neurons"]
+    assert [row["seed"] for row in ours] == [0, 1, 2]
+    assert all(len(row["scores"]) == 30 for row in rows)
+    published = zip(*mackey_glass.PUBLISHED.values(), strict=True)
+    best, size, _, fewest = (min(column) for column in published)
+    for row in ours:
+        assert (row["smape"] < best, row["bytes"] < size) == (True, True)
+        assert row["macs"] + row["acs"] < fewest
+    found = common.read(common.RESULTS / "spike_trains.jsonl")
+    assert {row.configuration.split(",")[0] for row in found} >= {"gru", "lnp", "LIF"}
+    (row,) = fly.read(fly.RESULTS)
+    shown: dict[str, Any] = {}
+    text = (PAGES / "../tutorials/fly.md").read_text()
+    (cell,) = (part for part in text.split("```{code-cell}") if "GROWTH_EDGES =" in part)
+    exec(cell.partition("\nfigure")[0].partition("\n\n")[2], shown)
+    for kind in ("edges", "spikes"):
+        grown = [[n, round(a, 3), round(b, 3)] for n, a, b in row[f"growth_{kind}"]]
+        assert shown[f"GROWTH_{kind.upper()}"] == grown
 
 
 def test_a_quick_run_measures_a_published_network(tmp_path, capsys) -> None:
@@ -122,3 +154,38 @@ def test_the_page_of_conversion_says_what_was_recorded() -> None:
     assert np.allclose(ours[3:], layer[3:], rtol=0, atol=0.0021)
     for row in rows:
         assert abs(row["way"]["8 levels"][-1] - row["levels"]) <= 0.01
+
+
+def test_every_run_is_recorded_every_neuron_in_the_table_and_the_page_up_to_date() -> None:
+    assert table.main(["--check"]) == 0
+    for task, arguments in table.RUNS:
+        command = f"python -m examples.{task} {arguments}"
+        rows = [r for r in common.read(common.RESULTS / f"{task}.jsonl") if r.command == command]
+        seeds = [int(seed) for seed in arguments.partition("--seeds ")[2].split()]
+        assert [row.seed for row in rows] == seeds, command
+        assert len(seeds) >= 3
+        assert {row.threads for row in rows} == {1}
+    assert {*table.NEURONS} >= {*neurons.__all__, "LIF"}
+    commands = {(task, *arguments.split()[:2]) for task, arguments in table.RUNS}
+    for task in table.TASKS:
+        names = neurons.__all__ if task == "row_digits" else table.FEW
+        assert {(task, "--neuron", name) for name in names} <= commands
+        assert (task, "--baseline", "gru") in commands
+
+
+def test_the_rate_of_the_gru_is_its_best_on_the_validation_data_of_every_task() -> None:
+    for task in table.TASKS:
+        validated: dict[float, list[float]] = {}
+        for row in common.read_lines(recipe_parts.RESULTS):
+            if row["network"] == "GRU" and row["task"] == task:
+                validated.setdefault(float(row["part"]), []).append(row["validation"])
+        assert set(validated) == {float(rate) for rate in table.RATES}
+        assert all(len(values) == 3 for values in validated.values())
+        best = max(validated, key=lambda rate: statistics.mean(validated[rate]))
+        assert best == float(table.GRU_RATE)
+
+
+def test_the_rate_of_the_gru_is_its_best_for_digits_that_move() -> None:
+    found = {rate: table.validated(rate) for rate in table.RATES}
+    assert all(len(values) == 2 for values in found.values())
+    assert max(found, key=lambda rate: statistics.mean(found[rate])) == table.SHIFTED_RATE

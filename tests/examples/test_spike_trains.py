@@ -83,12 +83,3 @@ def test_a_quick_run_saves_a_model_and_a_figure(arguments, folder, tmp_path, cap
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 1
     (figure,) = (tmp_path / "out").glob("*.png")
     assert figure.stat().st_size > 10_000
-
-
-def test_the_table_of_the_page_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert spike_trains.main(["--table"]) == 0
-    page = Path(__file__).parents[2] / "docs/tutorials/spike_trains.md"
-    printed = capsys.readouterr().out
-    assert f"<!-- spike_trains -->\n{printed}<!-- /spike_trains -->" in page.read_text()
-    found = common.read(common.RESULTS / "spike_trains.jsonl")
-    assert {row.configuration.split(",")[0] for row in found} >= {"gru", "lnp", "LIF"}

@@ -18,9 +18,7 @@ import tracetorch as tt
 from tracetorch.export import CReport
 
 COMPILERS = [
-    pytest.param(
-        name, marks=pytest.mark.skipif(shutil.which(name) is None, reason=f"needs {name}: apt-get")
-    )
+    pytest.param(name, marks=pytest.mark.skipif(shutil.which(name) is None, reason="needs " + name))
     for name in ("gcc", "clang")
 ]
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -73,13 +71,7 @@ def run_on_cortex(folder: Path, main: str) -> tuple[str, int]:
 class CNetwork:
     """A network as a shared library: one input and one output, one stream.
 
-    Args:
-        model: it.
-        sample: a recorded input.
-        folder: where its files go.
-        compiler, flags: with which it is compiled.
-        report: of the files, where they are there already.
-        arguments: of ``tt.export.c``.
+    It is of a model and a recorded input, or of the report of files that are in the folder already.
     """
 
     def __init__(

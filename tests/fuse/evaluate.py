@@ -52,31 +52,14 @@ def _sigmoid(x: Any) -> Any:
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "div": np.divide,
-    "rem": np.remainder,
-    "neg": np.negative,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "and": np.logical_and,
-    "or": np.logical_or,
-    "xor": np.logical_xor,
-    "not": np.logical_not,
-    "where": np.where,
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "rem": np.remainder,
+    "neg": np.negative, "gt": np.greater, "ge": np.greater_equal, "lt": np.less,
+    "le": np.less_equal, "eq": np.equal, "ne": np.not_equal, "and": np.logical_and,
+    "or": np.logical_or, "xor": np.logical_xor, "not": np.logical_not, "where": np.where,
     # Of two equal operands, zeros of both signs, the second one; NaN of the first one passes.
     "max": lambda x, y: np.where((x > y) | (x != x), x, y),
     "min": lambda x, y: np.where((x < y) | (x != x), x, y),
-    "fma": _fma,
-    "sigmoid": _sigmoid,
-    "round": np.rint,
-    "pow": np.power,
-    "atan2": np.arctan2,
+    "fma": _fma, "sigmoid": _sigmoid, "round": np.rint, "pow": np.power, "atan2": np.arctan2,
     **{op: getattr(np, f"arc{op[1:]}") for op in ("acos", "acosh", "asin", "asinh", "atan")},
     "atanh": np.arctanh,
     **{op: _by_number(getattr(math, op)) for op in ("erf", "erfc")},
@@ -84,7 +67,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{op: getattr(np, op) for op in ("abs", "ceil", "cos", "cosh", "exp", "exp2", "expm1")},
     **{op: getattr(np, op) for op in ("floor", "log", "log10", "log1p", "log2", "sin", "sinh")},
     **{op: getattr(np, op) for op in ("sqrt", "tan", "tanh", "trunc")},
-}
+}  # fmt: skip
 
 
 def evaluate(

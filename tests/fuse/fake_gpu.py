@@ -20,7 +20,8 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
 
 
-def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     """Return what the fake GPU, ``tt.fuse.backend("triton")``, will run from now on."""
     found: list[Launch] = []
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ import torch
 import torch.autograd.forward_ad as fwAD  # noqa: N812 (PyTorch's own convention)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, agree, ends, fused, make, name_of
+from tests.networks import module
 from tracetorch import functional, fuse, snn
 from tracetorch.functional.surrogates import Surrogate
-from tracetorch.fuse.dispatch import plans
 from tracetorch.fuse.dispatch.plans import gradient_needs, plan_key
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt"
@@ -36,15 +36,11 @@ def test_parity(case: Any, live: bool) -> None:
     agree(make(case), input_for(case), "cpu", live=live)
 
 
-@pytest.mark.parametrize("case", CONFIGURATIONS[:12], ids=name_of)
-def test_parity_of_the_eager_backend(case: Any) -> None:
-    agree(make(case), input_for(case), "eager", live=True)
-
-
 @pytest.mark.parametrize("name", ["LIF", "SRReadout"])
-def test_parity_in_float64(name: str) -> None:
+def test_parity_in_float64_and_of_the_eager_backend(name: str) -> None:
     case: Any = (name, {}, (3, 7))
     agree(make(case, torch.float64), input_for(case, dtype=torch.float64), "cpu", live=True)
+    agree(make(case), input_for(case), "eager", live=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -78,36 +74,31 @@ def test_noncontiguous_inputs(view: Any) -> None:
     agree(cases.layer("SLIF", 7), view(cases.sequence(6, 4, 7, dtype=torch.float32)), "cpu")
 
 
+def channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
 def test_channels_last_is_preserved() -> None:
-    x = cases.sequence(4, 2, 3, 4, 5, dtype=torch.float32)
-    x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    x = channels_last(cases.sequence(4, 2, 3, 4, 5, dtype=torch.float32))
     layer = cases.layer("BLIF", 3, dim=-3)
     agree(layer, x, "cpu", live=True)
     layer.zero_states()
     assert layer.forward_sequence(x)[0].stride() == x.stride()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-def test_recorded_trajectories(backend: str) -> None:
+def test_recorded_trajectories() -> None:
     layer, x = cases.layer("SRLIF", 5), cases.sequence(9, 2, 5, dtype=torch.float32)
-    x.requires_grad_()
 
-    def loss(mem: Tensor, syn: Tensor) -> Tensor:
-        return (mem**2).sum() + (syn**3).sum()
+    def by_step(layer: snn.Neuron, x: Tensor) -> Any:
+        y, syn, mem = zip(*((layer(step), layer.syn, layer.mem) for step in x), strict=True)
+        return torch.stack(y), {"syn": torch.stack(syn), "mem": torch.stack(mem)}
 
-    mems, syns = [], []
-    for step in x.unbind():
-        layer(step)
-        mems.append(layer.mem)
-        syns.append(layer.syn)
-    (expected,) = torch.autograd.grad(loss(torch.stack(mems), torch.stack(syns)), x)
-    layer.zero_states()
-    with fuse.backend(backend):
-        _, recorded = layer.forward_sequence(x, record=["syn", "mem"])
-    assert list(recorded) == ["syn", "mem"]
-    assert torch.equal(recorded["mem"], torch.stack(mems))
-    (grad,) = torch.autograd.grad(loss(recorded["mem"], recorded["syn"]), x)
-    torch.testing.assert_close(grad, expected)
+    def recorded(layer: snn.Neuron, x: Tensor) -> Any:
+        return layer.forward_sequence(x, record=["syn", "mem"])
+
+    for backend in ("cpu", "eager"):
+        with fuse.backend(backend):
+            torch.testing.assert_close(ends(layer, x, recorded), ends(layer, x, by_step))
 
 
 def test_splitting_a_sequence_changes_nothing() -> None:
@@ -118,10 +109,8 @@ def test_splitting_a_sequence_changes_nothing() -> None:
 
     whole, grads = ends(layer, x, fused("cpu"))
     parts, part_grads = ends(layer, x, cut)
-    for name, value in whole.items():
-        assert torch.equal(parts[name], value)
-    for name, grad in grads.items():
-        torch.testing.assert_close(part_grads[name], grad)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    torch.testing.assert_close(part_grads, grads)
 
 
 def test_agrees_with_version_0_9_2() -> None:
@@ -167,16 +156,12 @@ class CustomNeuron(snn.Neuron):
 
 
 def test_custom_neuron() -> None:
-    layer, x = CustomNeuron(7), cases.sequence(20, 3, 7, dtype=torch.float64)
-    layer.double()
+    layer, x = CustomNeuron(7).double(), cases.sequence(20, 3, 7)
     values, grads = ends(layer, x, cases.stepped)
     fast, fast_grads = ends(layer, x, fused("cpu"))
-    for name, value in values.items():
-        torch.testing.assert_close(fast[name], value, rtol=1e-13, atol=1e-13)
     assert torch.equal(fast["output"], values["output"])
-    assert fast_grads.keys() == grads.keys()
-    for name, grad in grads.items():
-        torch.testing.assert_close(fast_grads[name], grad)
+    torch.testing.assert_close(fast, values, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(fast_grads, grads)
 
 
 class MixingNeuron(snn.Neuron):
@@ -188,73 +173,31 @@ class MixingNeuron(snn.Neuron):
         return mem, mem
 
 
-class BranchingNeuron(snn.Neuron):
-    states = ("mem",)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor) -> Any:
-        return (x if bool((mem > 0).all()) else -x), mem + x
-
-
-def test_unsupported_steps_and_bad_arguments(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_that_no_kernel_can_run_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     x = torch.randn(4, 2, 3)
     with caplog.at_level(logging.WARNING, "tracetorch"):
         for _ in range(2):
             layer = MixingNeuron(3)
             assert torch.equal(layer.forward_sequence(x)[0], cases.stepped(MixingNeuron(3), x))
-    assert len(caplog.records) == 1
-    assert "MixingNeuron(3)" in caplog.text
-    assert "aten.sum.dim_IntList, which is a reduction" in caplog.text
-    assert "sum" in str(fuse.unsupported_reason("cpu", MixingNeuron(3), x))
+    (record,) = caplog.records
+    assert "MixingNeuron(3)" in record.getMessage()
+    assert "aten.sum.dim_IntList, which is a reduction" in record.getMessage()
     with fuse.backend("cpu"), pytest.raises(RuntimeError, match="cannot run MixingNeuron"):
         MixingNeuron(3).forward_sequence(x)
-    with fuse.backend("cpu"), pytest.raises(RuntimeError, match="branch on them in Python"):
-        BranchingNeuron(3).forward_sequence(x)
-    with pytest.raises(ValueError, match=r"no backend is called 'numbba'\. Did you mean 'numba'"):
-        fuse.backend("numbba")
-    with pytest.raises(ValueError, match=r"has no state 'men'\. Did you mean 'mem'"):
-        snn.LIF(3).forward_sequence(x, record=["men"])
-    assert fuse.requested_backend() == "auto"
 
 
 def test_failed_call_keeps_the_states() -> None:
     layer = snn.LIF(3)
     layer.forward_sequence(torch.randn(4, 2, 3))
     before = layer.mem
-    with pytest.raises(ValueError, match=r"holds the state mem of shape \[2, 3\]"):
-        layer.forward_sequence(torch.randn(4, 5, 3))
-    with pytest.raises(ValueError, match="has 3 neurons, one step of the input"):
-        layer.forward_sequence(torch.randn(4, 5, 4))
+    for shape, record, says in (
+        ((4, 5, 3), (), r"holds the state mem of shape \[2, 3\]"),
+        ((4, 5, 4), (), "has 3 neurons, one step of the input"),
+        ((4, 2, 3), ("men",), r"has no state 'men'\. Did you mean 'mem'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            layer.forward_sequence(torch.randn(shape), record=record)
     assert layer.mem is before
-
-
-def test_second_backward_is_explained() -> None:
-    layer = snn.LIF(3)
-    for attempt in range(2):
-        y, _ = layer.forward_sequence(torch.randn(4, 2, 3))
-        if attempt:
-            with pytest.raises(RuntimeError, match="Call detach_states"):
-                (y.sum() + layer.mem.sum()).backward()
-        else:
-            (y.sum() + layer.mem.sum()).backward()
-
-
-def test_changed_surrogates_and_parameters_take_effect() -> None:
-    x = cases.sequence(6, 2, 3, dtype=torch.float32)
-    layer = cases.layer("LIF", 3)
-    for slope in (1.0, 5.0, 1.0):
-        layer.pos_spike = functional.sigmoid_surrogate(slope)
-        agree(layer, x, "cpu")
-    layer.raw_beta.data.fill_(-1.0)
-    agree(layer, x, "cpu")
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, fused=True)
-    optimizer.step()
-    agree(layer, x, "cpu")
-    slope = 2.0
-    layer.pos_spike = lambda u: functional.atan_surrogate(slope)(u)
-    agree(layer, x, "cpu")
-    slope = 9.0
-    agree(layer, x, "cpu")
 
 
 def test_every_output_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,28 +222,6 @@ def test_empty_inputs() -> None:
     y, _ = layer.forward_sequence(torch.randn(4, 0, 3, requires_grad=True))
     y.sum().backward()
     assert y.shape == (4, 0, 3)
-
-
-def test_two_threads_run_kernels_concurrently() -> None:
-    x = cases.sequence(40, 16, 600, dtype=torch.float32)
-    layers = [cases.layer("LIF", 600), cases.layer("SLIF", 600)]
-    alone = [ends(layer, x, fused("auto")) for layer in layers]
-    found: dict[int, Any] = {}
-    runs = [
-        threading.Thread(
-            target=lambda i=i, m=m: found.update(
-                {i: ends(m, x, lambda a, b: a.forward_sequence(b)[0])}
-            )
-        )
-        for i, m in enumerate(layers)
-    ]
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.join()
-    for i, (values, grads) in enumerate(alone):
-        for name, value in {**values, **grads}.items():
-            assert torch.equal({**found[i][0], **found[i][1]}[name], value), name
 
 
 # opcheck clones its inputs and PyTorch reads .grad of the clones. It hides the warning by replacing
@@ -375,13 +296,19 @@ def test_second_derivatives_of_eager_steps_pass_gradgradcheck() -> None:
 
 @pytest.mark.parametrize("record", [(), ("mem",)])
 @pytest.mark.parametrize("name", ["auto", "cpu"])
-def test_second_derivative_of_a_kernel_is_an_error(name: str, record: tuple[str, ...]) -> None:
-    x = torch.randn(4, 2, 3, requires_grad=True)
+def test_a_kernel_has_no_second_derivative_and_takes_one_gradient_at_a_time(
+    name: str, record: tuple[str, ...]
+) -> None:
+    layer, x = snn.LIF(3), torch.randn(4, 2, 3, requires_grad=True)
     with fuse.backend(name):
-        y, _ = snn.LIF(3).forward_sequence(x, record)
+        y, _ = layer.forward_sequence(x, record)
         says = r"has no second derivative. Run what needs one under tt.fuse.backend\('eager'\)"
         with pytest.raises(RuntimeError, match=says):
             torch.autograd.grad(y.sum(), x, create_graph=True)
+        layer.zero_states()
+        y, _ = layer.forward_sequence(x, record)
+    with pytest.raises(RuntimeError, match=r"one incoming gradient at a time.*backend\('eager'\)"):
+        torch.autograd.grad(y, x, torch.randn(5, *y.shape), is_grads_batched=True)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
@@ -428,18 +355,6 @@ def test_step_without_a_gradient_path_has_no_gradient() -> None:
     assert layer.raw_idle.grad is None
 
 
-def test_constant_as_a_state() -> None:
-    class Filled(snn.Neuron):
-        states = ("mem",)
-
-        @staticmethod
-        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-            return x + mem, torch.full_like(x, 3)
-
-    x = torch.ones(2, 1, 2)
-    assert Filled(2).forward_sequence(x)[0].tolist() == [[[1.0, 1.0]], [[4.0, 4.0]]]
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own use
 def test_forward_mode_keeps_the_tangent() -> None:
     layer = snn.Readout(2, beta=0.5, learn_beta=False)
@@ -451,20 +366,7 @@ def test_forward_mode_keeps_the_tangent() -> None:
         assert fwAD.unpack_dual(layer(x[0])).tangent.tolist() == [[0.5, 0.5]]
 
 
-def test_annealing_keeps_a_bounded_number_of_plans() -> None:
-    layer, x = snn.LIF(3), torch.randn(4, 2, 3, requires_grad=True)
-    registered = len(plans._registered)
-    for slope in range(3, 9):
-        layer.zero_states()
-        layer.pos_spike = functional.atan_surrogate(float(slope))
-        layer.forward_sequence(x)[0].sum().backward()
-    assert len(plans._registered) == registered
-    assert plans.plan_for_needs.cache_info().maxsize == 512
-
-
 def test_dispatch_mode_sees_the_operators() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
     seen: list[str] = []
 
     class Watching(TorchDispatchMode):
@@ -479,26 +381,18 @@ def test_dispatch_mode_sees_the_operators() -> None:
     with Watching(), FlopCounterMode(display=False):
         found, watched = ends(layer, x, fused("cpu"))
     assert {"tracetorch.forward.default", "tracetorch.backward.default"} <= set(seen)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert all(torch.equal(watched[name], grads[name]) for name in grads)
+    torch.testing.assert_close((found, watched), (expected, grads), rtol=0, atol=0)
 
 
 def test_saved_tensors_may_change_memory_format() -> None:
     case = ("SLIF", {"dim": -3}, (2, 3, 4, 5))
-    layer = make(case)
-    x = input_for(case, steps=600)
-    x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)  # channels last
-
-    def run(layer: snn.Neuron, x: Tensor) -> Tensor:
-        return layer.forward_sequence(x)[0]
-
+    layer, x, run = make(case), channels_last(input_for(case, steps=600)), fused("auto")
     _, expected = ends(layer, x, run)
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t
     ):
         _, found = ends(layer, x, run)
-    for name, grad in expected.items():
-        torch.testing.assert_close(found[name], grad)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("place", ["x", "state", "grad"])
@@ -515,35 +409,6 @@ def test_tensor_with_the_negative_bit(place: str) -> None:
     assert all(map(torch.equal, *results))
 
 
-def test_error_for_batched_gradients_names_the_eager_backend() -> None:
-    layer, x = snn.Readout(3), torch.randn(4, 2, 3, requires_grad=True)
-    y, _ = layer.forward_sequence(x)
-    with pytest.raises(RuntimeError, match=r"one incoming gradient at a time.*backend\('eager'\)"):
-        torch.autograd.grad(y, x, torch.randn(5, *y.shape), is_grads_batched=True)
-    layer.zero_states()
-    with fuse.backend("eager"):
-        y, _ = layer.forward_sequence(x)
-        (found,) = torch.autograd.grad(y, x, torch.ones(5, *y.shape), is_grads_batched=True)
-    assert found.shape == (5, *x.shape)
-
-
-class SiluNeuron(snn.Neuron):
-    states = ("mem",)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-        mem = torch.nn.functional.silu(0.5 * mem + x)
-        return mem, mem
-
-
-def test_silu_and_its_gradient_fuse() -> None:
-    x = cases.sequence(6, 2, 3)
-    values, grads = ends(SiluNeuron(3), x, cases.stepped)
-    fast, fast_grads = ends(SiluNeuron(3), x, fused("cpu"))
-    torch.testing.assert_close(fast, values, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(fast_grads, grads, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_infinite_gradients_raise_no_warning(rank: Any) -> None:
     layer, x = snn.LIF(4, beta_rank=rank), torch.randn(5, 3, 4, requires_grad=True)
@@ -554,31 +419,10 @@ def test_infinite_gradients_raise_no_warning(rank: Any) -> None:
     assert not torch.isfinite(layer.raw_beta.grad).any()
 
 
-class HalfALayer(nn.Module):
-    """Has a step, and nothing else of a layer."""
-
-    @staticmethod
-    def step(x: Tensor) -> Tensor:
-        return x
-
-
 @pytest.mark.parametrize("backend", ["cpu", "triton", "eager"])
 def test_what_is_no_layer_of_neurons_gets_a_reason(backend: str) -> None:
     recurrent = snn.Recurrent(snn.LIF(3), nn.Linear(3, 3))
-    for thing in (
-        snn.Delay(3, max_delay=2),
-        recurrent,
-        nn.Linear(3, 3),
-        HalfALayer(),
-        snn.LIF,
-        None,
-    ):
-        found = fuse.unsupported_reason(backend, thing, torch.ones(4, 2, 3))
-        assert found is not None
+    half = module(lambda self, x: x, step=lambda x: x)
+    for thing in (snn.Delay(3, max_delay=2), recurrent, nn.Linear(3, 3), half, snn.LIF, None):
+        found = str(fuse.unsupported_reason(backend, thing, torch.ones(4, 2, 3)))
         assert re.match(r"\w+ is no layer of neurons: ask it of an snn\.Neuron, not of a", found)
-
-
-def test_a_backend_that_there_is_not_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no backend is called 'numbra'\. Did you mean 'numba'"):
-        fuse.unsupported_reason("numbra", snn.LIF(3), torch.ones(4, 2, 3))
-    assert fuse.unsupported_reason("auto", snn.LIF(3), torch.ones(4, 2, 3)) is None

@@ -8,7 +8,7 @@ import json
 import pickle
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from tracetorch import snn
 from tracetorch.core import checks
 
 constants = pytest.importorskip("huggingface_hub.constants", reason="of the extra hub")
-COMMIT = 40 * "a"
 
 
 class Net(snn.TTModule, tt.hub.HubMixin):
@@ -39,8 +38,7 @@ class Net(snn.TTModule, tt.hub.HubMixin):
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    net = Net(6, reset="zero")
-    net.save_pretrained(tmp_path / "net")
+    Net(6, reset="zero").save_pretrained(tmp_path / "net")
     return tmp_path / "net"
 
 
@@ -63,9 +61,8 @@ def test_a_folder_brings_back_arguments_tensors_and_hidden_modules(tmp_path: Pat
     assert tt.get_states(loaded) == {}
     assert torch.equal(outputs(loaded), outputs(net.eval()))
     card = (tmp_path / "README.md").read_text()
-    assert "library_name: tracetorch" in card
-    assert "spiking-neural-network" in card
-    assert "tracetorch.hub.HubMixin" in card
+    for words in ("library_name: tracetorch", "spiking-neural-network", "tracetorch.hub.HubMixin"):
+        assert words in card
     assert "PytorchModelHubMixin" not in card
 
 
@@ -80,14 +77,12 @@ def test_files_of_other_layers_or_damaged_ones_are_refused(folder: Path) -> None
     file.write_bytes(content)
     with pytest.raises(ValueError, match="checksum"):
         Net.from_pretrained(folder)
-
-
-def test_an_argument_that_is_no_json_is_given_again(tmp_path: Path) -> None:
-    Net(3, neuron=snn.SLIF).save_pretrained(tmp_path)
-    assert "neuron" not in json.loads((tmp_path / "config.json").read_text())
+    # an argument that is no JSON is given again
+    Net(3, neuron=snn.SLIF).save_pretrained(folder)
+    assert "neuron" not in json.loads((folder / "config.json").read_text())
     with pytest.raises(ValueError, match="SLIF"):  # the default is another
-        Net.from_pretrained(tmp_path)
-    assert isinstance(Net.from_pretrained(tmp_path, neuron=snn.SLIF).net[1], snn.SLIF)
+        Net.from_pretrained(folder)
+    assert isinstance(Net.from_pretrained(folder, neuron=snn.SLIF).net[1], snn.SLIF)
 
 
 def test_a_model_stays_what_a_model_is(folder: Path) -> None:
@@ -96,9 +91,7 @@ def test_a_model_stays_what_a_model_is(folder: Path) -> None:
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(outputs(twin), expected)
     torch.testing.assert_close(outputs(net, by="step"), expected)
-    net.double()
-    net.save_pretrained(folder)
-    torch.manual_seed(5)
+    net.double().save_pretrained(folder)
     before = torch.get_rng_state()
     double = Net.from_pretrained(folder, map_location="cpu")
     assert torch.equal(torch.get_rng_state(), before)
@@ -109,33 +102,26 @@ def test_a_model_stays_what_a_model_is(folder: Path) -> None:
 
 
 @pytest.fixture
-def server(folder, tmp_path, monkeypatch) -> Iterator[list[tuple[str, str]]]:
-    """Serve the folder as the repository ``group/net``; the requests, by method and path."""
-    requests: list[tuple[str, str]] = []
+def server(folder, tmp_path, monkeypatch) -> Iterator[list[str]]:
+    """Serve the folder as the repository ``group/net``; the paths that are requested."""
+    requests: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            start, _, rest = self.path.partition("/resolve/")
-            path = folder / rest.rpartition("/")[2]
+    class Handler(SimpleHTTPRequestHandler):
+        def translate_path(self, path: str) -> str:
+            start, _, rest = path.partition("/resolve/")
             # the package may have other questions to a server, which this one does not answer
             if rest:
-                requests.append((self.command, self.path))
-            if start != "/group/net" or not path.is_file():
-                self.send_response(404)
-                self.send_header("X-Error-Code", "EntryNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            content = path.read_bytes()
-            self.send_response(200)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
+                requests.append(path)
+            return str(folder / (rest.rpartition("/")[2] if start == "/group/net" else "nothing"))
 
-        do_HEAD = do_GET  # noqa: N815
+        def end_headers(self) -> None:
+            file = Path(self.translate_path(self.path))
+            content = file.read_bytes() if file.is_file() else b""
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", 40 * "a")
+            if not content:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            super().end_headers()
 
         def log_message(self, *arguments: object) -> None:
             """Print nothing."""
@@ -158,28 +144,25 @@ def server(folder, tmp_path, monkeypatch) -> Iterator[list[tuple[str, str]]]:
 def test_a_repository_is_loaded_at_a_revision_and_kept(folder, tmp_path, server) -> None:
     expected = outputs(Net.from_pretrained(folder))
     assert server == []  # a folder needs no server
-    cache = tmp_path / "cache"
-    net = Net.from_pretrained("group/net", revision="v2", cache_dir=cache)
-    assert torch.equal(outputs(net), expected)
+    options = {"revision": "v2", "cache_dir": tmp_path / "cache"}
+    assert torch.equal(outputs(Net.from_pretrained("group/net", **options)), expected)
     names = ("config.json", "model.safetensors")
-    assert {path for _, path in server} == {f"/group/net/resolve/v2/{name}" for name in names}
-    count = len(server)
-    again = Net.from_pretrained("group/net", revision="v2", cache_dir=cache, local_files_only=True)
+    assert set(server) == {f"/group/net/resolve/v2/{name}" for name in names}
+    server.clear()
+    again = Net.from_pretrained("group/net", **options, local_files_only=True)
     assert torch.equal(outputs(again), expected)
-    assert len(server) == count
-
-
-def test_a_repository_without_the_file_is_an_error(folder, tmp_path, server) -> None:
+    assert server == []
     (folder / "model.safetensors").unlink()
     with pytest.raises(Exception, match=r"model.safetensors") as caught:
-        Net.from_pretrained("group/net", cache_dir=tmp_path / "cache")
+        Net.from_pretrained("group/net", cache_dir=tmp_path / "other")
     assert type(caught.value).__module__.startswith("huggingface_hub")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    message = r"tt.hub.HubMixin needs huggingface_hub, .*'hub'"
-    with pytest.raises(ModuleNotFoundError, match=message):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"tt.hub.HubMixin needs huggingface_hub, .*'hub'"
+    ):
         getattr(tt.hub, "HubMixin")  # noqa: B009
     with pytest.raises(AttributeError, match="nothing"):
         getattr(tt.hub, "nothing")  # noqa: B009

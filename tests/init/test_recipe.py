@@ -358,6 +358,76 @@ def test_the_line_says_at_which_rate_the_weight_learns(
     assert re.search(said, capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(("norm", "share"), [(True, 1 / 3), (False, 1.0)])
+@pytest.mark.parametrize("connection", [nn.Linear, snn.DelayedLinear])
+def test_what_is_recurrent_behind_a_norm_learns_at_a_third(
+    connection: Any, norm: bool, share: float
+) -> None:
+    delay = {"max_delay": 3} if connection is snn.DelayedLinear else {}
+    model = network(snn.Recurrent(snn.LIF(N), connection(N, N, **delay)), norm=norm)
+    optimizer, _ = tt.recipe(model, x, 10, lr=0.02)
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_hand = tt.param_groups(model, 0.01, lr=0.02, relative=True)
+    wanted = {id(p): group["lr"] for group in by_hand for p in group["params"]}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            inside = ".connection." in names[id(p)] or ".neuron." in names[id(p)]
+            factor = 10.0 if names[id(p)].endswith("raw_delay") else share if inside else 1.0
+            assert group["max_lr"] == pytest.approx(factor * wanted[id(p)]), names[id(p)]
+
+
+# the lag at which the autocorrelation of the signal is a half: arccos(0.5) of a period of 30 steps;
+# log(2) / -log(0.9) of an autoregressive one
+def _periodic() -> Tensor:
+    phases = torch.arange(300.0)[:, None, None] / 30 + torch.rand(1, 40, 1)
+    return 5 + (2 * torch.pi * phases).sin()
+
+
+def _autoregressive() -> Tensor:
+    y = torch.zeros(300, 400, 2)
+    for t in range(1, 300):
+        y[t] = 0.9 * y[t - 1] + torch.randn(400, 2)
+    return y
+
+
+@pytest.mark.parametrize("time_dim", [0, 1])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("build", "lag"), [(_periodic, 5), (_autoregressive, 7)])
+def test_half_lives_go_to_that_of_the_target(
+    build: Any, lag: int, masked: bool, time_dim: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    target = build()
+    steps, batch = target.shape[:2]
+    inputs = torch.rand(steps, batch, F)
+    chosen = torch.linspace(0.1, 0.9, 3)
+    head = [nn.Linear(N, 3), snn.Readout(3, beta=chosen), nn.Linear(3, 1), snn.Readout(1)]
+    model = nn.Sequential(nn.Linear(F, N), snn.LIF(N), *head)
+    mask = None
+    if masked:
+        mask = torch.arange(steps)[:, None] < torch.randint(100, steps, (batch,))
+        target = target.where(mask[..., None], torch.nan)
+    laid = [None if each is None else each.movedim(0, time_dim) for each in (inputs, target, mask)]
+    tt.recipe(model, laid[0], 10, target=laid[1], mask=laid[2], time_dim=time_dim)
+    said = capsys.readouterr().out
+    assert f"half-lives by the target's of {lag}" in said
+    assert re.search(rf"\n1 +LIF +1 to {lag} steps, spread", said)
+    assert re.search(r"\n3 .*left: given", said)
+    assert re.search(rf"\n5 +Readout +{lag / 8:.3g} steps, of the target", said)
+    torch.testing.assert_close(model[3].beta.detach(), chosen)
+    half = tt.functional.halflife_to_decay(lag / 8)
+    assert model[5].beta.item() == pytest.approx(float(half), rel=1e-5)
+    longest = tt.functional.halflife_to_decay(float(lag))
+    assert model[1].beta.max().item() == pytest.approx(float(longest), rel=1e-5)
+
+
+def test_a_target_that_never_changes_leaves_the_length_of_the_sequence() -> None:
+    model = network(snn.LIF(N))
+    tt.recipe(model, x, 10, target=torch.ones(T, B, 1))
+    longest = tt.functional.halflife_to_decay(float(T))
+    assert model[1].beta.max().item() == pytest.approx(float(longest), rel=1e-5)
+
+
 def test_delays_learn_ten_times_as_quickly() -> None:
     model = nn.Sequential(snn.DelayedLinear(F, N, max_delay=3), snn.LIF(N))
     optimizer, _ = tt.recipe(model, x, 10)
@@ -473,6 +543,9 @@ def test_it_is_the_lines_that_it_stands_for() -> None:
     tt.recipe(network(snn.LIF(N)), x, 10, lr=0.0) -> ValueError: lr must be
     tt.recipe(network(snn.LIF(N)), x[0, 0], 10) -> ValueError: x needs time and a batch
     tt.recipe(network(snn.LIF(N)), x, 10, mask=[True]) -> TypeError: mask must be a tensor
+    tt.recipe(network(snn.LIF(N)), x, 10, mask=[True], target=x) -> TypeError: mask must be a tensor
+    tt.recipe(network(snn.LIF(N)), x, 10, target=x[0, :, 0].long()) -> TypeError: labels give none
+    tt.recipe(network(snn.LIF(N)), x, 10, target=x[1:]) -> ValueError: target must have 12 steps
     tt.recipe(network(snn.LIF(N)), x, 10, mask=x[..., 0]) -> TypeError: mask must be a tensor
     tt.recipe(network(snn.LIF(N)), x, 10, mask=x[:, :, 0] > 2) -> ValueError: has no real step
     tt.recipe(network(snn.LIF(N)), x, 10, time_dim=3) -> ValueError: time_dim is 3, but x has shape

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.cases import LAYERS, PLACES, READOUTS, layer
+from tests.cases import LAYERS, READOUTS, layer
 from tests.init.test_fluctuation import quiet
 from tests.refusals import check, refusals
 from tracetorch import neurons, snn
@@ -17,15 +17,14 @@ from tracetorch.init import calibrate_, fluctuation_, identity_, impulse_respons
 
 def from_steps(module: snn.Neuron, length: int) -> Tensor:
     """The membrane after an impulse too small to make it spike, step by step in float64."""
-    amplitude = 1e-3
     x = torch.zeros(length, 1, module.num_neurons, dtype=torch.float64)
-    x[0] = amplitude
+    x[0] = 1e-3
     module.zero_states()
     seen = []
     for step in x:
         output = module(step)
         seen.append(output if type(module).__name__ in READOUTS else module.mem)
-    return torch.stack(seen)[:, 0] / amplitude
+    return torch.stack(seen)[:, 0] / 1e-3
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -37,8 +36,8 @@ def test_response_is_that_of_small_steps(name: str) -> None:
     torch.testing.assert_close(distance, torch.as_tensor(expected).expand(3).double())
 
 
-@pytest.mark.parametrize(("dim", "shape"), PLACES)
-def test_any_place_of_the_neurons_gives_the_same(dim: int, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("dim", [1, -3])
+def test_any_place_of_the_neurons_gives_the_same(dim: int) -> None:
     beta = torch.tensor([0.3, 0.5, 0.9])
     expected = impulse_response(snn.SLIF(3, beta=beta)).kernel
     assert torch.equal(impulse_response(snn.SLIF(3, beta=beta, dim=dim)).kernel, expected)
@@ -73,10 +72,8 @@ class Quadratic(snn.Neuron):
 
 def test_nonlinear_neuron_is_taken_at_rest() -> None:
     kernel, distance = impulse_response(Quadratic(1))
-    # the slope at rest is -0.1
-    torch.testing.assert_close(
-        kernel[:20, 0], 0.9 ** torch.arange(20.0).double(), rtol=0.02, atol=0
-    )
+    expected = 0.9 ** torch.arange(20.0).double()  # the slope at rest is -0.1
+    torch.testing.assert_close(kernel[:20, 0], expected, rtol=0.02, atol=0)
     assert distance.item() == pytest.approx(25.0)
 
 
@@ -170,14 +167,12 @@ def test_every_initialisation_takes_noise(distribution: Any) -> None:
     expected = torch.full((6,), 0.5 / (0.09 / (1 - 0.81)) ** 0.5)
     torch.testing.assert_close(net[0].weight.norm(dim=1), expected, rtol=5e-2, atol=0)
     calibrate_(net, x)
-    drive = net[0](x).detach()
-    mem = [torch.zeros(16, 6)]
-    for step in drive:
-        mem.append(0.9 * mem[-1] + step)
-    deviation = torch.stack(mem[1:]).flatten(0, 1).std(0, correction=0)
+    mem = torch.zeros(41, 16, 6)
+    for t, step in enumerate(net[0](x).detach()):
+        mem[t + 1] = 0.9 * mem[t] + step
+    deviation = mem[1:].flatten(0, 1).std(0, correction=0)
     torch.testing.assert_close(deviation, torch.full((6,), 0.5), rtol=0.02, atol=0)
-    normed = nn.Sequential(nn.BatchNorm1d(6), neuron)
-    assert tdbn_(normed, torch.rand(3, 4, 6)) == {"0": "1"}
+    assert tdbn_(nn.Sequential(nn.BatchNorm1d(6), neuron), torch.rand(3, 4, 6)) == {"0": "1"}
     identity_(snn.SEWBlock(nn.Sequential(nn.Linear(6, 6), neuron)))
 
 

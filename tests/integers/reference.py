@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracetorch import integers
+from tracetorch import integers, snn
 
 Integers = NDArray[np.int64]
 
@@ -96,3 +96,22 @@ def stochastically_rounded(x: Tensor, uniform: Tensor) -> Tensor:
     # the fraction is exact, where x + uniform would round
     up = uniform < x.detach() - below
     return integers.straight_through(x, below + up.to(x.dtype))
+
+
+class Noisy(snn.Neuron):
+    """A trace that decays by a shift, rounded by numbers from a counter; or its input halved so."""
+
+    inputs = ("x", "noise")
+    states = ("mem",)
+
+    def __init__(self, num_neurons: int, halved: bool = False) -> None:
+        super().__init__(num_neurons)
+        self.noise = snn.Noise(num_neurons, distribution="uniform", seed=5)
+        self.option("halved", halved)
+
+    @staticmethod
+    def step(x: Tensor, noise: Tensor, mem: Tensor, *, halved: bool) -> tuple[Tensor, ...]:
+        if halved:
+            return stochastically_rounded(x / 2, noise), mem
+        mem = mem - stochastically_rounded(mem * 2.0**-4, noise) + x
+        return mem, mem

@@ -131,14 +131,6 @@ def test_gradients_are_straight_through(name: str) -> None:
     assert vmap(grad(lambda v: function(v).sum()))(x.detach()).tolist() == list(expected)
 
 
-# torch.func.jvp imports decompositions that PyTorch itself scripts
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
-def test_forward_mode_is_refused() -> None:
-    x = torch.tensor([5.5, -300.0])
-    with pytest.raises(RuntimeError, match="forward mode AD"):
-        torch.func.jvp(integers.round, (x,), (x,))
-
-
 def test_a_product_has_the_gradient_of_both_factors() -> None:
     x = torch.tensor([100.0], requires_grad=True)
     y = torch.tensor([3.0], requires_grad=True)
@@ -150,32 +142,6 @@ def test_numbers_of_full_width_are_not_rounded_on_the_way() -> None:
     largest = torch.tensor([2.0**24 - 1, 1 - 2.0**24])
     assert integers.shift_right(largest, 2, "nearest").tolist() == [2.0**22, -(2.0**22)]
     assert integers.multiply(largest, 4095, 12).tolist() == [2**24 - 4097, -(2**24) + 4096]
-
-
-ANY: Any = integers  # for arguments that no type checker lets pass
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: ANY.limits(1), ValueError, "bits must be 2 to 53, got 1"),
-        (lambda: ANY.limits(54, signed=False), ValueError, "bits must be 1 to 53, got 54"),
-        (lambda: ANY.limits(8.0), TypeError, "bits must be an integer, got 8.0"),
-        (lambda: ANY.limits(8, signed=1), TypeError, "signed must be True or False"),
-        (lambda: ANY.saturate(torch.ones(1), 99), ValueError, "bits must be 2 to 53"),
-        (lambda: ANY.shift_right(torch.ones(1), 32), ValueError, "bits must be 0 to 31, got 32"),
-        (lambda: ANY.shift_right(torch.ones(1), -1), ValueError, "bits must be 0 to 31, got -1"),
-        (lambda: ANY.shift_right(torch.ones(1), 1, "up"), ValueError, "or .at_least_one., got .up"),
-        (lambda: ANY.multiply(torch.ones(1), 1, 1, "at_least_one"), ValueError, ".nearest., got"),
-        (lambda: ANY.multiply(torch.ones(1), 1, True), TypeError, "must be an integer"),
-        (lambda: ANY.Multiplier(17), ValueError, "bits must be 1 to 16, got 17"),
-        (lambda: ANY.Multiplier(8, "at_least_one"), ValueError, ".nearest., got"),
-        (lambda: ANY.Shift("up"), ValueError, "rounding must be .floor., .trunc., .nearest. or"),
-    ],
-)  # fmt: skip
-def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()
 
 
 class OtherClamp(TorchFunctionMode):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import stepped
-from tests.integers.reference import stochastically_rounded
+from tests.integers.reference import Noisy
 from tests.quantize.networks import case
+from tests.refusals import check, refusals
 from tracetorch import chips, integers, quantize, snn
 from tracetorch.integers import Interval
 
@@ -19,12 +20,6 @@ from tracetorch.integers import Interval
 def linear(weight: list[list[float]]) -> nn.Linear:
     made = nn.Linear(len(weight[0]), len(weight), bias=False)
     made.weight.data = torch.tensor(weight)
-    return made
-
-
-def whole_convolution() -> nn.Conv1d:
-    made = nn.Conv1d(1, 1, 40, bias=False)
-    made.weight.data.fill_(-(2.0**20))
     return made
 
 
@@ -139,77 +134,31 @@ def test_a_sum_beyond_the_dtype_is_refused_where_it_is_used() -> None:
     assert stepped(Sum(1), x)[1].item() == 2.0**24
 
 
-def test_what_saturates_at_once_may_be_too_large_before() -> None:
-    class Clamped(snn.Neuron):
-        states = ("total",)
-
-        @staticmethod
-        def step(x: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-            total = (total + x).clamp(-(2.0**23), 2.0**23)
-            return total, total
-
-    assert integers.prove(Clamped(1), {"x": Interval(-(2**24), 2**24)}).exact
-
-
-@pytest.mark.parametrize(
-    ("factor", "exact"), [(0.5, True), (0.9, False), (0.75, True), (2.0**-40, False)]
-)
-def test_floor_of_a_product_is_exact_where_the_product_is(factor: float, exact: bool) -> None:
-    class Scaled(snn.Neuron):
-        states = ("held",)
-
-        @staticmethod
-        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.floor((x + 1) * factor + 1), x
-
-    assert integers.prove(Scaled(1), {"x": Interval(0, 1000)}).exact is exact
+PROVED: dict[str, tuple[Any, int, int, bool]] = {
+    "a sum that saturates at once": (
+        lambda x, held: ((held + x).clamp(-(2.0**23), 2.0**23),) * 2, -(2**24), 2**24, True),
+    **{f"the floor of a product by {factor}": (
+        lambda x, held, f=factor: (torch.floor((x + 1) * f + 1), x), 0, 1000, exact)
+       for factor, exact in ((0.5, True), (0.9, False), (0.75, True), (2.0**-40, False))},
+    "a sign that survives a rounding": (
+        lambda x, held: (((x - 3) * 0.1 > held).to(x.dtype), held), 0, 9, True),
+    "a size that does not": (
+        lambda x, held: (((x - 3) * 0.1 > 0.3).to(x.dtype), held), 0, 9, False),
+}  # fmt: skip
 
 
-def test_a_sign_survives_a_rounding_and_a_size_does_not() -> None:
-    class Compared(snn.Neuron):
-        states = ("held",)
-
-        @staticmethod
-        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-            return ((x - 3) * 0.1 > held).to(x.dtype), held
-
-    assert integers.prove(Compared(1), {"x": Interval(0, 9)}).exact
-
-    class Shifted(Compared):
-        @staticmethod
-        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-            return ((x - 3) * 0.1 > 0.3).to(x.dtype), held
-
-    assert not integers.prove(Shifted(1), {"x": Interval(0, 9)}).exact
+@pytest.mark.parametrize("name", PROVED)
+def test_a_step_is_exact_where_what_it_rounds_is(name: str) -> None:
+    step, low, high, exact = PROVED[name]
+    kind: Any = type("Mine", (snn.Neuron,), {"states": ("held",), "step": staticmethod(step)})
+    assert integers.prove(kind(1), {"x": Interval(low, high)}).exact is exact
 
 
-def test_functions_have_no_rule() -> None:
-    class Curved(snn.Neuron):
-        states = ("held",)
-
-        @staticmethod
-        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.exp(x), held
-
-    with pytest.raises(ValueError, match="exp has no rule of interval arithmetic"):
-        integers.prove(Curved(1), {"x": Interval(0, 9)})
-
-    class Mixed(Curved):
-        @staticmethod
-        def step(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-            return x.flip(0), held
-
-    with pytest.raises(ValueError, match=r"Mixed.*cannot be proved exact: its step uses"):
-        integers.prove(Mixed(1), {"x": Interval(0, 9)})
-    with pytest.raises(TypeError, match="layer must be a neuron layer with a step, got Sequential"):
-        integers.prove(nn.Sequential(Mixed(1)), {"x": Interval(0, 9)})  # type: ignore[arg-type]
-
-
-def test_no_width_holds_every_real_number() -> None:
+def test_widths_of_intervals() -> None:
     assert (Interval(0, 255).bits, Interval(-256, 0).bits, Interval(0, 0.75, -2).bits) == (9, 9, 3)
-    for unbounded in (Interval(0, 1, float("-inf")), Interval(0, float("inf"))):
-        with pytest.raises(ValueError, match="no width that holds every real number"):
-            _ = unbounded.bits
+    noise = {"x": Interval(0, 9), "noise": Interval(0, 1, -24)}
+    found = integers.prove(Noisy(1, halved=True), noise)
+    assert (found.exact, found.outputs["output"].bits) == (True, 4)
 
 
 def test_a_model_is_checked_and_keeps_its_states() -> None:
@@ -228,40 +177,6 @@ def test_a_model_is_checked_and_keeps_its_states() -> None:
     assert (found["3"]["mem"].low, found["3"]["mem"].high) == (-8, 1)
     assert torch.equal(neurons.mem, before)
     assert held.shape == (1, 1)
-
-
-WRONG: dict[str, tuple[nn.Module, float, str]] = {
-    "a sum of products": (nn.Sequential(nn.Flatten(), linear([[2.0**20] * 40])), 1.0,
-     r"^1 \(Linear\) can reach 41943040, and torch.float32 holds every integer up to 16777216"),
-    "products that cancel": (nn.Sequential(linear([[2.0**20] * 20 + [-(2.0**20)] * 20])), 1.0,
-     r"^0 \(Linear\) can reach 20971520"),
-    "signs": (nn.Sequential(snn.connect(linear([[2.0**20] * 20 + [-(2.0**20)] * 20]),
-     signs=torch.tensor([1] * 20 + [-1] * 20))), 1.0, r"^0 \(Linear\) can reach 20971520"),
-    "a convolution": (nn.Sequential(nn.Unflatten(1, (1, 40)), whole_convolution()), 1.0,
-     r"^1 \(Conv1d\) can reach 41943040"),
-    "a weight": (nn.Sequential(nn.Flatten(), linear([[0.5] * 40])), 1.0,
-     r"^1 \(Linear\) gets, holds or returns what is no integer"),
-    "another module": (nn.Sequential(nn.AvgPool1d(3)), 1.0,
-     r"^0 \(AvgPool1d\) has no rule of ranges.* sum where it averages"),
-    "an input": (nn.Sequential(nn.Identity(), integers.LeakyIntegrator(40)), 2.0**24 * 5,
-     r"^0 \(Identity\) can reach"),
-    "a fraction": (integers.LeakyIntegrator(40), 0.5,
-     r"^the model \(LeakyIntegrator\) gets x that is no integer. Scale and round"),
-    "windows of fractions": (nn.Sequential(nn.Unflatten(1, (1, 40)), integers.SumPool1d(40),
-     integers.LeakyIntegrator(1)), 0.5, r"^2 \(LeakyIntegrator\) gets x that is no integer"),
-    "an end of a clip": (nn.Sequential(nn.Hardtanh(0, 2.5), integers.LeakyIntegrator(40)), 3.0,
-     r"^1 \(LeakyIntegrator\) gets x that is no integer"),
-    "a step": (nn.ModuleDict({"first": snn.LIF(40)})["first"], 1.0,
-     r"^the model \(LIF\) is not exact in torch.float32 for inputs up to 1: in its step v"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_the_layer_that_leaves_the_exact_range_is_named(name: str) -> None:
-    model, size, message = WRONG[name]
-    x = size * torch.tensor([1.0, 0.0]).repeat(20) if "Pool" in message else torch.full((40,), size)
-    with pytest.raises(ValueError, match=message):
-        integers.check_exact(model, x.expand(3, 2, 40))
 
 
 @pytest.mark.parametrize("name", ["random 1", "residual", "delayed", "Xylo 2 1", "convolutional"])
@@ -327,60 +242,91 @@ def test_ranges_go_through_whatever_is_between_the_inputs_and_a_neuron(name: str
     assert (first["mem"].low, first["mem"].high) == (low, high)
 
 
-UNPROVED: dict[str, tuple[nn.Module, str]] = {
-    "what has not fired": (nn.Sequential(
-        linear([[1.0] * 40]), integers.LeakyIntegrator(1, pos_threshold=9),
-        linear([[2.0**25]])), r"^2 \(Linear\) can reach 33554432"),
-    "what is fed back": (snn.Recurrent(integers.LeakyIntegrator(40, pos_threshold=0),
-     linear([[2.0**20] * 40] * 40)), r"^connection \(Linear\) can reach 41943040"),
-    "what is fed back, added": (snn.Recurrent(integers.LeakyIntegrator(40, pos_threshold=0),
-     linear([[2.0**24] + [0.0] * 39] * 40)), r"^the model \(Recurrent\) can reach 16777217"),
-    "a forward of its own": (Doubled(40, 1, bias=False), r"Doubled\) has a forward of its own"),
-    "methods of its own": (Driven(40), r"Driven\) has methods of its own .*, which is not proved"),
-    "what grows forever": (nn.Sequential(Sum(40), linear([[0.0] * 39 + [1.0]])),
-     r"^0 \(Sum\) is not exact"),
-    "a function": (Between(torch.exp), r"^exp\(\) in the model's forward has no rule of ranges"),
-    "a product of values": (Between(lambda x: x @ x.mT @ x), "has no rule of ranges"),
-    "a module": (nn.Sequential(nn.GELU()), r"^0 \(GELU\) has no rule of ranges"),
-    "a norm": (nn.Sequential(nn.LayerNorm(40)), r"^0 \(LayerNorm\) has no rule of ranges"),
-    "a function that rounds": (Between(lambda x: x * 0.1),
-     r"^last \(Linear\) gets, holds or returns what is no integer"),
-    "a bias that adds up": (nn.Sequential(biased()), r"^0 \(Linear\) can reach 33554432"),
-    "a shift": (nn.Sequential(shifted(12)), r"^0 \(Linear\) can reach 20480000"),
-    "windows": (nn.Sequential(nn.Unflatten(1, (1, 40)), integers.SumPool1d(40),
-     linear([[2.0**19]])), r"^2 \(Linear\) can reach 20971520"),
-}  # fmt: skip
+def row(weight: float, inputs: int = 40) -> nn.Linear:
+    return linear([[weight] * inputs])
 
 
-@pytest.mark.parametrize("name", UNPROVED)
-def test_what_no_sample_shows_is_refused(name: str) -> None:
-    """Of a sample that is silent but for one value."""
-    model, message = UNPROVED[name]
-    x = torch.zeros(3, 2, 40)
-    x[1, 0, 5] = 1
-    with pytest.raises(ValueError, match=message):
+def filled(module: Any, weight: float) -> Any:
+    getattr(module, "linear", module).weight.data.fill_(weight)
+    return module
+
+
+def delayed(kind: Any, weight: float, **options: Any) -> nn.Module:
+    """Delays from 0 to 4: in the last step alone nothing has arrived that is too large."""
+    options |= {"max_delay": 4, "delay": torch.arange(64.0)[None] % 5}
+    layer = filled(kind(64, 1, False, **options), weight)
+    return nn.Sequential(layer, integers.LeakyIntegrator(1, state_bits=24))
+
+
+def between_steps() -> nn.Module:
+    layer = filled(integers.DelayedLinear(40, 1, max_delay=3), 3)
+    layer.raw_delay[0, 0] = 1.5
+    return nn.Sequential(layer)
+
+
+chain, neurons = nn.Sequential, integers.LeakyIntegrator
+CANCEL = [[2.0**20] * 20 + [-(2.0**20)] * 20]
+SIGNS = torch.tensor([1] * 20 + [-1] * 20)
+FULL, PAIRS = torch.ones(3, 2, 40), torch.tensor([1.0, 0.0]).repeat(20).expand(3, 2, 40)
+QUIET = torch.zeros(3, 2, 40)  # but for one value
+QUIET[1, 0, 5] = 1
+
+
+def images(*modules: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 40)), *modules)
+
+
+@refusals(
+    r"""
+    FULL, chain(nn.Flatten(), row(2.0**20))
+        -> ValueError: ^1 \(Linear\) can reach 41943040, and torch.float32 holds every .* 16777216
+    FULL, chain(linear(CANCEL)) -> ValueError: ^0 \(Linear\) can reach 20971520
+    FULL, chain(snn.connect(linear(CANCEL), signs=SIGNS))
+        -> ValueError: ^0 \(Linear\) can reach 20971520
+    FULL, images(filled(nn.Conv1d(1, 1, 40, bias=False), -(2.0**20)))
+        -> ValueError: ^1 \(Conv1d\) can reach 41943040
+    FULL, chain(nn.Flatten(), row(0.5))
+        -> ValueError: ^1 \(Linear\) gets, holds or returns what is no integer
+    PAIRS, chain(nn.AvgPool1d(3))
+        -> ValueError: ^0 \(AvgPool1d\) has no rule of ranges.* sum where it averages
+    2.0**24 * 5 * FULL, chain(nn.Identity(), neurons(40))
+        -> ValueError: ^0 \(Identity\) can reach
+    FULL / 2, neurons(40)
+        -> ValueError: ^the model \(LeakyIntegrator\) gets x that is no integer. Scale and round
+    PAIRS / 2, images(integers.SumPool1d(40), neurons(1))
+        -> ValueError: ^2 \(LeakyIntegrator\) gets x that is no integer
+    3 * FULL, chain(nn.Hardtanh(0, 2.5), neurons(40))
+        -> ValueError: ^1 \(LeakyIntegrator\) gets x that is no integer
+    FULL, snn.LIF(40)
+        -> ValueError: ^the model \(LIF\) is not exact in torch.float32 for inputs up to 1: in
+    FULL, between_steps() -> ValueError: ^0 \(DelayedLinear\) gets, holds or returns what is no
+    torch.ones(1, 1, 64), delayed(integers.DelayedLinear, -128, shift=12)
+        -> ValueError: ^0 \(DelayedLinear\) can reach 33554432
+    torch.ones(1, 1, 64), delayed(snn.DelayedLinear, -(2.0**19))
+        -> ValueError: ^0 \(DelayedLinear\) can reach 33554432
+    QUIET, chain(row(1.0), neurons(1, pos_threshold=9), row(2.0**25, 1))
+        -> ValueError: ^2 \(Linear\) can reach 33554432
+    QUIET, snn.Recurrent(neurons(40, pos_threshold=0), linear([[2.0**20] * 40] * 40))
+        -> ValueError: ^connection \(Linear\) can reach 41943040
+    QUIET, snn.Recurrent(neurons(40, pos_threshold=0), linear([[2.0**24] + [0.0] * 39] * 40))
+        -> ValueError: ^the model \(Recurrent\) can reach 16777217
+    QUIET, Doubled(40, 1, bias=False) -> ValueError: Doubled\) has a forward of its own
+    QUIET, Driven(40) -> ValueError: Driven\) has methods of its own .*, which is not proved
+    QUIET, chain(Sum(40), linear([[0.0] * 39 + [1.0]])) -> ValueError: ^0 \(Sum\) is not exact
+    QUIET, Between(torch.exp) -> ValueError: ^exp\(\) in the model's forward has no rule of ranges
+    QUIET, Between(lambda x: x @ x.mT @ x) -> ValueError: has no rule of ranges
+    QUIET, chain(nn.GELU()) -> ValueError: ^0 \(GELU\) has no rule of ranges
+    QUIET, chain(nn.LayerNorm(40)) -> ValueError: ^0 \(LayerNorm\) has no rule of ranges
+    QUIET, Between(lambda x: x * 0.1)
+        -> ValueError: ^last \(Linear\) gets, holds or returns what is no integer
+    QUIET, chain(biased()) -> ValueError: ^0 \(Linear\) can reach 33554432
+    QUIET, chain(shifted(12)) -> ValueError: ^0 \(Linear\) can reach 20480000
+    QUIET, images(integers.SumPool1d(40), row(2.0**19, 1))
+        -> ValueError: ^2 \(Linear\) can reach 20971520
+    """
+)
+def test_the_layer_that_leaves_the_exact_range_is_named(call: str, error: str) -> None:
+    def exact(x: Tensor, model: nn.Module) -> None:
         integers.check_exact(model, x)
 
-
-def test_other_things_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"expected an nn.Module, got int"):
-        integers.check_exact(3, torch.ones(1, 1, 1))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"integers in floats, got torch.int64: x.float\(\)"):
-        integers.check_exact(nn.Identity(), torch.ones(1, 1, 1).long())
-
-    class Noisy(snn.Neuron):
-        inputs = ("x", "noise")
-        states = ("mem",)
-
-        def __init__(self) -> None:
-            super().__init__(1)
-            self.noise = snn.Noise(1, distribution="uniform", seed=0)
-
-        @staticmethod
-        def step(x: Tensor, noise: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-            return stochastically_rounded(x / 2, noise), mem
-
-    with pytest.raises(ValueError, match="computes noise itself, which is not proved"):
-        integers.check_exact(Noisy(), torch.ones(1, 1, 1))
-    found = integers.prove(Noisy(), {"x": Interval(0, 9), "noise": Interval(0, 1, -24)})
-    assert (found.exact, found.outputs["output"].bits) == (True, 4)
+    check(f"exact({call})", error, {**globals(), "exact": exact})

@@ -1,7 +1,8 @@
-"""Products, pools, sums and the border against NumPy's int64; their files; their errors."""
+"""Products, with delays too, pools, sums and the border against NumPy's int64."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tracetorch import integers
+from tracetorch import integers, snn
 from tracetorch.fuse.ir.intervals import interval_of, weighted_sums, with_zero
 
 CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
@@ -23,16 +24,24 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
 }
 _OF = nn.functional
 PRODUCTS = (_OF.linear, _OF.conv1d, _OF.conv2d, torch.Tensor.matmul, torch.Tensor.__matmul__)
-ANY: Any = integers  # for arguments that no type checker lets pass
+DELAYED: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "Linear": (lambda: integers.DelayedLinear(5, 3, max_delay=3, shift=4), (5,)),
+    "tokens": (lambda: integers.DelayedLinear(5, 2, False, max_delay=1, weight_bits=4), (2, 5)),
+    "wide": (lambda: integers.DelayedLinear(1, 1, max_delay=7, weight_bits=12), (1,)),
+}
 
 
 def filled(make: Callable[[], Any], seed: int = 0) -> Any:
-    layer, generator = make(), torch.Generator().manual_seed(seed)
+    made, generator = make(), torch.Generator().manual_seed(seed)
+    layer = getattr(made, "linear", made)
     low, high = integers.limits(layer.weight_bits)
     layer.weight.copy_(torch.randint(low, high + 1, layer.weight.shape, generator=generator))
     if layer.bias is not None:
         layer.bias.copy_(torch.randint(-9000, 9000, layer.bias.shape, generator=generator))
-    return layer
+    if made is not layer:
+        shape = made.raw_delay.shape
+        made.raw_delay.copy_(torch.randint(0, made.max_delay + 1, shape, generator=generator))
+    return made
 
 
 def reference(layer: Any, x: Tensor) -> Tensor:
@@ -57,20 +66,79 @@ def test_a_product_is_that_of_its_integers(name: str) -> None:
     assert torch.equal(y.double(), reference(layer, x))
     assert torch.equal(layer.double()(x.double()), reference(layer, x))
     assert layer.weight.dtype == (torch.int16 if layer.weight_bits > 8 else torch.int8)
+    assert repr(eval(repr(layer), {**vars(integers)})) == repr(layer)
     source = with_zero(interval_of(x))
     proved, reached = weighted_sums(layer.weight.double() * 2**layer.shift, layer.bias, source)
     assert proved.low <= float(y.min()) <= float(y.max()) <= proved.high
     assert reached.low <= min(proved.low, 0) <= max(proved.high, 0) <= reached.high
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_product_is_saved_loaded_and_shown(name: str) -> None:
-    make, shape = CASES[name]
-    layer, other = filled(make), make()
-    other.load_state_dict(layer.state_dict())
-    assert torch.equal(other(torch.ones(shape)), layer(torch.ones(shape)))
-    space = {**vars(integers)}
-    assert repr(eval(repr(layer), space)) == repr(layer)
+def delayed_reference(layer: Any, x: Tensor) -> Any:
+    """Return the sums in int64: a product for each lag, of the weights that it delays."""
+    product, given = layer.linear, x.long().numpy()
+    weight, delay = product.weight.long().numpy(), layer.delay.long().numpy()
+    found = []
+    for t in range(len(given)):
+        total: Any = 0
+        for lag in range(layer.max_delay + 1):
+            at = torch.tensor(given[t - lag] if t >= lag else 0 * given[0]).double()
+            chosen = torch.tensor(np.where(delay == lag, weight, 0)).double()
+            total = total + (at @ chosen.T).long().numpy()
+        total = total << product.shift
+        if product.bias is not None:
+            total = total + product.bias.numpy()
+        found.append(total)
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("name", DELAYED)
+def test_a_delayed_product_is_that_of_its_integers(name: str) -> None:
+    make, shape = DELAYED[name]
+    layer, drawn = filled(make), torch.Generator().manual_seed(1)
+    x = torch.randint(-3, 16, (12, 2, *shape), generator=drawn).float()
+    wanted = delayed_reference(layer, x)
+    whole = tt.unroll(layer, x)
+    layer.zero_states()
+    cut = torch.cat([tt.unroll(layer, part) for part in x.split(5)])
+    double = tt.unroll(copy.deepcopy(layer).double(), x.double(), from_rest=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = tt.unroll(layer, x, from_rest=True)
+    for found in (tt.unroll(layer, x, by="step", from_rest=True), whole, cut, double, cast):
+        assert np.array_equal(found.double().numpy(), wanted)
+
+
+def test_a_recurrence_with_delays_is_exact_by_layer_and_by_step() -> None:
+    torch.manual_seed(0)
+    connection = integers.DelayedLinear(3, 3, max_delay=4, delay=torch.arange(9.0).view(3, 3) % 5)
+    connection.linear.weight.copy_(torch.randint(-60, 90, (3, 3)))
+    layer = snn.Recurrent(integers.LeakyIntegrator(3, pos_threshold=100), connection)
+    x = torch.randint(0, 60, (30, 2, 3)).float()
+    found = tt.unroll(layer, x, from_rest=True)
+    assert torch.equal(tt.unroll(layer, x, by="step", from_rest=True), found)
+    assert 0.1 < float(found.mean()) < 0.9
+    integers.check_exact(layer, x)
+
+
+def test_operations_of_a_delayed_product_are_counted() -> None:
+    layer = integers.DelayedLinear(4, 3, max_delay=2)
+    layer.linear.weight.fill_(1)
+    found = tt.metrics.synaptic_operations(layer, torch.ones(5, 1, 4), by="step")
+    assert (found.effective, found.dense) == (5 * 4 * 3, 3 * 5 * 4 * 3)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_delays_that_are_assigned_or_loaded_are_whole(assign: bool) -> None:
+    layer = filled(DELAYED["Linear"][0])
+    before = layer.raw_delay.clone()
+    trained = snn.DelayedLinear(5, 3, max_delay=3, delay=1.25).raw_delay.detach()
+    values = {**layer.state_dict(), "raw_delay": trained}
+    with pytest.raises(RuntimeError, match=r"raw_delay: holds 1\.25, .* has integers of 0 to 3"):
+        layer.load_state_dict(values, assign=assign)
+    assert torch.equal(layer.raw_delay, before)
+    layer.delay = 2
+    assert bool((layer.raw_delay == 2).all())
+    layer.load_state_dict({**values, "raw_delay": before}, assign=assign)
+    assert torch.equal(layer.raw_delay, before)
 
 
 def test_products_and_pools_run_over_time() -> None:
@@ -139,14 +207,6 @@ def test_a_product_compiles_whole() -> None:
     assert torch.equal(compiled(x), layer(x))
 
 
-def test_a_sum_beyond_the_exact_range_is_refused_by_name() -> None:
-    layer = integers.Linear(64, 1, bias=False, shift=12)
-    layer.weight.fill_(-128)
-    model = nn.Sequential(layer, integers.LeakyIntegrator(1, state_bits=24))
-    with pytest.raises(ValueError, match=r"0 \(Linear\) can reach 33554432"):
-        integers.check_exact(model, torch.ones(2, 1, 64))
-
-
 def test_sums_of_windows_are_averages_times_their_size() -> None:
     x = torch.randint(-9, 9, (2, 3, 8, 6), generator=torch.Generator().manual_seed(0)).double()
     found = integers.SumPool2d((2, 3), 2, (1, 0))(x)
@@ -179,22 +239,3 @@ def test_the_border_rounds_saturates_and_passes_gradients_within() -> None:
     assert x.grad is not None
     assert torch.allclose(x.grad, torch.tensor([0.0, 10, 10, 0]))
     assert repr(layer) == "Quantize(0.1, bits=4, signed=False)"
-
-
-ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (lambda: ANY.Linear(2, 3, shift=17), ValueError, "shift must be 0 to 16, got 17"),
-    (lambda: ANY.Linear(2, 3, weight_bits=1), ValueError, "weight_bits must be 2 to 16, got 1"),
-    (lambda: ANY.Linear(0, 3), ValueError, "in_features must be at least 1"),
-    (lambda: ANY.Linear(2, 3, bias=1), TypeError, "bias must be True or False"),
-    (lambda: ANY.Conv1d(3, 4, 3, groups=2), ValueError, "groups must divide both channels, 3 and"),
-    (lambda: ANY.Conv2d(3, 4, (3, 3, 3)), ValueError, "kernel_size must be an integer of at least"),
-    (lambda: ANY.Conv2d(3, 4, 3, padding=-1), ValueError, "padding must be an integer"),
-    (lambda: ANY.Quantize(0.0), ValueError, "scale must be"),
-    (lambda: ANY.Quantize(1.0, bits=99), ValueError, "bits must be 2 to 53"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "error", "message"), ERRORS)
-def test_errors(call: Callable[[], object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tracetorch as tt
+from tests.refusals import check, refusals
 from tracetorch import metrics, snn
 
 BY = ("rate", "count", "first_spike", "last", "maximum")
@@ -99,22 +100,44 @@ def test_accuracy_equals_that_of_torchmetrics_on_decoded_scores(by: Any) -> None
         torch.testing.assert_close(found, wanted)
 
 
-def test_accuracy_of_hand_made_spikes() -> None:
-    early = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]], [[1.0, 0.0]]])
-    zero, one = torch.tensor([0]), torch.tensor([1])
-    assert metrics.accuracy(early, zero, by="rate") == 1
-    assert metrics.accuracy(early, one, by="first_spike") == 1
-    assert metrics.accuracy(early, zero, by="last") == 1
-    padded = torch.tensor([[True], [False], [False]])
-    assert metrics.accuracy(early, one, by="last", mask=padded) == 1
-    assert metrics.accuracy(torch.eye(3).bool()[None], torch.tensor([0, 1, 1]), by="last") > 0.6
-
-
 @pytest.mark.parametrize("by", BY)
 def test_samples_without_spikes_or_with_nan_count_as_wrong(by: Any) -> None:
     assert metrics.accuracy(torch.zeros(4, 3, 2), torch.tensor([0, 1, 0]), by=by) == 0
     x = torch.eye(3).repeat(4, 1, 1)
     x[3, 0, 1] = torch.nan
     assert metrics.accuracy(x, torch.arange(3), by="count") == pytest.approx(2 / 3)
+    booleans = torch.eye(3).bool()[None]
+    assert metrics.accuracy(booleans, torch.tensor([0, 1, 1]), by="last") == pytest.approx(2 / 3)
     x[:] = torch.nan
     assert metrics.accuracy(x, torch.zeros(3, dtype=torch.long), by=by) == 0
+
+
+X, CLASSES = torch.rand(9, 40, 5), torch.arange(40) % 5
+SPIKES, STEPS = torch.ones(4, 2, 3), torch.ones(2, 1, 3)
+DENSE, LIF = torch.nn.Linear(3, 3), snn.LIF(3)
+
+
+@refusals(r"""
+    accuracy(X[:, :0], CLASSES[:0]) -> ValueError: x has no sample: its shape is
+    accuracy(X, CLASSES.tolist()) -> TypeError: got list\. Wrap it: torch\.as_tenso
+    accuracy(X, CLASSES, by="mean") -> ValueError: must be 'rate' for the mean over time
+    accuracy(X, CLASSES.float()) -> TypeError: of integers, the classes, got a tenso
+    accuracy(X, CLASSES[:3]) -> ValueError: target \[B\], got \[9, 40, 5\] and \[3
+    accuracy(X, CLASSES * 2) -> ValueError: target has the classes 0 to 8, the outpu
+    accuracy([1.0], CLASSES) -> TypeError: spikes must be a tensor, got list
+    firing_rate(SPIKES[:, :0]) -> ValueError: spikes has no sample: .* \[4, 0, 3\]
+    dead(SPIKES, dim=2) -> ValueError: dim is 2, but one step of spikes has the shap
+    saturated(SPIKES, above=-0.1) -> ValueError: above must lie in \[0, 1\]
+    saturated(SPIKES, above="x") -> TypeError: above must be a number, got 'x'
+    firing_rate(SPIKES, dim=1.0) -> TypeError: dim must be an integer
+    firing_rate(SPIKES, mask=torch.ones(3, 2).bool()) -> ValueError: the shape \[T, B\] of spikes
+    EnergyAssumptions(ac_pj=-1.0) -> ValueError: ac_pj must be finite and not negati
+    EnergyAssumptions(update_pj="1") -> TypeError: a number of picojoules, got '1'
+    membrane_updates(DENSE, STEPS) -> ValueError: Linear has no neuron layer
+    activation_sparsity(DENSE, STEPS) -> ValueError: no activation: no neuron that s
+    connection_sparsity(LIF) -> ValueError: LIF has no connections: no linear, convo
+    profile(LIF, STEPS[:, :0]) -> ValueError: x has no sample
+    profile(LIF, STEPS, mask=torch.ones(1, 2).bool()) -> ValueError: the shape \[T, B\] of x
+""")
+def test_wrong_arguments_are_refused(call: str, error: str) -> None:
+    check(call, error, {**vars(metrics), **globals()})

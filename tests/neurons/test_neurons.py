@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -56,25 +55,20 @@ def test_step_equals_the_reference(name: str, dim: int, shape: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kernels_and_the_eager_backend_equal_stepping(name: str) -> None:
+def test_kernels_and_streamed_steps_equal_stepping(name: str) -> None:
     made, x = layer(name, 5), drive(name, 24, 3, 5)
     assert fuse.unsupported_reason("cpu", made, x) is None
     agree(made, x, "cpu")
     agree(layer(name, 5), x[:12], "eager", live=True)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_streamed_step_equals_the_eager_step(name: str) -> None:
-    made, x = layer(name, 5), drive(name, 16, 2, 5)
+    made, found = layer(name, 5), []
     with torch.no_grad():
-        out = stepped(made, x)
-        assert next(iter(made._prepared.kept.values())).runs
-        found = tt.get_states(made)
-        made.zero_states()
-        with fuse.backend("eager"):
-            expected = stepped(made, x)
-    assert torch.equal(out, expected)
-    torch.testing.assert_close(found, tt.get_states(made), rtol=1e-4, atol=1e-4)
+        for backend in ("auto", "eager"):
+            tt.zero_states(made)
+            with fuse.backend(backend):
+                found.append((stepped(made, x), tt.get_states(made)))
+    assert next(iter(made._prepared.kept.values())).runs
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,43 +84,13 @@ def test_every_parameter_learns_and_strong_inputs_do_not_overflow(name: str) -> 
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_states_are_kept_masked_copied_and_cut(name: str) -> None:
-    made, x = layer(name, 4), drive(name, 12, 2, 4)
-    with fuse.backend("eager"):
-        whole = tt.unroll(made, x)
-        made.zero_states()
-        first = tt.unroll(made, x[:5])
-        twin = copy.deepcopy(made)
-        assert torch.equal(torch.cat([first, tt.unroll(twin, x[5:])]), whole)
-        made.zero_states(where=torch.tensor([True, False]))
-        rest = tt.unroll(made, x[5:])
-        assert torch.equal(rest[:, 1], whole[5:, 1])
-        made.zero_states()
-        assert torch.equal(tt.unroll(made, x[5:])[:, 0], rest[:, 0])
-        made.zero_states()
-        assert torch.equal(tt.unroll(made, x, segment=5), whole)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_of_its_neuron_and_a_repr_is_its_call(name: str, tmp_path: Path) -> None:
-    tt.save(layer(name, 4), tmp_path / "layer.safetensors")
-    with pytest.raises(ValueError, match=r"only the (file|model) has it|equations"):
-        tt.load(tmp_path / "layer.safetensors", snn.RReadout(4))
-    built = eval(repr(getattr(neurons, name)(4, dim=-3)), vars(neurons))
-    assert (type(built), built.num_neurons, built.dim) == (getattr(neurons, name), 4, -3)
-
-
-def side_by_side() -> nn.Module:
-    """Return every neuron on its own scale of one input, side by side."""
-    layers = nn.ModuleDict({name: layer(name, 3) for name in NAMES})
-    each = lambda m, x: [made(NEURONS[name] * x) for name, made in m.layers.items()]  # noqa: E731
-    return Net(lambda m, x: torch.cat(each(m, x), -1), layers=layers)
-
-
 @pytest.mark.slow
 def test_exported_neurons_equal_stepping(tmp_path: Path) -> None:
-    side, x = side_by_side(), sequence(20, 2, 3, dtype=torch.float32).abs()
+    """Every neuron on its own scale of one input, side by side."""
+    layers = nn.ModuleDict({name: layer(name, 3) for name in NAMES})
+    each = lambda m, x: [made(NEURONS[name] * x) for name, made in m.layers.items()]  # noqa: E731
+    side = Net(lambda m, x: torch.cat(each(m, x), -1), layers=layers)
+    x = sequence(20, 2, 3, dtype=torch.float32).abs()
     with torch.no_grad():
         expected = stepped(side, x)
     assert all(part.any() for part in expected.split(3, -1))
@@ -138,6 +102,8 @@ def test_exported_neurons_equal_stepping(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_argument_arrives(name: str) -> None:
     kind = getattr(neurons, name)
+    built = eval(repr(kind(4, dim=-3)), vars(neurons))  # a repr is a call
+    assert (type(built), built.num_neurons, built.dim) == (kind, 4, -3)
     others: dict[str, Any] = {"surrogate_derivative": tt.functional.sigmoid_surrogate(3.0)}
     others |= {"dim": -2, "substeps": 3, "detach_reset": True, "bounded": True}
     others |= {"q": 60.0, "dt": 0.02, "period": 4, "levels": 7, "v_rest": -68.0, "num_neurons": 2}
@@ -298,31 +264,28 @@ def free(made: Any) -> Any:
     return made
 
 
-@pytest.mark.parametrize("kind", ADAPTIVE)
-@pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=pytest.mark.slow)])
-def test_bound_of_rho_changes_nothing_above_it(kind: Any, backend: Any) -> None:
-    rho, x = torch.linspace(FLOOR, 0.999, 5), 10 * sequence(12, 2, 5, dtype=torch.float32).abs()
-    with fuse.backend(backend):
-        found = []
-        for made in (kind(5, rho=rho), free(kind(5, rho=rho))):
-            assert torch.equal(made.raw_rho, tt.functional.sigmoid_inverse(rho.double()).float())
-            out = tt.unroll(made, x)
-            weighted_sum(out).backward()
-            found.append([out, made.mem, made.w, made.rho, *(p.grad for p in made.parameters())])
-        for one, other in zip(*found, strict=True):
-            assert torch.equal(one, other)
-    assert kind(3).rho.tolist() == torch.sigmoid(kind(3).raw_rho).tolist()
-    assert round(kind(3).rho[0].item(), 6) == 0.9945
+def learned(made: Any, raw: float) -> Any:
+    """Lead rho somewhere, as learning may."""
+    made.raw_rho.data.fill_(raw)
+    return made
 
 
 @pytest.mark.parametrize("kind", ADAPTIVE)
-def test_rho_is_held_where_learning_leads_it_lower_and_comes_back(kind: Any) -> None:
-    made, x = kind(3).double(), 10 * sequence(12, 2, 3).abs()
-    made.raw_rho.data.fill_(-5.0)
-    assert made.rho.tolist() == pytest.approx([FLOOR] * 3)
+def test_bound_of_rho_changes_nothing_above_it_and_holds_below(kind: Any) -> None:
+    rho, x = torch.linspace(FLOOR, 0.999, 5), 10 * sequence(12, 2, 5).abs()
+    found = []
+    for made in (kind(5, rho=rho), free(kind(5, rho=rho))):
+        assert torch.equal(made.raw_rho, tt.functional.sigmoid_inverse(rho.double()).float())
+        out = tt.unroll(made.double(), x)
+        weighted_sum(out).backward()
+        found.append([out, made.mem, made.w, made.rho, *(p.grad for p in made.parameters())])
+    assert all(map(torch.equal, *found))
+    # where learning leads it lower it is held, and comes back
+    made = learned(kind(5).double(), -5.0)
+    assert made.rho.tolist() == pytest.approx([FLOOR] * 5)
     agree(made, x, "eager")
     (gradient,) = torch.autograd.grad(made.rho.sum(), made.raw_rho)
-    assert gradient.tolist() == pytest.approx([FLOOR * (1 - FLOOR)] * 3)
+    assert gradient.tolist() == pytest.approx([FLOOR * (1 - FLOOR)] * 5)
     optimizer = torch.optim.SGD([made.raw_rho], lr=100.0)
     for _ in range(20):
         optimizer.zero_grad()
@@ -333,6 +296,7 @@ def test_rho_is_held_where_learning_leads_it_lower_and_comes_back(kind: Any) -> 
 
 @pytest.mark.parametrize("kind", ADAPTIVE)
 def test_rho_below_the_bound_may_be_given_and_is_the_bound_then(kind: Any) -> None:
+    assert round(kind(3).rho[0].item(), 6) == 0.9945
     made = kind(2, rho=torch.tensor([0.9, 0.99]))
     assert made.rho.tolist() == pytest.approx([0.9, 0.99])
     made.raw_rho.data.sub_(9.0)
@@ -343,6 +307,14 @@ def test_rho_below_the_bound_may_be_given_and_is_the_bound_then(kind: Any) -> No
             made.rho = value
     assert kind(2, q=0.5).constraints["rho"] == sigmoid  # nothing that it could amplify
     assert kind(2, q=60.0).constraints["rho"].name == f"sigmoid from {59 / 61}"
+    for rho in (0.9945, 0.999):  # the bound follows q
+        made = kind(3, rho=rho)
+        for q in (500.0, 60.0, 0.5, 120.0):
+            made.q = q
+            assert made.constraints["rho"] == kind(3, rho=rho, q=q).constraints["rho"]
+    held = learned(kind(3), -1.0)
+    held.q = 500.0
+    assert held.rho.tolist() == pytest.approx([FLOOR] * 3)  # what it was
 
 
 @pytest.mark.parametrize(
@@ -379,22 +351,14 @@ def test_adlif_diverges_where_its_docstring_says() -> None:
         assert stays < 1.0 < grows
 
 
-def learned(made: Any, raw: float) -> Any:
-    """Lead rho somewhere, as learning may."""
-    made.raw_rho.data.fill_(raw)
-    return made
-
-
 # what is saved, and the arguments of the layer that receives it
 SAVED: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "from before the bound": (lambda kind: learned(free(kind(3)), 4.5), {}),
     "from before the bound, below it": (lambda kind: learned(free(kind(3)), 2.0), {}),
-    "built lower": (lambda kind: kind(3, rho=0.9), {}),
     "built lower, one of them": (lambda kind: kind(3, rho=torch.tensor([0.9, 0.99, 0.999])), {}),
     "built lower, learned": (lambda kind: learned(kind(3, rho=0.9), 3.0), {}),
     "built lower, held": (lambda kind: learned(kind(3, rho=0.9), -1.0), {}),
     "built lower, into as low": (lambda kind: kind(3, rho=0.9), {"rho": 0.9}),
-    "held": (lambda kind: learned(kind(3), -1.0), {}),
     "held, into lower": (lambda kind: learned(kind(3), -1.0), {"rho": 0.8}),
     "held, into an equal one": (lambda kind: learned(kind(3, rho=0.9), -1.0), {"rho": 0.9}),
     "above": (lambda kind: kind(3), {"rho": 0.9}),
@@ -431,25 +395,21 @@ def test_a_rho_loads_as_it_was_whatever_the_bounds(case: str, way: str, tmp_path
 
 
 def test_a_dict_says_that_a_decay_has_no_bound() -> None:
-    """And none that names something else is taken for one."""
-    free_one, bounded = neurons.AdLIF(3, rho=0.9, q=0.5), neurons.AdLIF(3)
+    """And none that names something else is taken for one; a bare one gives its values alone."""
+    free_one, layer = neurons.AdLIF(3, rho=0.9, q=0.5), neurons.AdLIF(3)
     values: Any = free_one.state_dict()
-    bounded.load_state_dict(values)
-    assert torch.equal(torch.as_tensor(bounded.rho), torch.as_tensor(free_one.rho))
+    layer.load_state_dict(values)
+    assert torch.equal(layer.rho, free_one.rho)
     for name in ("sigmoid from hello", "sigmoid from 2.0", "sigmoid from ", "clamp"):
         values._metadata[""]["constraints"]["rho"] = name
         with pytest.raises(ValueError, match=rf"'{name}' is no constraint of a decay. Load what"):
             neurons.AdLIF(3).load_state_dict(values)
-
-
-def test_a_bare_dict_gives_its_values_and_says_which_is_the_bound() -> None:
     layer, x = neurons.AdLIF(3), 10 * sequence(12, 2, 3, dtype=torch.float32).abs()
     tt.unroll(layer, x, from_rest=True)  # what is compiled follows the bound too
     bare = dict(neurons.AdLIF(3, rho=0.9).state_dict())
     warning = r"0\.9 as rho, below its bound 0\.983471: .* is the bound"
     with pytest.warns(UserWarning, match=warning):
         layer.load_state_dict(bare)
-    assert layer.rho.tolist() == pytest.approx([0.9] * 3)
     expected = tt.unroll(neurons.AdLIF(3, rho=0.9), x)
     assert torch.equal(tt.unroll(layer, x, from_rest=True), expected)
     layer.raw_rho.data.sub_(5.0)
@@ -472,39 +432,19 @@ def test_a_failed_load_leaves_the_bound_of_rho(tmp_path: Path) -> None:
         assert new.constraints["rho"] == constraint
 
 
-@pytest.mark.parametrize("kind", ADAPTIVE)
-def test_the_bound_of_rho_follows_q(kind: Any) -> None:
-    for rho in (0.9945, 0.999):
-        made = kind(3, rho=rho)
-        for q in (500.0, 60.0, 0.5, 120.0):
-            made.q = q
-            assert made.constraints["rho"] == kind(3, rho=rho, q=q).constraints["rho"]
-    held = learned(kind(3), -1.0)
-    held.q = 500.0
-    assert held.rho.tolist() == pytest.approx([FLOOR] * 3)  # what it was
-
-
-# every neuron with each argument that takes a setup
-SETUPS = [
-    (name, argument.name)
-    for name in NAMES
-    for argument in inspect.signature(getattr(neurons, name)).parameters.values()
-    if argument.annotation in ("DecaySetup", "ThresholdSetup", "WeightSetup")
-]
-
-
-@pytest.mark.parametrize(("name", "argument"), SETUPS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("setup", [{"learnable": False}, {"rank": 0}])
-def test_a_setup_without_a_value_has_the_default_of_the_constructor(name, argument, setup) -> None:
+def test_a_setup_without_a_value_has_the_default_of_the_constructor(name, setup) -> None:
     kind = getattr(neurons, name)
-    default, layer = kind(2), kind(2, **{argument: setup})
-    value = getattr(layer, argument)
-    assert torch.equal(value.expand(2), getattr(default, argument).expand(2))
-    assert value.ndim == setup.get("rank", 1)
-    assert value.requires_grad == setup.get("learnable", True)
-    for state in default.active_states:
-        initial = f"initial_{state}"
-        if hasattr(default, initial):
+    default, setups = kind(2), ("DecaySetup", "ThresholdSetup", "WeightSetup")
+    arguments = inspect.signature(kind).parameters.values()
+    for argument in [each.name for each in arguments if each.annotation in setups]:
+        layer = kind(2, **{argument: setup})
+        value = getattr(layer, argument)
+        assert torch.equal(value.expand(2), getattr(default, argument).expand(2))
+        assert value.ndim == setup.get("rank", 1)
+        assert value.requires_grad == setup.get("learnable", True)
+        for initial in {f"initial_{state}" for state in default.active_states} & {*dir(default)}:
             assert torch.equal(getattr(layer, initial), getattr(default, initial))
 
 

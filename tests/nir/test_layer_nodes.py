@@ -13,11 +13,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, SPIKING, configurations, examples, layer, sequence, vary
+from tests.networks import Residual
 from tests.nir.cases import DT, double, run, simulated, through_file
+from tests.refusals import check, refusals
 from tracetorch import neurons, snn
 from tracetorch.models import IF
 from tracetorch.nir.nodes import Clock
@@ -49,30 +51,19 @@ def test_the_nodes_compute_the_layer(name: str, dim: int, shape: tuple[int, ...]
     x = sequence(40, 1, *shape)
     y = run(net, x)
     for z in (simulated(bare, x), run(tt.nir.from_nir(bare, dt=DT), x)):
-        if name in SPIKING and not (y == 0).all():
-            scales = torch.isclose(y, z, rtol=0, atol=1e-12)
-            assert scales.all()
-            assert torch.equal(y != 0, z != 0)
-        else:
-            torch.testing.assert_close(y, z, rtol=0, atol=1e-12)
-
-
-def varied(synapse: bool, recurrence: bool) -> list[dict[str, Any]]:
-    every = list(configurations(synapse, recurrence))
-    return every[:: max(1, len(every) // 24)]
+        torch.testing.assert_close(y, z, rtol=0, atol=1e-12)
+        assert name not in SPIKING or torch.equal(y != 0, z != 0)
 
 
 @pytest.mark.parametrize("synapse", [False, True])
 @pytest.mark.parametrize("recurrence", [False, True])
 def test_any_leaky_integrator_comes_back(synapse: bool, recurrence: bool) -> None:
     """Every part with and without the others, either rank, every average, every reset."""
-    for config in varied(synapse, recurrence):
-        setups = dict(config)
-        if synapse:
-            setups.setdefault("alpha_setup", {})
-        if recurrence:
-            setups.setdefault("gamma_setup", {})
-        made = snn.LeakyIntegrator(3, **setups)
+    every = list(configurations(synapse, recurrence))
+    parts: dict[str, Any] = {"alpha_setup": {}} if synapse else {}
+    parts |= {"gamma_setup": {}} if recurrence else {}
+    for config in every[:: max(1, len(every) // 24)]:
+        made = snn.LeakyIntegrator(3, **{**parts, **config})
         vary(made)
         double(made)
         both = made.pos_threshold is not None and made.neg_threshold is not None
@@ -117,10 +108,10 @@ def test_what_is_one_node_comes_back_as_the_layer(name: str, tmp_path: Path) -> 
     """In float32 too, to its last places."""
     made: Any = layer(name, 3, **({"reset": "zero"} if name in SPIKING else {}))
     again: Any = through_file(made, (3,), tmp_path / "net.nir")
-    back = again.nodes["0"] if name in ("LIF", "Readout") else again.nodes["0_mem"]
+    one = name in ("LIF", "Readout")
+    back = again.nodes["0" if one else "0_mem"]
+    assert not one or type(back) is type(made)
     assert {p.dtype for p in again.parameters()} == {torch.float32}
-    if name in ("LIF", "Readout"):
-        assert type(back) is type(made)
     torch.testing.assert_close(back.beta, made.beta, rtol=0, atol=1e-6)
 
 
@@ -135,66 +126,43 @@ def test_metadata_of_earlier_versions_are_passed_over() -> None:
         )
 
 
-def test_a_hard_reset_is_a_lif() -> None:
-    graph = tt.nir.to_nir(snn.LIF(3, reset="zero"), (3,))
-    assert isinstance(graph.nodes["0"], nir.LIF)
-    assert isinstance(tt.nir.to_nir(snn.Readout(3), (3,)).nodes["0"], nir.LI)
-
-
 def test_extreme_decays_come_back() -> None:
     """Slower than float64 can say of beta itself, and as fast as a decay can be."""
     made: Any = double(snn.LIF(4, reset="zero"))
     with torch.no_grad():
         made.raw_beta.copy_(torch.tensor([40.0, -20.0, 0.0, 60.0]))
-    back: Any = tt.nir.from_nir(tt.nir.to_nir(made, (4,)), dt=DT).nodes["0"]  # type: ignore[index]
-    torch.testing.assert_close(
-        back.raw_beta[[0, 2, 3]], made.raw_beta[[0, 2, 3]], rtol=1e-12, atol=0
-    )
-    torch.testing.assert_close(back.beta, made.beta, rtol=0, atol=1e-12)
+    model: Any = tt.nir.from_nir(tt.nir.to_nir(made, (4,)), dt=DT)
+    found, kept = model.nodes["0"], [0, 2, 3]
+    torch.testing.assert_close(found.raw_beta[kept], made.raw_beta[kept], rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.beta, made.beta, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["LIF", "SLIF"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("LIF", "LIF"), ("SLIF", "CubaLIF"), ("Readout", "LI"), ("SReadout", "CubaLI")],
+)
 @pytest.mark.parametrize("ema", [False, True])
-def test_compact_has_the_same_spikes(name: str, ema: bool) -> None:
+def test_compact_computes_the_same(name: str, kind: str, ema: bool) -> None:
     torch.manual_seed(1)
-    hidden = layer(name, 5, reset="zero", beta_ema=ema, pos_threshold=0.3)
-    net = double(nn.Sequential(nn.Linear(6, 5), hidden))
+    how = {"reset": "zero", "pos_threshold": 0.3} if name in SPIKING else {}
+    made = layer(name, 5, **how)
+    made.beta_ema = ema
+    net = double(nn.Sequential(nn.Linear(6, 5), made))
     graph = tt.nir.to_nir(net, (6,), mode="compact")
-    assert type(graph.nodes["1"]).__name__ == {"LIF": "LIF", "SLIF": "CubaLIF"}[name]
+    assert type(graph.nodes["1"]).__name__ == kind
     x = 3 * sequence(200, 3, 6)
     y = run(net, x)
-    assert 0.02 < y.mean() < 0.9
-    assert torch.equal(y, run(tt.nir.from_nir(graph, dt=DT), x))
-    assert torch.equal(y, simulated(graph, x))
-
-
-@pytest.mark.parametrize("name", ["Readout", "SReadout"])
-def test_compact_readouts(name: str) -> None:
-    net = double(layer(name, 5))
-    graph = tt.nir.to_nir(net, (5,), mode="compact")
-    assert type(graph.nodes["0"]).__name__ == {"Readout": "LI", "SReadout": "CubaLI"}[name]
-    x = sequence(50, 3, 5)
-    back = tt.nir.from_nir(graph, dt=DT)
-    assert type(back.nodes["0"]).__name__ == name  # type: ignore[index]
-    torch.testing.assert_close(run(net, x), run(back, x), rtol=0, atol=1e-12)
-    torch.testing.assert_close(run(net, x), simulated(graph, x), rtol=0, atol=1e-12)
-    plain = double(snn.LeakyIntegrator(5))
-    back = tt.nir.from_nir(tt.nir.to_nir(plain, (5,), mode="compact"), dt=DT)
-    torch.testing.assert_close(run(plain, x), run(back, x), rtol=0, atol=1e-12)
+    assert name not in SPIKING or 0.02 < y.mean() < 0.9
+    for z in (run(tt.nir.from_nir(graph, dt=DT), x), simulated(graph, x)):
+        torch.testing.assert_close(z, y, rtol=0, atol=0 if name in SPIKING else 1e-12)
 
 
 def test_thresholds_go_into_the_weights_before_them() -> None:
+    """Unless these feed others too."""
     torch.manual_seed(0)
-    thresholds = torch.tensor([0.2, 0.5, 0.9])
-    net = double(
-        nn.Sequential(
-            nn.Conv2d(1, 3, 2),
-            snn.LIF(3, pos_threshold=thresholds, dim=-3, reset="zero"),
-            nn.Flatten(),
-            nn.Linear(12, 3),
-            snn.SLIF(3, pos_threshold=thresholds, reset="zero"),
-        )
-    )
+    how: dict[str, Any] = {"pos_threshold": torch.tensor([0.2, 0.5, 0.9]), "reset": "zero"}
+    parts = (nn.Conv2d(1, 3, 2), snn.LIF(3, dim=-3, **how), nn.Flatten(), nn.Linear(12, 3))
+    net = double(nn.Sequential(*parts, snn.SLIF(3, **how)))
     graph = tt.nir.to_nir(net, (1, 3, 3), mode="compact")
     for name in ("1", "4"):
         assert np.unique(graph.nodes[name].v_threshold).size == 1
@@ -203,6 +171,10 @@ def test_thresholds_go_into_the_weights_before_them() -> None:
     assert y.mean() > 0.02
     assert torch.equal(y, run(tt.nir.from_nir(graph, dt=DT), x))
     assert torch.equal(y, simulated(graph, x))
+    fork = Residual(snn.LIF(3, **how))
+    graph = tt.nir.to_nir(nn.Sequential(nn.Linear(4, 3), fork), (4,), mode="compact")
+    (node,) = (node for node in graph.nodes.values() if isinstance(node, nir.LIF))
+    assert np.unique(node.v_threshold).size == 3
 
 
 def test_thresholds_differ_with_the_decays() -> None:
@@ -218,21 +190,6 @@ def test_thresholds_differ_with_the_decays() -> None:
         assert np.unique(node.v_threshold).size == 3
         x = 3 * sequence(60, 2, 4)
         assert torch.equal(run(net, x), run(tt.nir.from_nir(graph, dt=DT), x))
-
-
-def test_thresholds_stay_where_weights_feed_others_too() -> None:
-    class Fork(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(4, 3)
-            self.lif = snn.LIF(3, pos_threshold=torch.tensor([0.2, 0.5, 0.9]), reset="zero")
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.linear(x)
-            return y + self.lif(y)
-
-    graph = tt.nir.to_nir(Fork(), (4,), mode="compact")
-    assert np.unique(graph.nodes["lif"].v_threshold).size == 3
 
 
 REFUSED = (
@@ -285,35 +242,26 @@ def test_integrate_and_fire_is_one_node(mode: Any, dtype: torch.dtype, dt: float
         assert torch.equal(simulated(graph, x, dt=dt), y)
 
 
-class Forgetful(IF):
-    """An IF of one's own, with a leak or a reset that an IF has not."""
-
-    @staticmethod
-    def step(x, mem, *, pos_threshold, spike):
-        mem = 0.999 * mem + x
-        fired = spike(mem - pos_threshold)
-        return fired, mem * (1 - fired)
-
-
-class Subtracts(IF):
-    @staticmethod
-    def step(x, mem, *, pos_threshold, spike):
-        fired = spike(mem + x - pos_threshold)
-        return fired, mem + x - fired * pos_threshold
-
-
-class OfOnesOwn(IF):
-    @staticmethod
-    def step(x, mem, *, pos_threshold, spike):
-        fired = spike(x + mem - pos_threshold)
-        return fired, torch.where(fired > 0, 0.0, x + mem)
+def own(step: Any) -> Any:
+    return double(type("Own", (IF,), {"step": staticmethod(step)})(4, 0.75))
 
 
 def test_an_if_is_found_by_what_its_step_gives() -> None:
-    x, net = sequence(100, 3, 4), double(OfOnesOwn(4, 0.75))
+    def same(x, mem, *, pos_threshold, spike):
+        fired = spike(x + mem - pos_threshold)
+        return fired, torch.where(fired > 0, 0.0, x + mem)
+
+    def leaks(x, mem, *, pos_threshold, spike):
+        return same(x, 0.999 * mem, pos_threshold=pos_threshold, spike=spike)
+
+    def subtracts(x, mem, *, pos_threshold, spike):
+        fired = spike(mem + x - pos_threshold)
+        return fired, mem + x - fired * pos_threshold
+
+    x, net = sequence(100, 3, 4), own(same)
     assert torch.equal(simulated(tt.nir.to_nir(net, (4,)), x), run(net, x))
     graded = IF(4, surrogate_derivative=torch.sigmoid)
-    for other in (Forgetful(4), Subtracts(4), graded, neurons.ALIF(4), neurons.Izhikevich(4)):
+    for other in (own(leaks), own(subtracts), graded, neurons.ALIF(4), neurons.Izhikevich(4)):
         with pytest.raises(ValueError, match=r"has no counterpart in NIR\. NIR has the twelve lay"):
             tt.nir.to_nir(other, (4,))
     charged = IF(4)
@@ -322,27 +270,22 @@ def test_an_if_is_found_by_what_its_step_gives() -> None:
         tt.nir.to_nir(charged, (4,))
 
 
-@pytest.mark.parametrize("discretization", ["euler", "exponential"])
-def test_tau_and_decay_are_inverse(discretization: Any) -> None:
-    clock = Clock(1e-4, discretization)
+def test_tau_and_decay() -> None:
     complement = np.array([1e-9, 0.1, 0.5, 0.999])
-    np.testing.assert_allclose(clock.complement(clock.tau(complement)), complement, rtol=1e-12)
+    for clock, decay in ((Clock(1e-4), 0.9), (Clock(1e-4, "exponential"), math.exp(-0.1))):
+        np.testing.assert_allclose(clock.complement(clock.tau(complement)), complement, rtol=1e-12)
+        assert clock.complement(np.array([1e-3])) == pytest.approx(1 - decay)
 
 
-def test_the_equations() -> None:
-    tau = np.array([1e-3])
-    assert Clock(1e-4).complement(tau) == pytest.approx(0.1)
-    assert Clock(1e-4, "exponential").complement(tau) == pytest.approx(1 - math.exp(-0.1))
-
-
-@pytest.mark.parametrize("dt", [0, -1e-4, math.inf, math.nan])
-def test_a_step_takes_time(dt: float) -> None:
-    with pytest.raises(ValueError, match=r"dt must be positive and finite"):
-        Clock(dt)
-
-
-def test_wrong_arguments() -> None:
-    with pytest.raises(TypeError, match=r"dt must be a number of seconds"):
-        Clock("1e-4")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"discretization must be 'euler'"):
-        Clock(1e-4, "midpoint")  # type: ignore[arg-type]
+@refusals(
+    """
+    0 -> ValueError: dt must be positive and finite
+    -1e-4 -> ValueError: dt must be positive and finite
+    math.inf -> ValueError: dt must be positive and finite
+    math.nan -> ValueError: dt must be positive and finite
+    "1e-4" -> TypeError: dt must be a number of seconds
+    1e-4, "midpoint" -> ValueError: discretization must be 'euler'
+    """
+)
+def test_a_step_takes_time(call: str, error: str) -> None:
+    check(f"Clock({call})", error, globals())

@@ -94,19 +94,16 @@ def lifs() -> nn.Module:
 
 
 def slifs() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(6, 16),
-        snn.SLIF(16, alpha=0.6, beta=0.8, pos_threshold=0.2 + torch.rand(16), reset="zero"),
-        nn.Linear(16, 5),
-        snn.SLIF(5, alpha=0.4, beta=0.7, pos_threshold=0.4, alpha_ema=False, reset="zero"),
-    )
+    theta = 0.2 + torch.rand(16)
+    first = snn.SLIF(16, alpha=0.6, beta=0.8, pos_threshold=theta, reset="zero")
+    how: dict[str, Any] = {"alpha": 0.4, "beta": 0.7, "alpha_ema": False, "reset": "zero"}
+    last = snn.SLIF(5, pos_threshold=0.4, **how)
+    return nn.Sequential(nn.Linear(6, 16), first, nn.Linear(16, 5), last)
 
 
 def convolution(*end: nn.Module) -> nn.Module:
-    thresholds = 0.5 + torch.rand(4)
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), lif(4, pos_threshold=thresholds, dim=-3), *end
-    )
+    first = lif(4, pos_threshold=0.5 + torch.rand(4), dim=-3)
+    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), first, *end)
 
 
 def grouped() -> nn.Module:
@@ -259,25 +256,16 @@ def test_we_read_snntorch(tmp_path: Path) -> None:
         return low + (high - low) * torch.rand(count)
 
     def leaky(count: int) -> nn.Module:
-        return snntorch.Leaky(
-            beta=values(count, 0.5, 0.9), threshold=values(count, 0.3, 0.6), **how
-        )
+        beta, threshold = values(count, 0.5, 0.9), values(count, 0.3, 0.6)
+        return snntorch.Leaky(beta=beta, threshold=threshold, **how)
 
     def synaptic(count: int) -> nn.Module:
-        return snntorch.Synaptic(
-            alpha=values(count, 0.3, 0.6),
-            beta=values(count, 0.5, 0.9),
-            threshold=values(count, 0.6, 1.0),
-            **how,
-        )
+        alpha, beta = values(count, 0.3, 0.6), values(count, 0.5, 0.9)
+        return snntorch.Synaptic(alpha=alpha, beta=beta, threshold=values(count, 0.6, 1.0), **how)
 
     def recurrent(count: int) -> nn.Module:
-        return snntorch.RLeaky(
-            beta=values(count, 0.5, 0.9),
-            threshold=values(count, 0.3, 0.6),
-            linear_features=count,
-            **how,
-        )
+        beta, threshold = values(count, 0.5, 0.9), values(count, 0.3, 0.6)
+        return snntorch.RLeaky(beta=beta, threshold=threshold, linear_features=count, **how)
 
     for make in (leaky, synaptic, recurrent):
         torch.manual_seed(0)

@@ -20,9 +20,8 @@ from tests.online_learning.cases import (
     two_layers,
 )
 from tracetorch import neurons, snn
-from tracetorch.online_learning import DroppedPath, OnlineLearner
-from tracetorch.online_learning.lanes import StepCall
-from tracetorch.online_learning.rules import RULES, Derivatives, LearningRule, Rule
+from tracetorch.online_learning import DroppedPath
+from tracetorch.online_learning.rules import RULES, Rule
 
 Array = NDArray[np.float64]
 
@@ -293,37 +292,33 @@ def test_eprop_is_backpropagation_with_the_reset_detached(name: str, reset: Any)
     ] * dropped
 
 
-def origins(learner: Any, path: str) -> set[str]:
-    return {each.origin for each in learner.dropped if each.layer == path}
-
-
 def test_dropped_paths_are_named() -> None:
     x = sequence(4, 6)
-    learner = tt.online(two_layers(), "eprop")
-    learner(x)
-    assert origins(learner, "1") == {"1"}  # its own spikes
-    assert origins(learner, "3") == set()
-    vary(learner.model)
-    learner(x)
-    assert origins(learner, "3") == {"1"}  # the readout's decays differ
-    learner = OnlineLearner(two_layers(), rule="ottt")
-    learner(x)
+
+    def origins(model: nn.Module, rule: Any) -> dict[str, set[str]]:
+        learner = tt.online(model, rule)
+        learner(x)
+        found: dict[str, set[str]] = {}
+        for each in learner.dropped:
+            found.setdefault(each.layer, set()).add(each.origin)
+        return found
+
+    net = two_layers()
+    assert origins(net, "eprop") == {"1": {"1"}}  # its own spikes
+    vary(net)
+    tt.zero_states(net)
+    assert origins(net, "eprop") == {"1": {"1"}, "3": {"1"}}  # the readout's decays differ
     first = {"0.weight", "0.bias", "1.raw_beta", "1.raw_pos_threshold"}
-    assert origins(learner, "1") == {"0.weight", "1"}
-    assert origins(learner, "3") == first | {"2.weight"}
+    assert origins(two_layers(), "ottt") == {"1": {"0.weight", "1"}, "3": first | {"2.weight"}}
     learner = tt.online(two_layers(), "local")
     learner(x)
     assert set(learner.dropped) == {
         DroppedPath(path, path, "earlier steps are constants") for path in ("1", "3")
     }
-    learner = tt.online(network(snn.Recurrent(snn.LIF(5), nn.Linear(5, 5))), "eprop")
-    learner(x)
-    assert origins(learner, "1") == {"1"}
+    recurrent = network(snn.Recurrent(snn.LIF(5), nn.Linear(5, 5)))
+    assert origins(recurrent, "eprop")["1"] == {"1"}
     deep = network(snn.LIF(5), nn.Linear(5, 5), snn.LIF(5), nn.Linear(5, 5), snn.Readout(5))
-    learner = tt.online(deep, "eprop")
-    learner(x)
-    assert origins(learner, "3") == {"3"}
-    assert origins(learner, "5") == first
+    assert origins(deep, "eprop") == {"1": {"1"}, "3": {"3"}, "5": first}
 
 
 class Following(snn.Neuron):
@@ -331,46 +326,28 @@ class Following(snn.Neuron):
 
     states = ("mem", "w")
     reset_states: ClassVar[tuple[str, ...] | None] = None
+    held: ClassVar[set[str]] = set()  # of these states the spike is detached by hand
 
-    @staticmethod
-    def step(x: Tensor, mem: Tensor, w: Tensor) -> Any:
-        mem = 0.9 * mem + x - w
-        fired = tt.functional.atan_surrogate(2.0)(mem - 1)
-        return fired, mem - fired, 0.9 * w + 0.1 * mem + 0.2 * fired
-
-
-class Declaring(Following):
     def __init__(self, num_neurons: int) -> None:
         super().__init__(num_neurons)
         self.option("spike", tt.functional.atan_surrogate(2.0))
+        self.option("by_hand", sum(2**i for i, n in enumerate(self.states) if n in self.held))
 
     @staticmethod
-    def step(x: Tensor, mem: Tensor, w: Tensor, *, spike: Any) -> Any:  # type: ignore[override]
+    def step(x: Tensor, mem: Tensor, w: Tensor, *, spike: Any, by_hand: int) -> Any:
         mem = 0.9 * mem + x - w
         fired = spike(mem - 1)
-        return fired, mem - fired, 0.9 * w + 0.1 * mem + 0.2 * fired
+        reset, adapting = (fired.detach() if by_hand & bit else fired for bit in (1, 2))
+        return fired, mem - reset, 0.9 * w + 0.1 * mem + 0.2 * adapting
 
 
 @pytest.mark.parametrize("declared", [None, ("mem",), ()])
 def test_a_neuron_names_the_states_that_it_resets(declared: tuple[str, ...] | None) -> None:
-    class Named(Declaring):
-        reset_states = declared
-
     names = {"mem", "w"} if declared is None else set(declared)
-
-    class Reference(Following):
-        """The same, detached by hand."""
-
-        @staticmethod
-        def step(x: Tensor, mem: Tensor, w: Tensor) -> Any:
-            mem = 0.9 * mem + x - w
-            fired = tt.functional.atan_surrogate(2.0)(mem - 1)
-            held = {name: fired.detach() if name in names else fired for name in ("mem", "w")}
-            return fired, mem - held["mem"], 0.9 * w + 0.1 * mem + 0.2 * held["w"]
-
-    x = sequence(STEPS, 4, 6)
-    net = network(Named(5))
-    assert_same(online_gradients(net, x, "eprop"), bptt_gradients(network(Reference(5)), x))
+    own = type("Named", (Following,), {"reset_states": declared})
+    by_hand = type("ByHand", (Following,), {"held": names})
+    x, net = sequence(STEPS, 4, 6), network(own(5))
+    assert_same(online_gradients(net, x, "eprop"), bptt_gradients(network(by_hand(5)), x))
     learner = tt.online(net, "eprop")
     learner(x[0])
     assert {each.reason.split()[3] for each in learner.dropped} == names
@@ -378,31 +355,9 @@ def test_a_neuron_names_the_states_that_it_resets(declared: tuple[str, ...] | No
 
 @pytest.mark.parametrize("wrong", ["mem", ("mem", "v")])
 def test_reset_states_that_are_no_states_are_refused(wrong: Any) -> None:
-    class Wrong(Declaring):
-        reset_states = wrong
-
     with pytest.raises(ValueError, match=r"Wrong.reset_states must be a tuple from"):
-        Wrong(5)
+        type("Wrong", (Following,), {"reset_states": wrong})(5)
 
 
 def test_every_name_has_a_rule_of_that_name() -> None:
-    assert tuple(RULES) == get_args(Rule)
-    assert [rule.name for rule in RULES.values()] == list(RULES)
-
-
-def _halved(call: StepCall) -> Derivatives:
-    block = call.derivatives()
-    inputs = [None if each is None else each / 2 for each in block.by_input]
-    return Derivatives(block._replace(by_input=inputs), ("half of the input",))
-
-
-def test_a_new_rule_is_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    name: Any = "halved"
-    monkeypatch.setitem(RULES, name, LearningRule("halved", _halved))
-    net, x = network(snn.Readout(5)), torch.rand(STEPS, 4, 6).double()
-    exact, halved = online_gradients(net, x), online_gradients(net, x, name)
-    assert_same(halved["1.raw_beta"], exact["1.raw_beta"])
-    assert not torch.allclose(halved["0.weight"], exact["0.weight"], rtol=0.05)
-    learner = tt.online(net, name)
-    learner(x[0])
-    assert [path.reason for path in learner.dropped] == ["half of the input"]
+    assert [rule.name for rule in RULES.values()] == list(RULES) == list(get_args(Rule))

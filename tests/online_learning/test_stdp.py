@@ -11,11 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from torch.nn.utils import spectral_norm as old_spectral_norm
 
 import tracetorch as tt
 from tests.refusals import check, refusals
-from tracetorch import snn
 from tracetorch.online_learning import STDP, PairRule, TripletRule
 
 RULES: dict[str, PairRule | TripletRule] = {
@@ -61,9 +59,6 @@ def in_steps(pre: Tensor, post: Tensor, **others: Tensor | None) -> Callable[[ST
 
 
 def test_constants_of_rules() -> None:
-    full = PairRule(a_plus=1.0, a_minus=2.0, tau_plus=3.0, tau_minus=4.0, nearest=True).triplet()
-    expected = TripletRule(1.0, 0.0, 2.0, 0.0, tau_plus=3.0, tau_minus=4.0, nearest=True)
-    assert full == expected
     full = TripletRule.presets["visual cortex"]
     assert dataclasses.astuple(full) == (5e-10, 6.2e-3, 7e-3, 2.3e-4, 16.8, 33.7, 101, 125, False)
     assert TripletRule.presets["visual cortex, minimal"] == TripletRule()
@@ -151,24 +146,25 @@ def reference(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", RULES)
 def test_weights_are_those_of_the_reference(name, masked, rewarded, reduction):
+    """In steps and over a sequence; padding holds anything."""
     pre, post = trains(INPUTS, post=(OUTPUTS,))
     mask = spikes(T, B, seed=2, rate=0.7).bool() if masked else None
-    reward = torch.randn(T, B, generator=torch.Generator().manual_seed(3)).double()
+    draw = torch.Generator().manual_seed(3)
+    reward = torch.randn(T, B, generator=draw).double() if rewarded else None
     tau = 9.0 if rewarded else None
     stdp = STDP(linear(), RULES[name], reduction=reduction, tau_eligibility=tau)
-    others = {"reward": reward if rewarded else None, "mask": mask}
-    up, down = reference(
-        RULES[name],
-        pre.numpy(),
-        post.numpy(),
-        None if mask is None else mask.numpy(),
-        reward.numpy() if rewarded else None,
-        tau,
-    )
+    others = {"reward": reward, "mask": mask}
+    arrays = [None if each is None else each.numpy() for each in (mask, reward)]
+    up, down = reference(RULES[name], pre.numpy(), post.numpy(), *arrays, tau)
     expected = torch.from_numpy(up - down) / (B if reduction == "mean" else 1)
+    if mask is not None:
+        pre[~mask], post[~mask] = torch.nan, torch.inf
+    states = []
     for learn in (in_steps(pre, post, **others), lambda s: s.unroll(pre, post, **others)):
         stdp.zero_states()
         torch.testing.assert_close(moved(stdp, learn), expected, rtol=1e-10, atol=1e-12)
+        states.append(tt.get_states(stdp))
+    torch.testing.assert_close(*states, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.3, 1.0])
@@ -184,20 +180,12 @@ def test_bounds_are_those_of_the_reference(mu: float, signs: tuple[int, int]) ->
     up, down = (torch.from_numpy(x) for x in reference(rule, pre.numpy(), post.numpy()))
     stdp = STDP(connection, rule, bounds=(-0.5, 1.5), mu=mu, reduction="sum")
     stdp.unroll(pre, post)
-    stdp.update_()
-    expected = w + sum(
-        change * torch.where(change > 0, 1.5 - w, w + 0.5).div(2) ** mu for change in (up, -down)
-    )
-    torch.testing.assert_close(
-        connection.weight.detach(), expected.clamp(-0.5, 1.5), rtol=1e-10, atol=1e-12
-    )
-    if mu:  # a weight at a bound moves away from it alone
-        assert connection.weight[0, 0] >= -0.5
-        assert connection.weight[0, 1] <= 1.5
-    stdp.update_()  # nothing is left
-    torch.testing.assert_close(
-        connection.weight.detach(), expected.clamp(-0.5, 1.5), rtol=1e-10, atol=1e-12
-    )
+    shares = [torch.where(each > 0, 1.5 - w, w + 0.5).div(2) ** mu for each in (up, -down)]
+    expected = (w + up * shares[0] - down * shares[1]).clamp(-0.5, 1.5)
+    for _ in range(2):  # after the first, nothing is left
+        stdp.update_()
+        found = connection.weight.detach()
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["pair", "triplet"])
@@ -208,98 +196,47 @@ def test_convolution_is_the_linear_layer_of_its_patches(name: str, tau: float | 
     pre, post = trains(2, 4, 4, post=(3, 3, 3))
     reward = None if tau is None else torch.linspace(-1, 2, T).double()
     patches = nn.functional.unfold(pre.flatten(0, 1), 2, padding=1, stride=2)  # [T B, 8, places]
-    flat = STDP(nn.Linear(8, 3).double(), RULES[name], reduction="sum", tau_eligibility=tau)
-    expected = moved(
-        flat,
-        lambda s: s.unroll(
-            patches.unflatten(0, (T, B)).transpose(2, 3).flatten(1, 2),
-            post.flatten(3).transpose(2, 3).flatten(1, 2),
-            reward,
-        ),
+    patches = patches.unflatten(0, (T, B)).transpose(2, 3).flatten(1, 2)
+    places = post.flatten(3).transpose(2, 3).flatten(1, 2)
+    flat, stdp = (
+        STDP(each, RULES[name], reduction="sum", tau_eligibility=tau)
+        for each in (nn.Linear(8, 3).double(), conv)
     )
-    stdp = STDP(conv, RULES[name], reduction="sum", tau_eligibility=tau)
-    for learn in (
-        lambda s: s.unroll(pre, post, reward),
-        in_steps(pre, post, reward=None if reward is None else reward[:, None].expand(T, B)),
-    ):
+    expected = moved(flat, lambda s: s.unroll(patches, places, reward))
+    each_sample = None if reward is None else reward[:, None].expand(T, B)
+    for learn in (lambda s: s.unroll(pre, post, reward), in_steps(pre, post, reward=each_sample)):
         stdp.zero_states()
         found = moved(stdp, learn).flatten(1)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_a_reward_moves_weights_by_its_sign_and_delay() -> None:
-    pre, post = torch.zeros(60, 1, 1).double(), torch.zeros(60, 1, 1).double()
-    pre[5], post[8] = 1, 1
-
-    def change(reward: float, at: int) -> float:
-        rewards = torch.zeros(60, 1).double()
-        rewards[at] = reward
-        stdp = STDP(nn.Linear(1, 1).double(), RULES["pair"], tau_eligibility=20.0)
-        return moved(stdp, in_steps(pre, post, reward=rewards)).item()
-
-    window = 0.1 * np.exp(-3 / 5)
-    assert change(1.0, 8) == pytest.approx(window)
-    assert change(1.0, 48) == pytest.approx(window * np.exp(-40 / 20))
-    assert change(-2.0, 48) == pytest.approx(-2 * window * np.exp(-40 / 20))
-    assert change(1.0, 7) == 0  # before there is anything to reward
-    number = STDP(nn.Linear(1, 1).double(), RULES["pair"], tau_eligibility=20.0)
-    number(pre[5], pre[5], 1.0)
-    number.update_()
-
-
-def test_a_reward_that_comes_later_finds_the_eligibility_of_before() -> None:
+def test_a_sequence_may_be_cut_samples_restarted_and_a_reward_come_later() -> None:
     pre, post = trains(INPUTS, post=(OUTPUTS,))
-    reward = torch.zeros(T, B).double()
-    reward[20] = torch.tensor([1.0, -1.0, 0.0])
-    whole = STDP(linear(), RULES["triplet"], tau_eligibility=9.0)
-    cut = STDP(linear(), RULES["triplet"], tau_eligibility=9.0)
-    expected = moved(whole, lambda s: s.unroll(pre, post, reward))
-
-    def parts(stdp: STDP) -> None:
-        stdp.unroll(pre[:20], post[:20])  # none yet
-        stdp.unroll(pre[20:], post[20:], reward[20:])
-
-    torch.testing.assert_close(moved(cut, parts), expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(tt.get_states(cut), tt.get_states(whole), rtol=1e-10, atol=1e-12)
-
-
-def test_a_sequence_may_be_cut_anywhere_and_samples_restarted() -> None:
-    pre, post = trains(INPUTS, post=(OUTPUTS,))
-    where = torch.tensor([True, False, True])
+    reward = torch.linspace(-1, 1, T).double()[:, None].expand(-1, B).clone()
+    reward[11:12] = 0
     changes = []
     for by_step in (False, True):
         stdp = STDP(linear(), RULES["triplet"], tau_eligibility=9.0)
 
         def learn(stdp: STDP, by_step: bool = by_step) -> None:
             for part in (slice(0, 11), slice(11, 12), slice(12, T)):
-                reward = torch.linspace(-1, 1, T).double()[part, None].expand(-1, B)
+                given = None if part.start == 11 and not by_step else reward[part]
                 if by_step:
-                    in_steps(pre[part], post[part], reward=reward)(stdp)
+                    in_steps(pre[part], post[part], reward=given)(stdp)
                 else:
-                    stdp.unroll(pre[part], post[part], reward)
+                    stdp.unroll(pre[part], post[part], given)
                 if part.stop == 11:
-                    stdp.zero_states(where=where)
+                    stdp.zero_states(where=torch.tensor([True, False, True]))
 
-        changes.append(moved(stdp, learn))
+        changes.append((moved(stdp, learn), tt.get_states(stdp)))
     torch.testing.assert_close(changes[1], changes[0], rtol=1e-10, atol=1e-12)
+    number, one = (STDP(linear(), RULES["pair"], tau_eligibility=9.0) for _ in "12")
+    expected = moved(one, lambda s: s(pre[0], post[0], torch.full((B,), -2.0)))
+    torch.testing.assert_close(moved(number, lambda s: s(pre[0], post[0], -2.0)), expected)
 
 
-def test_padding_holds_anything() -> None:
-    pre, post = trains(INPUTS, post=(OUTPUTS,))
-    mask = torch.ones(T, B, dtype=torch.bool)
-    mask[20:, 0], mask[:4, 1] = False, False
-    stdp = STDP(linear(), RULES["pair"])
-    expected = moved(stdp, lambda s: s.unroll(pre, post, mask=mask))
-    states = tt.get_states(stdp)
-    pre[~mask], post[~mask] = torch.nan, torch.inf
-    for learn in (lambda s: s.unroll(pre, post, mask=mask), in_steps(pre, post, mask=mask)):
-        stdp.zero_states()
-        torch.testing.assert_close(moved(stdp, learn), expected, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(tt.get_states(stdp), states)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_arithmetic_is_single_at_least(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_arithmetic_is_single_at_least(dtype: torch.dtype, tolerance: float) -> None:
     pre, post = trains(INPUTS, post=(OUTPUTS,))
     expected = moved(STDP(linear(), RULES["pair"]), lambda s: s.unroll(pre, post))
     connection = linear().to(dtype)
@@ -309,63 +246,25 @@ def test_arithmetic_is_single_at_least(dtype: torch.dtype) -> None:
     assert all(state.dtype == torch.float32 for state in tt.get_states(stdp).values())
     stdp.update_()
     assert connection.weight.dtype == dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(
-        (connection.weight - before).double(), expected, rtol=tolerance, atol=tolerance
-    )
-
-
-def test_a_network_learns_in_a_loop_and_over_sequences() -> None:
-    x = spikes(T, B, INPUTS).float()
-    nets: list[Any] = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        nets.append(nn.Sequential(nn.Linear(INPUTS, 5), snn.LIF(5), nn.Linear(5, 2), snn.LIF(2)))
-    rules = [
-        [STDP(net[0], bounds=(-1, 1)), STDP(net[2], TripletRule(), bounds=(-1, 1))] for net in nets
-    ]
-    for step in x:
-        hidden = nets[0][:2](step)
-        output = nets[0][2:](hidden)
-        rules[0][0](step, hidden)
-        rules[0][1](hidden, output)
-    output, seen = tt.unroll(nets[1], x, record=["1.output"])
-    rules[1][0].unroll(x, seen["1.output"])
-    rules[1][1].unroll(seen["1.output"], output)
-    assert all(p.grad is None for net in nets for p in net.parameters())
-    torch.manual_seed(0)
-    start = nn.Linear(INPUTS, 5).weight
-    for each in (*rules[0], *rules[1]):
-        each.update_()
-    assert not torch.equal(nets[0][0].weight, start)
-    torch.testing.assert_close(*(list(net.parameters()) for net in nets))
-
-
-class Plastic(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.connection = nn.Linear(INPUTS, OUTPUTS)
-        self.stdp = STDP(self.connection, RULES["pair"], tau_eligibility=5.0)
+    found = (connection.weight - before).double()
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_the_connection_is_the_model_s_alone() -> None:
-    model = Plastic()
+    connection = nn.Linear(INPUTS, OUTPUTS)
+    model: Any = nn.ModuleDict({"connection": connection})
+    model["stdp"] = STDP(connection, RULES["pair"], tau_eligibility=5.0)
     assert set(model.state_dict()) == {"connection.weight", "connection.bias"}
-    assert not model.stdp.state_dict()
-    assert "connection=Linear(in_features=4, out_features=2, bias=True), rule=Pair" in repr(
-        model.stdp
-    )
-    assert not list(model.stdp.parameters())
+    assert not list(model["stdp"].parameters())
     copied = copy.deepcopy(model).double()
-    assert copied.stdp.connection is copied.connection is not model.connection
+    assert copied["stdp"].connection is copied["connection"] is not connection
     pre, post = trains(INPUTS, post=(OUTPUTS,))
+    reward = torch.ones(T - 9).double()
     changes = []
     for each, dtype in ((model, torch.float32), (copied, torch.float64)):
-        each.stdp.unroll(pre[:9].to(dtype), post[:9].to(dtype))
+        each["stdp"].unroll(pre[:9].to(dtype), post[:9].to(dtype))
         each.double()  # traces and changes go along
-        changes.append(
-            moved(each.stdp, lambda s: s.unroll(pre[9:], post[9:], torch.ones(T - 9).double()))
-        )
+        changes.append(moved(each["stdp"], lambda s: s.unroll(pre[9:], post[9:], reward)))
     torch.testing.assert_close(*changes, rtol=1e-5, atol=1e-6)
     assert changes[1].any()
 
@@ -375,19 +274,23 @@ def test_an_empty_batch_changes_nothing(tau: float | None) -> None:
     pre, post = trains(INPUTS, post=(OUTPUTS,))
     stdp = STDP(linear(), RULES["triplet"], bounds=(-1, 1), mu=1.0, tau_eligibility=tau)
     stdp.unroll(pre, post)
-    states = tt.get_states(stdp)
-
-    def learn(stdp: STDP) -> None:
-        for part in (slice(0, 5), slice(5, 6)):
-            stdp.unroll(pre[part, :0], post[part, :0])
-        stdp(pre[0, :0], post[0, :0], mask=torch.ones(0, dtype=torch.bool))
-
     stdp.update_()
-    assert not moved(stdp, learn).any()
+    states = tt.get_states(stdp)
+    assert not moved(stdp, lambda s: s.unroll(pre[:, :0], post[:, :0])).any()
+    assert not moved(stdp, lambda s: s(pre[0, :0], post[0, :0], mask=pre[0, :0, 0] > 0)).any()
     torch.testing.assert_close(tt.get_states(stdp), states, rtol=0, atol=0)
 
 
-LINEAR = nn.Linear(2, 2)
+LINEAR, PRE, POST = nn.Linear(2, 2), torch.ones(5, 3, 4), torch.ones(5, 3, 2)
+NAN = torch.tensor([0.0, 1.0, torch.nan])
+
+
+def rewarded() -> STDP:
+    return STDP(nn.Linear(4, 2), tau_eligibility=5.0)
+
+
+def pruned(layer: Any) -> Any:
+    return prune.random_unstructured(layer, "weight", 0.5)
 
 
 @refusals(
@@ -408,49 +311,30 @@ LINEAR = nn.Linear(2, 2)
     PairRule(tau_plus=torch.nan) -> ValueError: tau_plus must be finite, got nan
     PairRule(nearest=1) -> TypeError: nearest must be True or False
     PairRule(a_plus=torch.nan) -> ValueError: a_plus must be finite, got nan
+    STDP(pruned(nn.Linear(2, 2))) -> ValueError: its weight follows from other values
+    STDP(nn.utils.spectral_norm(nn.Linear(2, 2))) -> ValueError: its weight follows from other val
+    rewarded()(PRE[0].numpy(), POST[0]) -> TypeError: must be a tensor|expects a tensor|takes a ten
+    rewarded()(PRE[0], POST[0], torch.ones(2)) -> ValueError: a value for each step
+    rewarded()(PRE[0], POST[0], torch.nan) -> ValueError: reward must be finite, got nan
+    rewarded()(PRE[0], POST[0], NAN) -> ValueError: reward must be finite
+    rewarded()(PRE[0], POST[0], "1") -> TypeError: reward must be a number
+    rewarded()(PRE[0], POST[0], mask=PRE[0]) -> TypeError: booleans \[B\] in a step
+    rewarded()(PRE[0], POST[0], mask=NAN[:2] == 1) -> ValueError: mask has 2 samples, pre has 3
+    rewarded().unroll(PRE, POST, reward=1.0) -> TypeError: reward must be a tensor over time, got
     """
 )
-def test_wrong_settings(call: str, error: str) -> None:
+def test_wrong_arguments(call: str, error: str) -> None:
     check(call, error, globals())
 
 
-COMPUTED_WEIGHTS = {
-    "pruning": lambda layer: prune.random_unstructured(layer, "weight", 0.5),
-    "spectral norm": old_spectral_norm,
-}
-
-
-@pytest.mark.parametrize("kind", COMPUTED_WEIGHTS)
-def test_a_weight_that_is_computed_is_refused(kind: str) -> None:
-    connection = nn.Linear(2, 2)
-    stdp = STDP(connection)
-    stdp(torch.ones(1, 2), torch.ones(1, 2))
-    COMPUTED_WEIGHTS[kind](connection)
-    before = [p.detach().clone() for p in connection.parameters()]
-    with pytest.raises(ValueError, match="its weight follows from other values"):
-        stdp.update_()
-    assert all(map(torch.equal, before, connection.parameters()))
-    with pytest.raises(ValueError, match="its weight follows from other values"):
-        STDP(connection)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"stride": 2, "padding": (0, 2)}, {"dilation": (1, 2), "padding": "valid"}]
-)
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": (0, 2)}, {"dilation": (1, 2)}])
 def test_output_of_a_convolution_may_not_be_transposed(options: Any) -> None:
-    conv = nn.Conv2d(1, 2, 3, **options)
-    pre = torch.ones(2, 1, 7, 10)
-    post = conv(pre).detach()
-    stdp = STDP(conv)
-    with pytest.raises(
-        ValueError, match=r"have the places .* of Conv2d.* for an input of \[1, 7, 10"
-    ):
+    conv, pre = nn.Conv2d(1, 2, 3, **options), torch.ones(2, 1, 7, 10)
+    stdp, post = STDP(conv), conv(pre).detach()
+    with pytest.raises(ValueError, match=r"have the places .* for an input of \[1, 7, 10"):
         stdp(pre, post.mT)
     assert tt.get_states(stdp) == {}
     stdp(pre, post)
-
-
-PRE, POST = torch.ones(5, 3, 4), torch.ones(5, 3, 2)
 
 
 @refusals(
@@ -466,8 +350,8 @@ PRE, POST = torch.ones(5, 3, 4), torch.ones(5, 3, 2)
     """
 )
 def test_spikes_that_do_not_fit_change_nothing(call: str, error: str) -> None:
-    stdp = STDP(nn.Linear(4, 2), TripletRule())
-    other = STDP(copy.deepcopy(stdp.connection), TripletRule())
+    stdp, other = (STDP(nn.Linear(4, 2), TripletRule()) for _ in range(2))
+    other.connection.load_state_dict(stdp.connection.state_dict())
     for each in (stdp, other):
         each.unroll(PRE, POST)
     check(f"stdp.unroll({call})", error, {**globals(), "stdp": stdp})
@@ -489,33 +373,11 @@ def test_spikes_are_not_looked_at_inside_vmap() -> None:
     assert torch.func.vmap(summed)(pre, post).tolist() == [4.0, 4.0, 4.0]
 
 
-@refusals(
-    r"""
-    reward=torch.ones(2) -> ValueError: a value for each step
-    reward=float("nan") -> ValueError: reward must be finite, got nan
-    reward=torch.tensor([0.0, 1.0, float("inf")]) -> ValueError: reward must be finite
-    reward="1" -> TypeError: reward must be a number
-    mask=torch.ones(3) -> TypeError: booleans \[B\] in a step
-    mask=torch.ones(2).bool() -> ValueError: mask has 2 samples, pre has 3
-    """
-)
-def test_a_step_that_does_not_fit(call: str, error: str) -> None:
-    stdp = STDP(nn.Linear(4, 2), tau_eligibility=5.0)
-    check(f"stdp(PRE[0], POST[0], {call})", error, {**globals(), "stdp": stdp})
+@pytest.mark.parametrize("name", ["pre", "post"])
+def test_spikes_of_no_numbers_are_refused_but_in_padding(name: str) -> None:
+    stdp, given = rewarded(), {"pre": PRE[0].clone(), "post": POST[0].clone()}
+    given[name][0, 0] = torch.nan
+    with pytest.raises(ValueError, match=rf"^{name} has NaN or infinite values, which would"):
+        stdp(**given)
     assert tt.get_states(stdp) == {}
-
-
-def test_spikes_of_no_numbers_are_refused_but_in_padding() -> None:
-    stdp = STDP(nn.Linear(4, 2), tau_eligibility=5.0)
-    for k, name in enumerate(("pre", "post")):
-        bad = [PRE[0].clone(), POST[0].clone()]
-        bad[k][0, 0] = torch.nan
-        with pytest.raises(ValueError, match=rf"^{name} has NaN or infinite values, which would"):
-            stdp(*bad)
-        stdp(*bad, mask=torch.tensor([False, True, True]))
-        stdp.zero_states()
-    with pytest.raises(TypeError, match=r"must be a tensor|expects a tensor|takes a tensor"):
-        stdp(PRE[0].numpy(), POST[0])
-    with pytest.raises(TypeError, match="reward must be a tensor over time, got float"):
-        stdp.unroll(PRE, POST, reward=1.0)  # type: ignore[arg-type]
-    assert tt.get_states(stdp) == {}
+    stdp(**given, mask=torch.tensor([False, True, True]))

@@ -11,7 +11,7 @@ from tests.browser import Page, Visits
 
 
 @pytest.fixture(scope="session")
-def neuron_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def playground_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the page of the documentation once: every layer is traced."""
     path = tmp_path_factory.mktemp("page") / "playground.html"
     playground.write(path)
@@ -27,10 +27,10 @@ def network_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(visits: Visits, neuron_page: Path) -> Callable[..., Page]:
+def opened(visits: Visits, playground_page: Path) -> Callable[..., Page]:
     """Open the page of the documentation, or another one of a neuron."""
 
-    def open_(fragment: str = "", path: Path = neuron_page, **options: Any) -> Page:
+    def open_(fragment: str = "", path: Path = playground_page, **options: Any) -> Page:
         page = visits.open(path, fragment=fragment, **options)
         page.wait_for_selector("body[data-ready='true']")
         return page

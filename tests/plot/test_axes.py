@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,49 +11,44 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
 from matplotlib.text import Text
 
 import tracetorch as tt
-from tests.plot.cases import PLOTS, spikes, uniform
+from tests.plot.cases import PICTURES, PLOTS, baseline, picture, spikes, uniform
 from tests.processes import run_python
 from tracetorch.plot.axes import get_axes
 from tracetorch.plot.recorded import flat_numbers, flatten_neurons, select_sample
 
+# root mean square over pixels from 0 to 255: releases of matplotlib blend edges differently
+TOLERANCE = 2.0
 UNTITLED = ("spike_train", "line_graph", "distributions", "render_image", "measurement", "raster b")
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_plots_draw_on_ax_and_have_labels_and_a_title_where_there_is_one(name: str) -> None:
+def test_plots_draw_on_ax_with_labels_and_new_figures_have_no_overlapping_text(name: str) -> None:
     left, right = Figure(figsize=(8, 3)).subplots(1, 2)
     assert PLOTS[name](ax=right) is right
     assert right.has_data()
     assert not left.has_data()
-    ax = PLOTS[name]()
+    ax: Any = PLOTS[name]()
     if not name.startswith("render_image"):
         assert ax.get_xlabel()
         assert ax.get_ylabel() or any(label.get_text() for label in ax.get_yticklabels())
     if not name.startswith(UNTITLED):
         assert ax.get_title() == ""
         assert PLOTS[name](title="of a run").get_title() == "of a run"
-
-
-@pytest.mark.parametrize("name", PLOTS)
-def test_new_figures_have_no_overlapping_text(name: str) -> None:
-    ax = PLOTS[name]()
     figure = ax.figure
-    assert isinstance(figure, Figure)
     figure.draw_without_rendering()
-    renderer = figure._get_renderer()  # type: ignore[attr-defined]
-    inside = figure.bbox.padded(1)
+    renderer, inside = figure._get_renderer(), figure.bbox.padded(1)
     frames = [t.get_window_extent(renderer) for axes in figure.axes for t in texts(axes)]
     assert frames
     for frame in frames:
         assert inside.contains(*frame.min)
         assert inside.contains(*frame.max)
-    for number, frame in enumerate(frames):
-        for other in frames[number + 1 :]:
-            shared = np.minimum(frame.max, other.max) - np.maximum(frame.min, other.min)
-            assert (shared < 1.5).any()  # pixels; a text's box is wider than its ink
+    for one, other in itertools.combinations(frames, 2):
+        shared = np.minimum(one.max, other.max) - np.maximum(one.min, other.min)
+        assert (shared < 1.5).any()  # pixels; a text's box is wider than its ink
 
 
 def texts(ax: Axes) -> list[Text]:
@@ -129,36 +127,10 @@ def test_neurons_are_flattened_and_numbers_taken_from_tensors_arrays_and_lists()
     tensor = torch.tensor([[1], [2.5]])
     for argument in ([1, 2.5], (torch.tensor(1), torch.tensor(2.5)), tensor, np.array([1.0, 2.5])):
         assert flat_numbers(argument).tolist() == [1.0, 2.5]
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16])
-def test_dtypes_become_float32(dtype: torch.dtype) -> None:
-    x = torch.tensor([[[1]], [[0]]]).to(dtype)
-    result = select_sample("raster", "", x, 0)
-    assert result.dtype == np.float32
-    assert result.tolist() == [[1], [0]]
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        tt.plot.raster,
-        tt.plot.state_trace,
-        tt.plot.rate_histogram,
-        tt.plot.rate_map,
-        lambda x: tt.plot.save_html(x, "run.html"),
-        lambda x: tt.plot.state_trace(torch.ones(5, 1, 2), spikes=x, neurons=1),
-    ],
-    ids=["raster", "state_trace", "rate_histogram", "rate_map", "save_html", "spikes"],
-)
-def test_neurons_of_one_sample_are_not_taken_for_samples(draw, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    seen = torch.ones(5, 4, 2)  # [T, B, N]
-    for wrong in (seen[:, 0], {"1.output": seen[:, 0]}):
-        message = r"shape \[5, 2\].*neurons.*\[T, N\].*\[\.\.\., None\]"
-        with pytest.raises(ValueError, match=message):
-            draw(wrong)
-    draw(seen[:, :1])
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.bfloat16):
+        result = select_sample("raster", "", torch.tensor([[[1]], [[0]]]).to(dtype), 0)
+        assert result.dtype == np.float32
+        assert result.tolist() == [[1], [0]]
 
 
 def test_one_sample_is_drawn_where_it_is_named_one(tmp_path: Path) -> None:
@@ -168,3 +140,28 @@ def test_one_sample_is_drawn_where_it_is_named_one(tmp_path: Path) -> None:
     tt.plot.raster(spikes[:, 0], sample=None)
     tt.plot.save_html(spikes, tmp_path / "run.html", batched=False)
     tt.plot.save_html(spikes[:, 0], tmp_path / "run.html", batched=False)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_plot_matches_its_baseline(name: str, tmp_path: Path) -> None:
+    made = tmp_path / "made.png"
+    picture(PLOTS[name], made)
+    difference = compare_images(str(baseline(name)), str(made), TOLERANCE)
+    assert difference is None, difference
+
+
+GALLERY = Path(__file__).parents[2] / "examples" / "gallery.py"
+
+
+@pytest.mark.slow
+def test_gallery_draws_every_plot(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "--out", str(tmp_path), "--rounds", "2"])
+    runpy.run_path(str(GALLERY), run_name="__main__")
+    made = {path.stem for path in tmp_path.iterdir() if path.stat().st_size > 1_000}
+    functions = set(tt.plot.__all__) - {"MeasurementManager", "animate_events", "animate_run"}
+    others = {"decays", "save_animation", "save_html", "save_playground", "show_html"}
+    assert functions - others <= made
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        *("events.gif", "events.html", "neuron.html", "run.gif", "run.html")
+    }
+    assert f"{len(list(tmp_path.iterdir()))} pictures and pages" in capsys.readouterr().out

@@ -134,9 +134,6 @@ def test_layers_compute_what_pytorch_does(opened: Open, tmp_path: Path) -> None:
         assert record["1.output"].any()
 
 
-# Of another kind and size
-
-
 SIZES: dict[str, dict[str, Any]] = {
     "wider": {"net": "LIF", "width": 7, "h.beta": 3},
     "without reset, two layers": {"net": "LIF without reset", "width": 5, "depth": 2},
@@ -250,12 +247,6 @@ def test_what_flows_back_and_the_distance_from_the_threshold_are_those_of_pytorc
     )
 
 
-# Colours
-
-
-# Links and things to try
-
-
 def test_links_hold_all_settings_and_train_as_far(opened: Open) -> None:
     page = opened()
     seen = go(
@@ -292,21 +283,9 @@ def test_links_hold_all_settings_and_train_as_far(opened: Open) -> None:
 
 def test_things_to_try_set_the_page_and_train(opened: Open) -> None:
     page = opened()
-    links = page.locator("#tries a")
-    assert links.all_inner_texts() == [name for name, *_ in TRIES]
     for name, text, settings in TRIES:
         page.get_by_role("link", name=name, exact=True).click()
-        # in one go: a training may end by itself
-        button = 'document.getElementById("train").textContent'
-        seen, label = page.evaluate(f"[readNetwork(), {button}]")
+        seen = page.evaluate("readNetwork()")  # at once: a training may end by itself
         assert page.locator("#caption").inner_text() == text
         assert seen["training"]
-        assert label == "pause"
-        assert seen["settings"].items() >= {"width": settings.get("width")}.items()
-    # in one go: a training that has just ended by itself would be begun anew
-    page.evaluate("""() => { const button = document.getElementById("train");
-        if (button.textContent === "pause") button.click(); }""")
-    assert not read(page)["training"]
-
-
-# A phone
+        assert seen["settings"]["width"] == settings.get("width")

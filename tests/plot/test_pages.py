@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tracetorch as tt
 from examples import playground
 from tests.browser import Page, Visits, wait_until
 from tests.plot.cases import recording
+from tests.plot.test_save_html import HOSTILE
+from tests.plot.test_save_playground import Plain
 from tracetorch import snn
 
 Open = Callable[..., Page]
@@ -79,6 +82,26 @@ def test_dark_and_light_themes_and_the_policy_forbids_requests(
     visits.problems.clear()  # the console reports the violation
 
 
+@pytest.mark.parametrize("kind", ["viewer", "playground"])
+def test_names_with_markup_are_shown_as_text(kind: str, visits: Visits, tmp_path: Path) -> None:
+    path, names = tmp_path / "hostile.html", [f"{HOSTILE}.mem", "{{data}}"]
+    if kind == "viewer":
+        tt.plot.save_html(dict.fromkeys(names, torch.rand(5, 2, 1)), path, title=HOSTILE)
+    else:
+        own = type(HOSTILE, (Plain,), {"__doc__": f"{HOSTILE}\n\n::\n\n    {HOSTILE}"})
+        tt.plot.save_playground({names[0]: own(2), names[1]: Plain(2)}, path, title=HOSTILE)
+    page = visits.open(path)
+    page.wait_for_selector(f"body[data-ready='{0 if kind == 'viewer' else 'true'}']")
+    assert page.evaluate("window.broken") is None
+    assert page.title() == page.locator("h1").inner_text() == HOSTILE
+    assert page.locator("img").count() == 0
+    shown = page.locator(".panel b" if kind == "viewer" else "#neuron option")
+    assert shown.all_inner_texts() == names
+    if kind == "playground":
+        assert page.locator("#summary").inner_text() == HOSTILE
+        assert HOSTILE in page.locator("#python").inner_text()
+
+
 MALFORMED = {
     "playground": """
 neuron=nobody neuron=LIF&neuron=SLIF p.beta=-1 p.beta= p.beta=1e400 p.gamma=1 o.reset=sideways
@@ -99,11 +122,8 @@ unknown=1 h.__proto__=1 __proto__=1 toString=1 %E0%A4%A <script>alert(1)</script
 
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_malformed_links_are_ignored_with_a_note(request: Any, visits: Visits, kind: str) -> None:
-    read, name = {
-        "playground": ("readPlayground()", "neuron_page"),
-        "network": ("readNetwork()", "network_page"),
-    }[kind]
-    page = visits.open(request.getfixturevalue(name))
+    read = {"playground": "readPlayground()", "network": "readNetwork()"}[kind]
+    page = visits.open(request.getfixturevalue(f"{kind}_page"))
     page.wait_for_selector("body[data-ready='true']")
     start = page.evaluate(read)
     for fragment in MALFORMED[kind].split():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import html
 import importlib
 import json
 import re
@@ -117,6 +118,12 @@ def test_names_are_escaped_and_pages_reproducible_and_small(tmp_path: Path) -> N
     assert "<img" not in page
     assert page.count("</script>") == 2 + 2  # the run, two samples, the viewer
     assert "<title>&lt;/script&gt;" in page
+    odd = "{{data}} {{script}} {{style}}"  # as the places of the template are called
+    tt.plot.save_html({odd: torch.ones(5, 2, 1)}, tmp_path / "run.html", title=odd)
+    page = (tmp_path / "run.html").read_text()
+    assert f"<title>{odd}</title>" in page
+    assert page.count("</html>") == 1
+    assert run_of(tmp_path / "run.html")["layers"][0]["path"] == odd
     for name in ("one", "two"):
         tt.plot.save_html(recording(), tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
@@ -125,15 +132,6 @@ def test_names_are_escaped_and_pages_reproducible_and_small(tmp_path: Path) -> N
     output[::50, 0, ::10] = 1
     tt.plot.save_html({"a": output}, tmp_path / "run.html")
     assert (tmp_path / "run.html").stat().st_size < 60_000
-
-
-@pytest.mark.parametrize("placeholder", ["{{data}}", "{{script}}", "{{style}}"])
-def test_titles_that_look_like_placeholders_are_kept(tmp_path: Path, placeholder: str) -> None:
-    tt.plot.save_html({placeholder: torch.ones(5, 2, 1)}, tmp_path / "run.html", title=placeholder)
-    page = (tmp_path / "run.html").read_text()
-    assert f"<title>{placeholder}</title>" in page
-    assert page.count("</html>") == 1
-    assert run_of(tmp_path / "run.html")["layers"][0]["path"] == placeholder
 
 
 def test_failed_save_keeps_the_previous_file_and_large_blocks_are_refused(
@@ -204,3 +202,23 @@ def spikes(up: float = 1.0, down: float = -1.0) -> Array:
 )
 def test_spikes_are_distinguished_from_states(values: Array, expected: bool) -> None:
     assert is_events(values) is expected
+
+
+def test_pages_are_shown_whole_and_keep_when_the_file_is_gone(tmp_path: Path) -> None:
+    for write, shown in (
+        (tt.plot.save_html, {"0.mem": torch.rand(5, 1, 3)}),
+        (tt.plot.save_animation, torch.ones(3, 1, 2, 4, 4)),
+    ):
+        path = tmp_path / 'a "page" & <more>.html'
+        write(shown, path, title="A run")  # type: ignore[operator]
+        page = tt.plot.show_html(str(path), height=321)
+        text = path.read_text()
+        path.unlink()
+        frame = page._repr_html_()
+        held = re.fullmatch(
+            r'<iframe srcdoc="([^"]*)" title="[^"]*" style="[^"]*"></iframe>', frame
+        )
+        assert held is not None
+        assert html.unescape(held[1]) == text
+        assert "height: 321px" in frame
+        assert repr(page) == f"InlinePage({str(path)!r})"

@@ -1,22 +1,21 @@
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 import tracetorch as tt
+from tests.networks import Charged, Doubled, Twice
 from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 from tracetorch.functional.surrogates import Surrogate
 
-MODULE = importlib.import_module("tracetorch.plot.save_playground")  # the name is the function's
+NAMES = {"Doubled": Doubled, "Twice": Twice}
 
 
 class Plain(snn.Neuron):
@@ -119,7 +118,10 @@ def test_unit_of_the_input_is_that_of_the_neuron(tmp_path: Path) -> None:
 
 def test_page_has_the_parameters_of_one_neuron(tmp_path: Path) -> None:
     layer = snn.BLIF(3, beta=torch.tensor([0.5, 0.6, 0.7]), pos_threshold=2.0, dim=-3)
-    (neuron,) = neurons_of(page_of(layer, tmp_path, neuron=1))
+    page = page_of(layer, tmp_path, neuron=1)
+    assert page_of(layer, tmp_path, neuron=1) == page
+    assert not re.search(r"https?://", page)
+    (neuron,) = neurons_of(page)
     values = {each["name"]: (each["kind"], each["value"]) for each in neuron["params"]}
     assert values["beta"] == ("decay", 0.6)
     assert values["pos_threshold"] == ("positive", 2.0)
@@ -166,19 +168,6 @@ def test_surrogates_of_the_layer_stand_first(tmp_path: Path) -> None:
     assert "pos_spike=graded(width=1.0)" in neuron["options"]
 
 
-def test_the_layer_is_unchanged_and_pages_are_reproducible_and_have_no_urls(tmp_path: Path) -> None:
-    layer = snn.BSRLIF(2)
-    layer(torch.ones(1, 2))
-    mem, options, state = layer.mem, vars(layer).copy(), torch.get_rng_state()
-    with unchanged(layer):
-        page = page_of(layer, tmp_path)
-    assert layer.mem is mem
-    assert vars(layer).keys() == options.keys()
-    assert torch.equal(torch.get_rng_state(), state)
-    assert page_of(layer, tmp_path) == page
-    assert not re.search(r"https?://", page)
-
-
 class Random(Plain):
     @staticmethod
     def step(x: Tensor, mem: Any, **o: Any) -> Any:
@@ -215,8 +204,8 @@ class Method(Plain):
     not_finite() -> ValueError: not JSON compliant
     hooked() -> ValueError: 0 \(Linear\) has a hook or a forward of its own
     own_forward() -> ValueError: 0 \(Linear\) has a hook or a forward of its own
-    Halving(4) -> ValueError: Halving\(4\) has a forward of its own, which a page
-    Charged(4) -> ValueError: has an initial_state of its own, which a page
+    Doubled(4) -> ValueError: Doubled\(4\) has a forward of its own, which a page
+    charged() -> ValueError: has an initial_state of its own, which a page
     Twice(snn.LIF(2)) -> ValueError: 0 \(LIF\) shares '0.raw_beta' with '0.raw_
     net(snn.LIF(4, dim=-3)) -> ValueError: the input has no dim -3
     fits(snn.Delay(4, max_delay=2)) -> ValueError: 2 \(Delay\) is none that a page
@@ -240,32 +229,8 @@ def test_invalid_arguments_are_rejected(call: str, error: str, tmp_path: Path) -
         page_of(layers, tmp_path, **options)
 
     (tmp_path / "page.html").write_text("before")
-    check(f"page({call})", error, {**globals(), "page": page})
+    check(f"page({call})", error, {**globals(), **NAMES, "page": page})
     assert (tmp_path / "page.html").read_text() == "before"
-
-
-def test_operations_that_javascript_lacks_are_named_and_a_failed_save_keeps_the_file(
-    tmp_path, monkeypatch
-) -> None:
-    data = importlib.import_module("tracetorch.plot.playground_data")
-    monkeypatch.setattr(data, "unknown", lambda graph: "bessel")
-    with pytest.raises(ValueError, match="cannot be compiled: its step uses bessel"):
-        page_of(snn.LIF(1), tmp_path)
-    monkeypatch.undo()
-    (tmp_path / "page.html").write_text("before")
-    monkeypatch.setattr(MODULE, "TEMPLATES", tmp_path / "absent")
-    with pytest.raises(FileNotFoundError):
-        page_of(snn.Readout(1), tmp_path)
-    assert (tmp_path / "page.html").read_text() == "before"
-    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
-
-
-# Of a network
-
-
-class Twice(torch.nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(super().forward(x))
 
 
 def net(*layers: torch.nn.Module) -> torch.nn.Sequential:
@@ -278,18 +243,10 @@ def own_forward() -> torch.nn.Sequential:
     return model
 
 
-class Halving(snn.LIF):
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return 0.5 * super().forward(x)
-
-
-class Charged(snn.LIF):
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.state("mem", init=0.0)
-
-    def initial_state(self, name: str, shape: torch.Size, *kind: Any) -> Tensor:
-        return super().initial_state(name, shape, *kind) + 0.9
+def charged() -> snn.Neuron:
+    layer = Charged(4)
+    layer.state("mem", init=0.0)
+    return layer
 
 
 def hooked() -> torch.nn.Sequential:

@@ -1,19 +1,29 @@
+"""What a model computes within, recorded by a call or watched in a loop, and its gradients."""
+
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import weighted_sum
+from tests.networks import Twice
 from tests.refusals import check, refusals
 from tests.unrolling.models import MODELS, dyadic, made
 from tracetorch import fuse, snn
 from tracetorch.core.hooks import forward_hooks
 from tracetorch.probe import Recording
 
+by_both = pytest.mark.parametrize("by", ["layer", "step"])
 
-@pytest.mark.parametrize("by", ["layer", "step"])
+
+def recorded(what: Any, **options: Any) -> tuple[Tensor, Any]:
+    return tt.probe.record(made("dense"), dyadic(4, 2, 3), what, **options)
+
+
+@by_both
 @pytest.mark.parametrize("name", MODELS)
 def test_recorded_values_equal_those_of_the_plain_loop(name: str, by: Any) -> None:
     x = dyadic(5, *MODELS[name][1])
@@ -21,10 +31,8 @@ def test_recorded_values_equal_those_of_the_plain_loop(name: str, by: Any) -> No
     neurons = {path: m for path, m in model.named_modules() if isinstance(m, snn.SequenceLayer)}
     expected: dict[str, list[Tensor]] = {}
     inputs: dict[str, Tensor] = {}
-    hooks = [
-        (m, lambda _, args, path=path: inputs.update({path: args[0]}))
-        for path, m in neurons.items()
-    ]
+    keep = lambda path: lambda _, args: inputs.update({path: args[0]})  # noqa: E731
+    hooks = [(m, keep(path)) for path, m in neurons.items()]
     with forward_hooks(before=hooks):
         for step in x.unbind():
             model(step)
@@ -41,7 +49,7 @@ def test_recorded_values_equal_those_of_the_plain_loop(name: str, by: Any) -> No
     assert torch.equal(seen[[n for n in seen if n.endswith("output")][-1]], y)
 
 
-@pytest.mark.parametrize("by", ["layer", "step"])
+@by_both
 def test_steps_repeat_a_constant_input(by: Any) -> None:
     model, x = made("dense"), dyadic(2, 3)
     y, seen = tt.probe.record(model, x, "*", steps=4, by=by)
@@ -52,16 +60,9 @@ def test_steps_repeat_a_constant_input(by: Any) -> None:
 
 
 def test_record_by_layer_runs_fused_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    if fuse.unavailable_reason("cpu") is not None:
-        pytest.skip("without llvmlite the plain loop is the only one")
-    monkeypatch.setattr(
-        "tracetorch.fuse.dispatch.prepared.run_eagerly",
-        lambda *_: pytest.fail("the plain loop was run"),
-    )
-    # what a single step calls, for a neuron whose own step is patched runs by steps
-    monkeypatch.setattr(
-        "tracetorch.snn.neuron.check_step_results", lambda *_: pytest.fail("a single step was run")
-    )
+    # the plain loop, and what a single step calls: a neuron whose step is patched runs by steps
+    for name in ("fuse.dispatch.prepared.run_eagerly", "snn.neuron.check_step_results"):
+        monkeypatch.setattr(f"tracetorch.{name}", lambda *_: pytest.fail("a plain step was run"))
     with fuse.backend("cpu"):  # a layer without a kernel raises
         y, seen = tt.probe.record(made("dense"), dyadic(5, 2, 3), "*", gradients=False)
         _, ends = tt.probe.record(made("dense"), dyadic(5, 2, 3), "output", gradients=True)
@@ -103,29 +104,128 @@ def test_gradients_of_states_by_step_have_the_closed_form_of_a_leak() -> None:
 
 
 def test_gradients_of_what_has_none_are_zero_or_left_out() -> None:
-    model = made("dense")
-    _, seen = tt.probe.record(model, dyadic(4, 2, 3), "output", gradients=True)
+    _, seen = recorded("output", gradients=True)
     seen["1.output"].sum().backward()
     assert not seen.gradients()["3.output"].any()
     assert (seen.gradients()["1.output"] == 1).all()
-    model = snn.LIF(3).double()
-    y, seen = tt.probe.record(model, dyadic(4, 2, 3), ["input", "output"], gradients=True)
+    y, seen = tt.probe.record(snn.LIF(3), torch.ones(4, 2, 3), ["input", "output"], gradients=True)
     y.sum().backward()
     assert list(seen.gradients()) == ["output"]
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("1.neuron.mem", "is a state in a fused loop: ask for .input. and .output., or use rec"),
-        ("1.neuron.output", "is inside a snn.Recurrent: leave it out, or use .*by=.step.*not kept"),
-    ],
-)
-def test_gradients_that_a_fused_loop_does_not_keep_are_refused(what: str, message: str) -> None:
-    model = made("recurrent")
-    with pytest.raises(ValueError, match=f"record: '{what}' {message}"):
-        tt.probe.record(model, dyadic(4, 2, 3), what, gradients=True)
-    assert tt.get_states(model) == {}
+def test_recording_is_a_mapping() -> None:
+    _, seen = recorded(["mem", "output"])
+    assert list(seen) == ["1.mem", "1.output", "3.mem", "3.output"]
+    assert (len(seen), "1.mem" in seen, "9.mem" in seen) == (4, True, False)
+    assert dict(seen)["1.mem"] is seen["1.mem"]
+    with pytest.raises(KeyError, match=r"nothing is called '9\.mem'\. There are 1\.mem"):
+        seen["9.mem"]
+    assert repr(seen.select("3.*")) == "Recording(3.mem [4, 2, 2], 3.output [4, 2, 2])"
+    with pytest.raises(ValueError, match=r"select: nothing is called '9\.mem'\. Did you mean"):
+        seen.select("9.mem")
+
+
+def test_selected_trajectories_keep_their_gradients_and_go_into_losses() -> None:
+    y, seen = recorded(["input", "output"], gradients=True)
+    y.sum().backward()
+    part = seen.select("1.*")
+    assert list(part.gradients()) == ["1.input", "1.output"]
+    assert torch.equal(part.gradients()["1.input"], seen.gradients()["1.input"])
+    spikes = seen.select("1.output")
+    assert torch.equal(tt.loss.spike_l1(spikes), tt.loss.spike_l1(seen["1.output"]))
+
+
+def test_numpy_arrays_and_detached_tensors() -> None:
+    _, seen = recorded("mem")
+    assert seen["1.mem"].requires_grad
+    assert not seen.detach()["1.mem"].requires_grad
+    arrays = seen.numpy()
+    assert arrays["1.mem"].dtype == np.float64
+    np.testing.assert_array_equal(arrays["1.mem"], seen["1.mem"].detach())
+    halves = Recording({"output": torch.ones(2, 1, 3, dtype=torch.bfloat16)}).numpy()
+    assert halves["output"].dtype == np.float32
+
+
+@by_both
+def test_layers_tell_spikes_from_states(by: Any) -> None:
+    recurrent = snn.Recurrent(snn.LIF(2), nn.Linear(2, 2, bias=False))
+    net = nn.Sequential(recurrent, snn.RLIF(2), snn.Readout(2))
+    what = ["input", "mem", "rec", "output", "prev_output"]
+    _, seen = tt.probe.record(net, torch.zeros(5, 1, 2), what, by=by)  # all of it is 0
+    spikes = {n for n in seen if n.endswith("output") and not n.startswith("2")}
+    assert len(spikes) >= 4
+    for recording in (seen, seen.detach(), seen.select("*")):
+        assert {n for n, kind in recording.kinds.items() if kind == "spikes"} == spikes
+        states = {name for name, kind in recording.kinds.items() if kind == "state"}
+        assert states == {n for n in seen if n not in spikes and not n.endswith("input")}
+    x = torch.ones(5, 1, 2, requires_grad=True)
+    y, seen = tt.probe.record(snn.LIF(2), x, "output", by=by, gradients=True)
+    y.sum().backward()
+    assert set(seen.gradients().kinds.values()) == {"state"}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_watch_in_a_plain_loop_equals_record(name: str, grad: bool) -> None:
+    x = dyadic(5, *MODELS[name][1])
+    model = made(name)
+    with torch.set_grad_enabled(grad):
+        _, wanted = tt.probe.record(model, x, "*")
+        tt.zero_states(model)
+        with tt.probe.watch(model, "*") as seen:
+            for step in x.unbind():
+                model(step)
+    found = seen.recording()
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[path], trajectory) for path, trajectory in wanted.items())
+
+
+def test_watch_removes_its_hooks_after_the_block_and_after_an_error() -> None:
+    model = made("dense")
+    seen = tt.probe.watch(model, "mem")
+    with seen:
+        model(dyadic(2, 3))
+    with pytest.raises(RuntimeError, match="cannot be multiplied"), seen:
+        model(dyadic(2, 7))
+    tt.zero_states(model)
+    model(dyadic(2, 3))
+    assert seen.recording()["1.mem"].shape == (1, 2, 5)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_layer_called_twice_is_recorded_twice() -> None:
+    model = Twice(snn.RLIF(4)).double()
+    with tt.probe.watch(model, "output") as seen:
+        for x in dyadic(5, 2, 4).unbind():
+            model(x)
+    assert seen.recording()["0.output"].shape == (10, 2, 4)
+
+
+def test_watched_states_have_gradients() -> None:
+    model = made("dense")
+    with tt.probe.watch(model, ["mem", "syn"], gradients=True) as seen:
+        outputs = [model(x) for x in dyadic(5, 2, 3).unbind()]
+    outputs[2].sum().backward()
+    grads = seen.recording().gradients()
+    assert list(grads) == ["1.mem", "1.syn", "3.mem"]
+    assert grads["1.mem"][:2].abs().sum() > 0
+    assert not grads["1.mem"][2:].any()
+
+
+def test_watch_errors() -> None:
+    model = made("dense")
+    x = dyadic(5, 2, 3)
+    with tt.probe.watch(model, "mem") as seen:
+        with pytest.raises(ValueError, match=r"'1\.mem' has not been seen; its layer was not call"):
+            seen.recording()
+        with pytest.raises(ValueError, match=r"layer '1'.* runs all of its steps at once\. Use"):
+            tt.unroll(model, x)
+        assert tt.get_states(model) == {}
+        model(x[0])
+        tt.zero_states(model)
+        model(x[0, :1])
+    with pytest.raises(ValueError, match=r"'1\.mem' was seen in the shapes \[\[2, 5\], \[1, 5\]\]"):
+        seen.recording()
 
 
 @refusals(
@@ -138,9 +238,15 @@ def test_gradients_that_a_fused_loop_does_not_keep_are_refused(what: str, messag
     tt.probe.record(model, x, "mem")[1].gradients() -> ValueError: recorded without gradients
     tt.probe.record(model, x, "output", gradients=True)[1].gradients()
         -> ValueError: no gradient has arrived\. Call backward\(\)
+    tt.probe.record(recurrent, x, "1.neuron.mem", gradients=True)
+        -> ValueError: '1.neuron.mem' is a state in a fused loop: ask for .input. and .output.
+    tt.probe.record(recurrent, x, "1.neuron.output", gradients=True)
+        -> ValueError: is inside a snn.Recurrent: leave it out, or use .*by=.step.*not kept
     tt.probe.Recording({"mem": [1.0]}) -> TypeError: names to tensors, got list at 'mem'
     tt.probe.watch(model, 3) -> TypeError: watch takes a name or a list of names, got 3
     """
 )
 def test_wrong_arguments(call: str, error: str) -> None:
-    check(call, error, {**globals(), "model": made("dense"), "x": dyadic(4, 2, 3)})
+    models = {"model": made("dense"), "recurrent": made("recurrent")}
+    check(call, error, {**globals(), **models, "x": dyadic(4, 2, 3)})
+    assert tt.get_states(models["recurrent"]) == {}

@@ -25,6 +25,8 @@ from tests.unrolling.models import Whole
 from tracetorch import snn
 
 T, B, WORLD = 7, 4, 2
+DELAYED = snn.DelayedLinear
+Job = Callable[[], dict[str, Tensor]]
 
 
 class Net(snn.TTModule):
@@ -62,24 +64,17 @@ class Escapes(snn.Neuron):
         return mem * (noise > 0.5), mem
 
 
-def population() -> nn.Module:
-    return nn.Sequential(snn.LIF(4), nn.Linear(4, 4), snn.RLIF(4))
+def recurrent(neuron: nn.Module, connection: nn.Module | None = None) -> list[nn.Module]:
+    return [nn.Linear(3, 4), snn.Recurrent(neuron, connection or nn.Linear(4, 4))]
 
 
 KINDS: dict[str, Callable[[], list[nn.Module]]] = {
-    "recurrent": lambda: [nn.Linear(3, 4), snn.Recurrent(snn.LIF(4), nn.Linear(4, 4))],
-    "recurrent delays": lambda: [
-        nn.Linear(3, 4),
-        snn.Recurrent(snn.LIF(4), snn.DelayedLinear(4, 4, max_delay=3)),
-    ],
-    "population": lambda: [nn.Linear(3, 4), snn.Recurrent(population(), nn.Linear(4, 4))],
-    "delays": lambda: [
-        snn.DelayedLinear(3, 4, max_delay=3),
-        snn.LIF(4),
-        snn.Delay(4, max_delay=2),
-    ],
+    "recurrent": lambda: recurrent(snn.LIF(4)),
+    "recurrent delays": lambda: recurrent(snn.LIF(4), DELAYED(4, 4, max_delay=3)),
+    "population": lambda: recurrent(nn.Sequential(snn.LIF(4), nn.Linear(4, 4), snn.RLIF(4))),
+    "delays": lambda: [DELAYED(3, 4, max_delay=3), snn.LIF(4), snn.Delay(4, max_delay=2)],
     "noise": lambda: [nn.Linear(3, 4), Escapes()],
-    "recurrent noise": lambda: [nn.Linear(3, 4), snn.Recurrent(Escapes(), nn.Linear(4, 4))],
+    "recurrent noise": lambda: recurrent(Escapes()),
 }
 
 
@@ -109,7 +104,6 @@ def shard(model: nn.Module) -> nn.Module:
 
 
 def name_of(name: str) -> str:
-    """Return the name in ``net()`` of a parameter or a state of what wraps it."""
     return name.removeprefix("module.").removeprefix("model.")
 
 
@@ -118,7 +112,6 @@ def whole(tensor: Any) -> Tensor:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Return full gradients by the names of the parameters in ``net()``."""
     assert all(p.grad is not None for p in model.parameters())
     return {name_of(name): whole(p.grad) for name, p in model.named_parameters()}
 
@@ -130,17 +123,15 @@ ENGINES: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-def blocks(model: nn.Module) -> nn.Module:
-    """Apply ``fully_shard`` to every module of a chain, then to the model."""
-    for module in model.model.children():  # type: ignore[union-attr]
+def blocks(model: Any) -> Any:
+    for module in model.model.children():
         if any(True for _ in module.parameters()):
             fully_shard(module)
-    return fully_shard(model)  # type: ignore[return-value]
+    return fully_shard(model)
 
 
 OF_BLOCKS: dict[str, Callable[[nn.Module], Any]] = {
-    "DDP": DistributedDataParallel,
-    "FSDP": fully_shard,
+    **{name: ENGINES[name] for name in ("DDP", "FSDP")},
     "FSDP of every block": blocks,
 }
 WAYS: dict[str, dict[str, Any]] = {
@@ -151,25 +142,19 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def gradients_of_wrapped_step(engine, way, x, y, mine) -> dict[str, Tensor]:
-    """Return gradients where the engine wraps one time step, inside ``unroll``."""
-    model = ENGINES[engine](net().to(x.device))
-    out = tt.unroll(model, x[:, mine], **WAYS[way])
+def gradients_where(wrapped, engine, way, x, y, mine) -> dict[str, Tensor]:
+    """Return gradients where the engine wraps one time step, or a forward that unrolls."""
+    if wrapped == "model":
+        model = ENGINES[engine](net().to(x.device))
+        out = tt.unroll(model, x[:, mine], **WAYS[way])
+    else:
+        model = ENGINES[engine](Whole(net().to(x.device), **WAYS[way]))
+        out = model(x[:, mine])
     cross_entropy(out.mean(0), y[mine]).backward()
     return gradients(model)
 
 
-def gradients_of_wrapped_sequence(engine, way, x, y, mine) -> dict[str, Tensor]:
-    """Return gradients where the engine wraps a module whose forward unrolls."""
-    model = ENGINES[engine](Whole(net().to(x.device), **WAYS[way]))
-    cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
-    return gradients(model)
-
-
-def gradients_of_kind(
-    engine: str, kind: str, way: str, x: Tensor, mine: slice
-) -> dict[str, Tensor]:
-    """Return the output, twice, and gradients of a network with a memory of some kind."""
+def of_a_memory(engine: str, kind: str, way: str, x: Tensor, mine: slice) -> dict[str, Tensor]:
     model = OF_BLOCKS[engine](Whole(of_kind(kind).to(x.device), **WAYS[way]))
     y = model(x[:, mine])
     y.square().sum().backward()
@@ -179,7 +164,6 @@ def gradients_of_kind(
 
 
 def noise_of_processes(x: Tensor, rank: int) -> dict[str, Tensor]:
-    """Return the numbers that processes draw from a seed, and from their own generators."""
     found = {}
     for seed in (1, None):
         layer = snn.Recurrent(Escapes(seed), nn.Linear(4, 4)).to(x.device)
@@ -190,14 +174,20 @@ def noise_of_processes(x: Tensor, rank: int) -> dict[str, Tensor]:
     return found
 
 
+def train(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, steps: int) -> None:
+    """Train for some steps, with an evaluation without a graph after each."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        cross_entropy(model(x).mean(0), y).backward()
+        optimizer.step()
+        with torch.no_grad():
+            model(x)
+
+
 def trained_and_saved(x: Tensor, y: Tensor, mine: slice, file: Path) -> dict[str, Tensor]:
-    """Train for two steps and write a checkpoint; return nothing."""
     model = DistributedDataParallel(Whole(net().to(x.device)))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    for _ in range(2):
-        optimizer.zero_grad()
-        cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
-        optimizer.step()
+    train(model, optimizer, x[:, mine], y[mine], 2)
     if dist.get_rank() == 0:
         parts = {"model": model.module.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save(parts, file)
@@ -216,15 +206,8 @@ def gradients_of_unequal_shares(x: Tensor, y: Tensor, mine: slice) -> dict[str, 
 
 
 def parameters_after_training(engine: str, x: Tensor, y: Tensor, mine: slice) -> dict[str, Tensor]:
-    """Return parameters after three steps, with an evaluation without a graph after each."""
     model = ENGINES[engine](Whole(net().to(x.device)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    for _ in range(3):
-        optimizer.zero_grad()
-        cross_entropy(model(x[:, mine]).mean(0), y[mine]).backward()
-        optimizer.step()
-        with torch.no_grad():
-            model(x[:, mine])
+    train(model, torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), x[:, mine], y[mine], 3)
     if engine != "DDP":
         for module in model.modules():
             if isinstance(module, FSDPModule):
@@ -237,7 +220,6 @@ def states_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def states_of_stream(engine: str, way: str, x: Tensor, mine: slice, rank: int) -> dict[str, Tensor]:
-    """Return states and output of a stream in which one sample is reset midway."""
     model = ENGINES[engine](net().to(x.device))
     with torch.no_grad():
         tt.unroll(model, x[:3, mine], **WAYS[way])
@@ -247,7 +229,6 @@ def states_of_stream(engine: str, way: str, x: Tensor, mine: slice, rank: int) -
 
 
 def states_before_wrapping(x: Tensor, mine: slice) -> dict[str, Tensor]:
-    """Return the states of a wrapped model that were set before wrapping."""
     model = net().to(x.device)
     tt.unroll(model, x[:, mine])
     tt.detach_states(model)
@@ -262,15 +243,12 @@ def ways_of(engine: str, kind: str, every: bool) -> tuple[str, ...]:
     return first, *(others if every else others[list(KINDS).index(kind) % len(others) :][:1])
 
 
-def jobs(
-    rank: int, device: str, folder: Path, every: bool
-) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """Return the jobs by name."""
+def jobs(rank: int, device: str, folder: Path, every: bool) -> dict[str, Job]:
     x, y = (each.to(device) for each in data())
     mine = slice(2 * rank, 2 * rank + 2)
     uneven_x, uneven_y = (each.to(device) for each in data(5))
     share = slice(0, 3) if rank == 0 else slice(3, 5)
-    made: dict[str, Callable[[], dict[str, Tensor]]] = {
+    made: dict[str, Job] = {
         "unequal": lambda: gradients_of_unequal_shares(uneven_x, uneven_y, share),
         "carried in": lambda: states_before_wrapping(x, mine),
         "noise": lambda: noise_of_processes(x, rank),
@@ -280,14 +258,14 @@ def jobs(
         for kind in KINDS:
             for way in ways_of(engine, kind, every):
                 arguments = (engine, kind, way, x, mine)
-                made[f"{kind}/{engine}/{way}"] = partial(gradients_of_kind, *arguments)
+                made[f"{kind}/{engine}/{way}"] = partial(of_a_memory, *arguments)
     for engine in ENGINES:
         made[f"trained/{engine}"] = partial(parameters_after_training, engine, x, y, mine)
         for way in WAYS:
-            given = (engine, way, x, y, mine)
-            made[f"whole/{engine}/{way}"] = partial(gradients_of_wrapped_sequence, *given)
-            if engine != "DDP" or "segment" not in WAYS[way]:
-                made[f"model/{engine}/{way}"] = partial(gradients_of_wrapped_step, *given)
+            for wrapped in ("whole", "model"):
+                if wrapped == "whole" or engine != "DDP" or "segment" not in WAYS[way]:
+                    given = wrapped, engine, way, x, y, mine
+                    made[f"{wrapped}/{engine}/{way}"] = partial(gradients_where, *given)
         for way in ("by layer", "by step"):
             made[f"stream/{engine}/{way}"] = partial(states_of_stream, engine, way, x, mine, rank)
     return made

@@ -21,6 +21,7 @@ from tests.scale_out.jobs import (
     gradients,
     net,
     of_kind,
+    train,
 )
 from tests.scale_out.processes import run_together
 from tests.unrolling.models import By, Whole
@@ -29,8 +30,7 @@ Results = list[dict[str, dict[str, Tensor]]]
 
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < WORLD, reason="needs two GPUs")
 BACKENDS = ["gloo", pytest.param("nccl", marks=[pytest.mark.gpu, TWO_GPUS])]
-FOLDER: list[Path] = []
-"""Where the processes have written."""
+FOLDER: list[Path] = []  # where the processes have written
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -59,12 +59,8 @@ def test_gradients_equal_those_of_one_process(results, wrapped, engine, way) -> 
     if name not in results[0]:
         assert name.startswith("model/DDP/in segments"), "refused; tests/unrolling/test_segments.py"
         return
-    expected = reference(4)
     for rank in range(WORLD):
-        found = results[rank][name]
-        assert found.keys() == expected.keys()
-        for n, grad in expected.items():
-            torch.testing.assert_close(found[n], grad, msg=f"{n} of process {rank}")
+        torch.testing.assert_close(results[rank][name], reference(4), msg=f"process {rank}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,49 +86,34 @@ def test_processes_share_the_noise_of_a_seed_and_draw_their_own(results: Results
 def test_a_training_goes_on_in_another_number_of_processes(results: Results) -> None:
     x, y = data()
 
-    def train(whole: Whole, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            cross_entropy(whole(x).mean(0), y).backward()
-            optimizer.step()
-
     first, second = Whole(net()), Whole(net())
-    train(first, torch.optim.Adam(first.parameters(), lr=0.05), 4)
+    train(first, torch.optim.Adam(first.parameters(), lr=0.05), x, y, 4)
     optimizer = torch.optim.Adam(second.parameters(), lr=0.05)
     parts = torch.load(FOLDER[-1] / "trained", weights_only=True)
     second.load_state_dict(parts["model"])
     optimizer.load_state_dict(parts["optimizer"])
-    train(second, optimizer, 2)
+    train(second, optimizer, x, y, 2)
     torch.testing.assert_close(second.state_dict(), first.state_dict())
 
 
 def test_unequal_shares_and_states_of_before_are_those_of_the_whole(results: Results) -> None:
-    expected = reference(5)
     for rank in range(WORLD):
-        for n, grad in expected.items():
-            torch.testing.assert_close(results[rank]["unequal"][n], grad, msg=n)
+        torch.testing.assert_close(results[rank]["unequal"], reference(5))
     x, _ = data()
     model = net()
     tt.unroll(model, x)
     for n, value in tt.get_states(model).items():
-        joined = torch.cat([results[rank]["carried in"][n] for rank in range(WORLD)])
-        torch.testing.assert_close(joined, value, msg=n)
+        torch.testing.assert_close(torch.cat([each["carried in"][n] for each in results]), value)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_parameters_after_training(results: Results, engine: str) -> None:
     x, y = data()
     whole = Whole(net())
-    optimizer = torch.optim.SGD(whole.parameters(), lr=0.5, momentum=0.9)
-    for _ in range(3):
-        optimizer.zero_grad()
-        cross_entropy(whole(x).mean(0), y).backward()
-        optimizer.step()
+    train(whole, torch.optim.SGD(whole.parameters(), lr=0.5, momentum=0.9), x, y, 3)
     for rank in range(WORLD):
-        found = results[rank][f"trained/{engine}"]
-        assert len(found) == len(list(whole.parameters()))
-        for n, p in whole.model.named_parameters():
-            torch.testing.assert_close(found[n], p.detach(), msg=f"{n} of process {rank}")
+        expected = {n: p.detach() for n, p in whole.model.named_parameters()}
+        torch.testing.assert_close(results[rank][f"trained/{engine}"], expected)
 
 
 @pytest.mark.parametrize("way", ["by layer", "by step"])
@@ -144,22 +125,18 @@ def test_each_process_has_the_states_of_its_own_samples(results, engine, way) ->
         tt.unroll(model, x[:3], **WAYS[way])
         tt.zero_states(model, where=torch.tensor([True, False, False, False]))
         out = tt.unroll(model, x[3:], **WAYS[way])
-    expected = {**tt.get_states(model), "the output": out}
     shares = [results[rank][f"stream/{engine}/{way}"] for rank in range(WORLD)]
-    for n, value in expected.items():
+    for n, value in {**tt.get_states(model), "the output": out}.items():
         joined = torch.cat([share[n] for share in shares], dim=-2)
         torch.testing.assert_close(joined, value, msg=n)
-    assert not torch.equal(shares[0]["out.mem"], shares[1]["out.mem"])
 
 
 def test_states_are_no_parameters_and_outputs_no_views() -> None:
     model = net()
     tt.unroll(model, data()[0])
+    assert not set(tt.get_states(model)) & set(model.state_dict())
     held = {id(t) for t in (*model.parameters(), *model.buffers())}
-    states = tt.get_states(model, detach=False)
-    assert states
-    assert all(id(state) not in held for state in states.values())
-    assert not set(states) & set(model.state_dict())
+    assert not held & {id(state) for state in tt.get_states(model, detach=False).values()}
     # FSDP registers its hook on a layer's output, and loses it if a view is changed in place.
     seen: list[Tensor] = []
     model = net()
@@ -172,17 +149,16 @@ def test_states_are_no_parameters_and_outputs_no_views() -> None:
     assert not any(out._is_view() for out in seen)
 
 
-def test_parameter_memory_can_be_freed_after_a_pass() -> None:
+@pytest.mark.parametrize(("by", "grad"), [("layer", True), ("layer", False), ("step", False)])
+def test_parameter_memory_can_be_freed_after_a_pass(by: By, grad: bool) -> None:
     """FSDP frees parameters between two passes."""
-    passes: list[tuple[By, bool]] = [("layer", True), ("layer", False), ("step", False)]
-    for by, grad in passes:
-        model = net()
-        with torch.set_grad_enabled(grad):
-            y = tt.unroll(model, data()[0], by=by)
-        if grad:
-            y.sum().backward()
-        for p in model.parameters():
-            p.untyped_storage().resize_(0)
+    model = net()
+    with torch.set_grad_enabled(grad):
+        y = tt.unroll(model, data()[0], by=by)
+    if grad:
+        y.sum().backward()
+    for p in model.parameters():
+        p.untyped_storage().resize_(0)
 
 
 def test_default_ranks_give_no_scalar_parameters_and_data_parallel_is_refused() -> None:

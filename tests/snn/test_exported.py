@@ -85,9 +85,8 @@ EXACT = ("initial values", "inputs", "noise", "memory", "recurrent")
 SLOW = ("initial values of channels", "inputs", "noise", "images", "connected")
 
 
-def check(found: Any, expected: Any, exact: bool) -> None:
-    options: Any = {"rtol": 0, "atol": 0} if exact else {}
-    torch.testing.assert_close(found, expected, **options)
+def close(found: Any, expected: Any, exact: bool) -> None:
+    torch.testing.assert_close(found, expected, **({"rtol": 0, "atol": 0} if exact else {}))
 
 
 def first(x: Any) -> Any:
@@ -116,9 +115,9 @@ def test_program_computes_what_the_model_does(name: str, kind: str, tmp_path: Pa
     else:
         y, states = stepped_program(program, x, states)
     exact = name.startswith(EXACT)
-    check(y, expected, exact)
+    close(y, expected, exact)
     assert states.keys() == ends.keys()
-    check(states, ends, exact)
+    close(states, ends, exact)
 
 
 @pytest.mark.slow
@@ -134,7 +133,7 @@ def test_onnx_file_computes_what_the_model_does(name: str, tmp_path: Path) -> No
     tt.export.onnx(model, tmp_path / "net.onnx", first(x))
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     y = [torch.as_tensor(stream(*(each.numpy() for each in step))) for step in zip(*x, strict=True)]
-    check(torch.stack(y), expected, name in ("initial values", "noise"))
+    close(torch.stack(y), expected, name in ("initial values", "noise"))
 
 
 COMPILED = [*test_delay.KINDS, "initial values", "inputs"]

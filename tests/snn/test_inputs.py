@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import PLACES, module, sequence, vary
+from tests.cases import PLACES, module, sequence, vary, weighted_sum
 from tests.unrolling.models import KEEPING, ROADS, Run
 from tracetorch import fuse, snn
 from tracetorch.fuse.dispatch.plans import gradient_needs, plan_key
@@ -55,9 +55,8 @@ def results(layer: Any, inputs: tuple[Tensor, ...], run: Run) -> dict[str, Tenso
     layer.zero_grad()
     leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
     y = run(layer, leaves)
-    ends = {name: getattr(layer, name) for name in layer.active_states}
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
-    ((y * weights).sum() + sum((end * weights[0]).sum() for end in ends.values())).backward()
+    ends = tt.get_states(layer, detach=False)
+    (weighted_sum(y) + sum(weighted_sum(end) for end in ends.values())).backward()
     grads = {f"input {n}": leaf.grad for n, leaf in enumerate(leaves)}
     grads |= {name: p.grad for name, p in layer.named_parameters()}
     return {"output": y.detach(), **{n: e.detach() for n, e in ends.items()}, **grads}
@@ -81,14 +80,12 @@ def test_one_input_alone_has_a_gradient(name: str, learned: int) -> None:
     layer, inputs = made(), inputs_of((2, 3), torch.float64)
     layer.double().requires_grad_(False)
 
-    def gradient(run: Run) -> Tensor:
+    def gradient(run: Run) -> Any:
         layer.zero_states()
         leaves = [x.clone().requires_grad_(n == learned) for n, x in enumerate(inputs)]
         run(layer, tuple(leaves)).sum().backward()
         assert all(leaf.grad is None for n, leaf in enumerate(leaves) if n != learned)
-        grad = leaves[learned].grad
-        assert grad is not None
-        return grad
+        return leaves[learned].grad
 
     torch.testing.assert_close(gradient(ROADS[name]), gradient(stepped), rtol=1e-9, atol=1e-12)
 
@@ -114,29 +111,29 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         assert torch.autograd.gradgradcheck(run, (x, gain))
 
 
-@pytest.mark.parametrize(
-    "arrange",
-    [
-        pytest.param(lambda m: m.transpose(1, 2).contiguous().transpose(1, 2), id="other order"),
-        pytest.param(lambda m: m[:1].expand_as(m), id="expanded over time"),
-        pytest.param(lambda m: m[:, :1].expand_as(m), id="expanded over samples"),
-        pytest.param(lambda m: torch.stack([m, m], -1)[..., 0], id="gaps"),
-        pytest.param(lambda m: m.flip(0), id="flipped"),
-    ],
-)
+ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "other order": lambda m: m.transpose(1, 2).contiguous().transpose(1, 2),
+    "expanded over time": lambda m: m[:1].expand_as(m),
+    "expanded over samples": lambda m: m[:, :1].expand_as(m),
+    "gaps": lambda m: torch.stack([m, m], -1)[..., 0],
+    "flipped": lambda m: m.flip(0),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("x_last", [False, True])
-def test_memory_in_another_order(arrange: Callable[[Tensor], Tensor], x_last: bool) -> None:
-    layer = ThreeFactor(3, dim=-3)
-    vary(layer)
-    size = (6, 2, 3, 2, 2)
-    x, modulator, current = (sequence(*size, dtype=torch.float32, seed=s) for s in (1, 2, 3))
+def test_memory_in_another_order(order: str, x_last: bool) -> None:
+    layer = made(dim=-3)
+    x, modulator, current = (
+        sequence(6, 2, 3, 2, 2, dtype=torch.float32, seed=s) for s in (1, 2, 3)
+    )
     if x_last:
         x = x.movedim(2, -1).contiguous().movedim(-1, 2)
-    inputs = (x, arrange(modulator), current)
-    expected = stepped(layer, inputs)
+    further = (ORDERS[order](modulator), current)
+    expected = stepped(layer, (x, *further))
     layer.zero_states()
     with fuse.backend("cpu"):
-        y, _ = layer.forward_sequence(inputs[0], further=inputs[1:])
+        y, _ = layer.forward_sequence(x, further=further)
     assert torch.equal(y, expected)
     assert y.any()
 
@@ -151,43 +148,28 @@ def test_an_input_may_broadcast_and_be_the_same_at_all_steps() -> None:
         current=nn.Parameter(torch.tensor([0.1, 0.2, 0.3])),
     )
     x = sequence(6, 2, 5, dtype=torch.float32)
-    expected = torch.stack([net(step) for step in x])
-    expected.sum().backward()
-    grads = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    expected = stepped(net, (x,))
+    assert expected.any()
+    parameters = dict(net.named_parameters())
+    grads = torch.autograd.grad(expected.sum(), list(parameters.values()))
     for by in ("layer", "step"):
-        tt.zero_states(net)
-        net.zero_grad()
-        y = tt.unroll(net, x, by=by)
+        y = tt.unroll(net, x, by=by, from_rest=True)
         assert torch.equal(y, expected)
-        assert y.any()
-        y.sum().backward()
-        for name, grad in grads.items():
-            torch.testing.assert_close(net.get_parameter(name).grad, grad, rtol=1e-4, atol=1e-5)
+        found = torch.autograd.grad(y.sum(), list(parameters.values()))
+        torch.testing.assert_close(found, grads, rtol=1e-4, atol=1e-5)
 
 
-def test_an_input_is_what_a_module_of_its_name_computes() -> None:
-    class Squared(snn.Neuron):
-        inputs = ("x", "energy", "current")
-        states = ("mem",)
-
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_an_input_is_what_a_module_of_its_name_computes(by: Any) -> None:
+    class Gated(ThreeFactor):
         def __init__(self) -> None:
-            super().__init__(3)
-            self.energy = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Softplus())
+            super().__init__()
+            self.modulator = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Softplus())
 
-        @staticmethod
-        def step(x: Tensor, energy: Any, current: Any, mem: Any) -> tuple[Any, Any]:
-            mem = 0.5 * mem + x - energy + current
-            return mem, mem
-
-    layer, size = Squared(), (5, 2, 3)
-    x, current = (sequence(*size, dtype=torch.float32, seed=s) for s in (1, 2))
-    mem, expected = torch.zeros(2, 3), []
-    for now, also in zip(x, current, strict=True):
-        mem = 0.5 * mem + now - layer.energy(now) + also
-        expected.append(mem)
-    for by in ("layer", "step"):
-        y = tt.unroll(layer, (x, current), by=by, from_rest=True)
-        torch.testing.assert_close(y, torch.stack(expected))
+    layer, (x, _, current) = Gated(), inputs_of((2, 3), torch.float32)
+    expected = stepped(ThreeFactor(), (x, layer.modulator(x), current))
+    y = tt.unroll(layer, (x, current), by=by)
+    torch.testing.assert_close(y, expected)
 
 
 # as for one input, see tests/fuse/test_sequence.py
@@ -198,46 +180,22 @@ def test_operators_pass_opcheck(learned: tuple[int, ...]) -> None:
     further = inputs_of((2, 3), torch.float32)
     inputs = [x.expand(7, 2, 3).clone().requires_grad_(n in learned) for n, x in enumerate(further)]
     arguments = layer.step_kwargs(2, torch.float32)
-    tensors = [v.detach() for v in arguments.values() if isinstance(v, Tensor)]
+    kwargs = {n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments.items()}
+    tensors = [v for v in kwargs.values() if isinstance(v, Tensor)]
     states = [torch.randn(2, 3) for _ in layer.states]
-    with torch.enable_grad():
-        kwargs = {n: v.detach() if isinstance(v, Tensor) else v for n, v in arguments.items()}
-        needs = gradient_needs(layer.cell, inputs, states, kwargs)
-        key = plan_key(layer, inputs[0], (), needs, kwargs)
-    operands = (key, inputs, states, tensors)
+    needs = gradient_needs(layer.cell, inputs, states, kwargs)
+    operands = (plan_key(layer, inputs[0], (), needs, kwargs), inputs, states, tensors)
     torch.library.opcheck(torch.ops.tracetorch.forward, operands)
     *ends, checkpoints = (end.detach() for end in torch.ops.tracetorch.forward(*operands))
-    torch.library.opcheck(
-        torch.ops.tracetorch.backward,
-        (
-            key,
-            [x.detach() for x in inputs],
-            states,
-            tensors,
-            checkpoints,
-            [torch.randn_like(end) for end in ends],
-        ),
-    )
-
-
-def test_second_derivatives() -> None:
-    layer, inputs = made().double(), inputs_of((2, 3), torch.float64)
-
-    def penalty(run: Run) -> list[Tensor]:
-        layer.zero_states()
-        layer.zero_grad()
-        leaves = tuple(x.clone().requires_grad_() for x in inputs)
-        grads = torch.autograd.grad(run(layer, leaves).sum(), leaves, create_graph=True)
-        sum(g.square().sum() for g in grads).backward()  # type: ignore[union-attr]
-        return [leaf.grad for leaf in leaves]
-
-    with fuse.backend("eager"):
-        torch.testing.assert_close(penalty(lambda layer, x: tt.unroll(layer, x)), penalty(stepped))
+    plain = [x.detach() for x in inputs]
+    cotangents = [torch.randn_like(end) for end in ends]
+    backward = (operands[0], plain, states, tensors, checkpoints, cotangents)
+    torch.library.opcheck(torch.ops.tracetorch.backward, backward)
 
 
 def test_half_precision() -> None:
-    layer, inputs = made(), inputs_of((2, 3), torch.float32)
-    halves = tuple(x.bfloat16() for x in inputs)
+    layer = made()
+    halves = tuple(x.bfloat16() for x in inputs_of((2, 3), torch.float32))
     expected = tt.unroll(layer, tuple(x.float() for x in halves), from_rest=True)
     y = tt.unroll(layer, halves, from_rest=True)
     assert y.dtype == torch.bfloat16
@@ -250,21 +208,22 @@ def test_profile_and_record() -> None:
     y, record = tt.unroll(net, x, record=["neuron.input", "neuron.trace"])
     assert torch.equal(record["neuron.input"], x)
     assert torch.equal(record["neuron.trace"][-1], net.neuron.trace)
-    rate = float((y != 0).double().mean())
     tt.zero_states(net)
     found = {row.path: row for row in tt.metrics.profile(net, x).rows}
-    assert found["neuron"].rate == pytest.approx(rate)
+    assert found["neuron"].rate == pytest.approx(float((y != 0).double().mean()))
 
 
 def test_inputs_by_name() -> None:
-    layer, (x, modulator, current) = made(), inputs_of((2, 3), torch.float32)
-    expected = stepped(layer, (x, modulator, current))
-    layer.zero_states()
-    y = [layer(a, current=c, modulator=b) for a, b, c in zip(x, modulator, current, strict=True)]
-    assert torch.equal(torch.stack(y), expected)
-    layer.zero_states()
-    y = [layer(a, b, current=c) for a, b, c in zip(x, modulator, current, strict=True)]
-    assert torch.equal(torch.stack(y), expected)
+    layer, inputs = made(), inputs_of((2, 3), torch.float32)
+    expected = stepped(layer, inputs)
+    ways = (
+        lambda a, b, c: layer(a, current=c, modulator=b),
+        lambda a, b, c: layer(a, b, current=c),
+    )
+    for way in ways:
+        layer.zero_states()
+        y = [way(*step) for step in zip(*inputs, strict=True)]
+        assert torch.equal(torch.stack(y), expected)
 
 
 def beside(value: Tensor) -> Any:
@@ -289,18 +248,12 @@ class Gain(snn.Neuron):
         return gain * x, mem + x
 
 
-def fixed(gain: Tensor) -> Any:
-    return module(lambda s, x: s.neuron(x, gain), neuron=Gain(len(gain)))
-
-
-def test_neurons_may_be_as_many_as_steps_times_samples() -> None:
+def test_neurons_are_not_taken_for_samples_or_steps() -> None:
     gain, x = torch.rand(8), torch.rand(4, 2, 8)
-    assert torch.equal(tt.unroll(fixed(gain), x), x * gain)
+    model = module(lambda s, x: s.neuron(x, gain), neuron=Gain(8))
+    assert torch.equal(tt.unroll(model, x), x * gain)
     with pytest.raises(ValueError, match="a dimension of size 1 in fr"):
-        tt.unroll(fixed(gain), x.reshape(8, 1, 8))
-
-
-def test_samples_are_not_taken_for_neurons() -> None:
+        tt.unroll(model, x.reshape(8, 1, 8))
     x, gain = torch.rand(5, 1, 5), torch.rand(5, 1)
     assert torch.equal(tt.unroll(Gain(5), (x, gain), by="step"), x * gain[..., None])
     with pytest.raises(ValueError, match=r"\[5\] beside one of \[5, 5\].* as many steps"):

@@ -26,17 +26,8 @@ from tracetorch.functional import atan_surrogate
 GOLDEN = torch.load(
     Path(__file__).parent.parent / "golden" / "tracetorch_0_9_2.pt", weights_only=True
 )
-PARAMETERS = (
-    "alpha",
-    "beta",
-    "gamma",
-    "pos_threshold",
-    "neg_threshold",
-    "pos_scale",
-    "neg_scale",
-    "rec_weight",
-    "bias",
-)
+PARAMETERS = ("alpha", "beta", "gamma", "pos_threshold", "neg_threshold")
+PARAMETERS += ("pos_scale", "neg_scale", "rec_weight", "bias")
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=[case["layer"] for case in GOLDEN])
@@ -46,17 +37,13 @@ def test_agrees_with_version_0_9_2(case: dict[str, Any]) -> None:
     x = case["x"].clone().requires_grad_()
     out = stepped(neurons, x)
     (out * case["cotangent"]).sum().backward()
-
-    close: dict[str, Any] = {"rtol": 0, "atol": 1e-10}
-    torch.testing.assert_close(out, case["out"], **close)
-    torch.testing.assert_close(x.grad, case["grad_x"], **close)
     parameters = dict(neurons.named_parameters())
     assert sorted(parameters) == sorted(case["learnable"])
-    for name, grad in case["grads"].items():
-        torch.testing.assert_close(parameters[name].grad, grad, **close)
     assert set(case["states"]) == set(neurons.active_states)
-    for name, state in case["states"].items():
-        torch.testing.assert_close(getattr(neurons, name), state, **close)
+    grads = {name: parameters[name].grad for name in case["grads"]}
+    states = {name: getattr(neurons, name) for name in case["states"]}
+    expected = [case[key] for key in ("out", "grad_x", "grads", "states")]
+    torch.testing.assert_close([out, x.grad, grads, states], expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("turn", few(range(4), 0))
@@ -72,64 +59,40 @@ def test_agrees_with_the_simulator(synapse: bool, recurrence: bool, turn: int) -
         neurons = snn.LeakyIntegrator(3, dim, **arguments).double()
         vary(neurons)
         with torch.no_grad(), fuse.backend("eager"):  # the step itself, not a kernel of it
-            out = stepped(neurons, x)
+            out = stepped(neurons, x).numpy()
         values = {n: getattr(neurons, n) for n in PARAMETERS if getattr(neurons, n) is not None}
-        expected, states = simulate(
-            x.numpy(),
-            dim,
-            {name: value.detach().numpy() for name, value in values.items()},
-            {name: getattr(neurons, f"{name}_ema") for name in ("alpha", "beta", "gamma")},
-            arguments["reset"],
-        )
-        np.testing.assert_allclose(
-            out.numpy(), expected, rtol=1e-12, atol=1e-14, err_msg=str(neurons)
-        )
-        np.testing.assert_array_equal(out.numpy() != 0, expected != 0, err_msg=str(neurons))
+        values = {name: value.detach().numpy() for name, value in values.items()}
+        averaged = {name: getattr(neurons, f"{name}_ema") for name in ("alpha", "beta", "gamma")}
+        expected, states = simulate(x.numpy(), dim, values, averaged, arguments["reset"])
+        close: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-14, "err_msg": str(neurons)}
+        np.testing.assert_allclose(out, expected, **close)
+        np.testing.assert_array_equal(out != 0, expected != 0, err_msg=str(neurons))
         for name in neurons.active_states:
-            state = getattr(neurons, name).numpy()
-            np.testing.assert_allclose(state, states[name], rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(getattr(neurons, name).numpy(), states[name], **close)
         if neurons.pos_threshold is not None or neurons.neg_threshold is not None:
-            fired += float((out != 0).double().mean())
+            fired += float((out != 0).mean())
     assert fired > 0
 
 
-def test_number_of_simulated_configurations() -> None:
-    neurons = [c for s in (False, True) for r in (False, True) for c in configurations(s, r)]
-    assert len(neurons) == len({str(c) for c in neurons}) == 1368
-
-
+@pytest.mark.parametrize("sign", ["pos", "neg"])
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("reset", "detached", "expected"),
     [
-        ({"reset": "subtract"}, [0.3111, 0.7349]),
-        ({"reset": "subtract", "detach_reset": True}, [0.9, 1.0]),
-        ({"reset": "zero"}, [-0.6027, 0.9727]),
-        ({"reset": "zero", "detach_reset": True}, [0.0, 1.0]),
-        ({"reset": "none"}, [0.9, 1.0]),
+        ("subtract", False, [0.3111, 0.7349]),
+        ("subtract", True, [0.9, 1.0]),
+        ("zero", False, [-0.6027, 0.9727]),
+        ("zero", True, [0.0, 1.0]),
+        ("none", False, [0.9, 1.0]),
     ],
 )
-def test_gradient_through_the_reset(arguments: dict[str, Any], expected: list[float]) -> None:
-    neurons = snn.LIF(1, beta=0.9, surrogate_derivative=atan_surrogate(2.0), **arguments)
+def test_gradient_through_the_reset(reset, detached, expected, sign):
+    setups: dict[str, Any] = {f"{sign}_threshold_setup": {}, "beta_setup": 0.9}
+    neurons = snn.LeakyIntegrator(1, **setups, reset=reset, detach_reset=detached)
     x = torch.tensor([1.3, 0.2], requires_grad=True)
-    for step in x.unbind():
+    for step in (x if sign == "pos" else -x).unbind():
         neurons(step.reshape(1, 1))
-    neurons.mem.sum().backward()
+    (neurons.mem if sign == "pos" else -neurons.mem).sum().backward()
     torch.testing.assert_close(x.grad, torch.tensor(expected), rtol=0, atol=5e-5)
-
-
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
-@pytest.mark.parametrize("detach_reset", [False, True])
-def test_gradient_through_the_negative_reset_mirrors_the_positive_one(reset, detach_reset):
-    grads = []
-    for sign, part in ((1, "pos_threshold_setup"), (-1, "neg_threshold_setup")):
-        setups: dict[str, Any] = {part: {}}
-        neurons = snn.LeakyIntegrator(1, **setups, reset=reset, detach_reset=detach_reset)
-        x = torch.tensor([1.3, 0.2], requires_grad=True)
-        for step in (sign * x).unbind():
-            neurons(step.reshape(1, 1))
-        (sign * neurons.mem).sum().backward()
-        grads.append(x.grad)
-    torch.testing.assert_close(grads[1], grads[0])
 
 
 @pytest.mark.parametrize("name", SPIKING)
@@ -145,11 +108,6 @@ def test_detached_reset_keeps_the_gradient_of_its_threshold(name: str, reset: st
         assert grad is None or not bool(grad.any())
 
 
-class Smooth:
-    def __call__(self, u: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(3 * u)
-
-
 @pytest.mark.parametrize(
     ("name", "reset"),
     [(n, r) for n in LAYERS for r in ("subtract", "zero", "none") if n in SPIKING or r[0] == "s"],
@@ -158,39 +116,27 @@ def test_gradients_against_finite_differences(name: str, reset: str) -> None:
     torch.manual_seed(0)
     options: dict[str, Any] = {"reset": reset} if name in SPIKING else {}
     for sign in ("pos_", "neg_") if name.startswith("B") else ("",) * (name in SPIKING):
-        options[f"{sign}surrogate_derivative"] = Smooth()
+        options[f"{sign}surrogate_derivative"] = lambda u: torch.sigmoid(3 * u)
     net: Any = layer(name, 2, **options)
     if reset == "subtract":
         net = nn.Sequential(nn.Linear(2, 3), layer(name, 3, **options), nn.Linear(3, 2), net)
     gradcheck(net.double(), sequence(3, 2, 2), by="step")
 
 
-def test_parts_and_setups_that_are_valid() -> None:
-    negative = snn.LeakyIntegrator(2, neg_threshold_setup={})
-    assert negative(torch.tensor([[-2.0, 2.0]])).tolist() == [[-1.0, 0.0]]
-    traced = snn.LeakyIntegrator(2, gamma_setup={}, pos_threshold_setup={})
-    assert traced.active_states == ("mem", "rec", "prev_output")
-    assert traced.syn is traced.alpha is traced.bias is None
+def test_setups_may_be_absent_or_a_dataclass() -> None:
     neurons = snn.LeakyIntegrator(2, alpha_setup={"value": 0.3}, beta_setup=None)
     assert neurons.beta.tolist() == pytest.approx([0.9, 0.9])
     assert neurons.alpha.tolist() == pytest.approx([0.3, 0.3])
     assert (neurons.alpha_ema, neurons.beta_ema) == (True, False)
-    same = snn.LeakyIntegrator(2, alpha_setup=snn.Decay(0.3))
-    assert same.alpha_ema is True
+    assert snn.LeakyIntegrator(2, alpha_setup=snn.Decay(0.3)).alpha_ema is True
 
 
 # value, and use_averaging of a decay
 DEFAULTS: dict[str, tuple[float, bool | None]] = {
-    "alpha": (0.5, True),
-    "beta": (0.9, False),
-    "gamma": (0.5, True),
-    "pos_threshold": (1.0, None),
-    "neg_threshold": (-1.0, None),
-    "pos_scale": (1.0, None),
-    "neg_scale": (1.0, None),
-    "rec_weight": (0.0, None),
-    "bias": (0.0, None),
-}
+    "alpha": (0.5, True), "beta": (0.9, False), "gamma": (0.5, True),
+    "pos_threshold": (1.0, None), "neg_threshold": (-1.0, None), "pos_scale": (1.0, None),
+    "neg_scale": (1.0, None), "rec_weight": (0.0, None), "bias": (0.0, None),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("empty", ["dict", "dataclass"])
@@ -207,15 +153,13 @@ def test_empty_setups_give_the_defaults_of_every_layer(name: str, empty: str) ->
     assert (made.dim, made.reset, made.detach_reset) == (-1, "subtract", False)
     assert dict(made.named_buffers()) == {}
     assert set(made.constraints) == set(wrapper.constraints)
+    raws = dict(made.named_parameters())
     for part, (value, averaging) in DEFAULTS.items():
         if part not in wrapper.constraints:
             assert getattr(made, part) is None
             continue
-        raw = dict(made.named_parameters())[f"raw_{part}"]
-        assert raw.requires_grad
-        assert raw.shape == (3,)
         torch.testing.assert_close(getattr(made, part), torch.full((3,), value))
-        assert torch.equal(raw, getattr(wrapper, f"raw_{part}"))
+        assert torch.equal(raws[f"raw_{part}"], getattr(wrapper, f"raw_{part}"))
         if averaging is not None:
             assert getattr(made, f"{part}_ema") is averaging
             # a readout's membrane is an average, by its constructor
@@ -228,18 +172,9 @@ def test_empty_setups_give_the_defaults_of_every_layer(name: str, empty: str) ->
 def test_dir_lists_the_parts_that_exist(name: str) -> None:
     made = getattr(snn, name)(2)
     listed = dir(made)
-    parts = {"alpha", "beta", "gamma", "pos_threshold", "neg_threshold", "pos_scale", "neg_scale"}
-    parts |= {"rec_weight", "bias", "pos_spike", "neg_spike"}
-    assert {part for part in parts if part in listed} == {
-        part for part in parts if getattr(made, part) is not None
-    }
+    parts = {*DEFAULTS, "pos_spike", "neg_spike"}
+    there = {part for part in parts if getattr(made, part) is not None}
+    assert parts.intersection(listed) == there
     assert [state for state in made.states if state in listed] == list(made.active_states)
     assert {"beta", "raw_beta", "mem", "num_neurons", "zero_states"} <= set(listed)
     assert all(hasattr(made, each) for each in listed)
-
-
-def test_a_layer_shows_what_a_user_would_call() -> None:
-    shown = [n for n in dir(snn.LIF(2)) if n[0] != "_" and n not in dir(nn.Module())]
-    assert len(shown) <= 30, shown
-    towers = [kind for kind in snn.LIF.__mro__ if kind.__module__.startswith("tracetorch")]
-    assert len(towers) <= 6, towers  # the layer, and five above it

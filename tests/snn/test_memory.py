@@ -1,7 +1,6 @@
 """``TTModule.memory``: a state of a module's own, on every road on which a neuron's state goes."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import layer, module, sequence
+from tests.refusals import check, refusals
+from tests.snn.test_populations import results
 from tests.unrolling.models import gradcheck
 from tracetorch import snn
 
@@ -74,21 +75,6 @@ def by_hand(model: Fed, x: Tensor, reset: Tensor | None = None) -> Tensor:
     return torch.stack(outputs)
 
 
-def results(model: nn.Module, run: Any) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Return outputs, gradients by name, and states, from rest."""
-    tt.zero_states(model)
-    model.zero_grad()
-    x = sequence(T, B, 3).requires_grad_()
-    y = run(x)
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)).sum().backward()
-    grads = {"x": x, **dict(model.named_parameters())}
-    return (
-        y.detach(),
-        {n: p.grad for n, p in grads.items() if p.grad is not None},
-        tt.get_states(model),
-    )
-
-
 RESET = torch.rand(T, B, generator=torch.Generator().manual_seed(1)) < 0.3
 ROADS: dict[str, dict[str, Any]] = {
     "by step": {},
@@ -96,14 +82,23 @@ ROADS: dict[str, dict[str, Any]] = {
     "single steps": {"segment": 1},
     "recorded": {"record": ["last"]},
 }
+# without restarts
+PARTS: dict[str, Any] = {
+    "cut": lambda model, x: [tt.unroll(model, part, by="step") for part in x.split([2, 1, 4])],
+    "streamed": lambda model, x: [model(step)[None] for step in x],
+}
 
 
-@pytest.mark.parametrize("reset", [None, RESET])
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize(
+    ("road", "reset"),
+    [*((road, reset) for road in ROADS for reset in (None, RESET)), *((p, None) for p in PARTS)],
+)
 def test_every_road_is_the_loop_with_a_variable(road: str, reset: Tensor | None) -> None:
     model = fed()
 
     def run(x: Tensor) -> Tensor:
+        if road in PARTS:
+            return torch.cat(PARTS[road](model, x))
         y = tt.unroll(model, x, by="step", reset=reset, **ROADS[road])
         if road != "recorded":
             return y
@@ -111,32 +106,13 @@ def test_every_road_is_the_loop_with_a_variable(road: str, reset: Tensor | None)
         assert torch.equal(seen["last"], y)
         return y
 
-    expected, grads, states = results(model, lambda x: by_hand(model, x, reset))
-    found, found_grads, found_states = results(model, run)
+    expected, grads, states = results(model, sequence(T, B, 3), lambda x: by_hand(model, x, reset))
+    found, found_grads, found_states = results(model, sequence(T, B, 3), run)
     assert torch.equal(found, expected)
     assert found.count_nonzero() > 10
     torch.testing.assert_close(found_grads, grads)
     assert torch.equal(found_states.pop("last"), expected[-1])
     torch.testing.assert_close(found_states, states, rtol=0, atol=0)
-
-
-def test_cut_anywhere_and_streamed_it_is_one_sequence() -> None:
-    model = fed()
-
-    def cut(x: Tensor) -> Tensor:
-        parts = [tt.unroll(model, part, by="step") for part in x.split([2, 1, 4])]
-        return torch.cat(parts)
-
-    def streamed(x: Tensor) -> Tensor:
-        return torch.stack([model(step) for step in x])
-
-    expected = results(model, lambda x: by_hand(model, x))[:2]
-    for run in (cut, streamed):
-        torch.testing.assert_close(results(model, run)[:2], expected)
-    tt.zero_states(model)
-    y = tt.unroll(model, sequence(T, B, 3), by="step", from_rest=True)
-    assert torch.equal(y, expected[0])
-    assert tt.get_states(model) == {}
 
 
 def test_by_layer_it_is_refused_by_name_but_for_a_recurrent() -> None:
@@ -151,18 +127,12 @@ def test_by_layer_it_is_refused_by_name_but_for_a_recurrent() -> None:
     y, seen = tt.unroll(net, x, record=["last"])
     assert torch.equal(y, expected)
     assert torch.equal(seen["0.neuron.last"], expected)
-
-
-def test_declared_later_it_is_refused_as_well() -> None:
     model = module(lambda s, x: s.cell(x), "Late", cell=layer("LIF", 3))
-    x = sequence(T, B, 3)
     for _ in range(3):  # what the pass concludes of the model is remembered
         tt.unroll(model, x)
-    model.memory("another")
+    model.memory("declared_later")
     with pytest.raises(ValueError, match=r"Late runs .* cannot use its memory in each"):
         tt.unroll(model, x)
-    model.zero_states()
-    assert torch.equal(tt.unroll(model, x, by="step"), tt.unroll(model.cell, x, from_rest=True))
 
 
 @pytest.mark.parametrize("reset", [None, RESET[:4, :2]])
@@ -174,42 +144,26 @@ def test_gradients_match_finite_differences(reset: Any, options: Any) -> None:
 
 
 def test_before_the_first_assignment_it_reads_as_its_initial_value() -> None:
-    read: list[Tensor] = []
-
-    class Reading(snn.TTModule):
-        a: Tensor
-        b: Tensor
-        c: Tensor
-        d: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.memory("a", (2, 3))
-            self.memory("b", 3, init=torch.tensor([1.0, 2.0, 3.0]))
-            self.memory("c", init=0.5)
-            self.memory("d", (), init=torch.tensor(7))
-
-        def forward(self, x: Tensor) -> Tensor:
-            read[:] = [self.a, self.b, self.c, self.d]
-            return x
-
-    model = Reading()
-    model(torch.zeros(5, 4, dtype=torch.float64))
+    model = module(lambda s, x: [s.a, s.b, s.c, s.d])
+    model.memory("a", (2, 3))
+    model.memory("b", 3, init=torch.tensor([1.0, 2.0, 3.0]))
+    model.memory("c", init=0.5)
+    model.memory("d", (), init=torch.tensor(7))
+    read = model(torch.zeros(5, 4, dtype=torch.float64))
     assert [list(each.shape) for each in read] == [[5, 2, 3], [5, 3], [], [5]]
     assert [each.dtype for each in read][:2] == [torch.float64, torch.float64]
     assert read[1][4].tolist() == [1, 2, 3]
     assert (read[2].item(), read[3].tolist(), read[3].dtype) == (0.5, [7] * 5, torch.int64)
     assert sorted(model.state_dict()) == ["initial_b", "initial_c", "initial_d"]
     assert tt.get_states(model) == {}
-    model(torch.zeros(2, 4))
+    read = model(torch.zeros(2, 4))
     assert [list(each.shape) for each in read] == [[2, 2, 3], [2, 3], [], [2]]
     assert read[0].dtype == torch.float32
     model.c = torch.ones(2, 9)  # as large as what is assigned
     model.zero_states(where=torch.tensor([True, False]))
     assert model.c.tolist() == [[0.5] * 9, [1.0] * 9]
-    setattr(model, "c", None)  # noqa: B010 (declared as a tensor)
-    model(torch.zeros(2, 4))
-    assert read[2].item() == 0.5
+    model.c = None
+    assert model(torch.zeros(2, 4))[2].item() == 0.5
 
 
 def test_states_are_zeroed_detached_listed_and_set() -> None:
@@ -230,25 +184,15 @@ def test_states_are_zeroed_detached_listed_and_set() -> None:
     assert list(tt.get_states(model)) == ["last"]
     tt.zero_states(nn.Sequential(model))
     assert tt.get_states(model) == {}
-    with pytest.raises(ValueError, match=r"remembers last as \[B, 6\], got shape \[4, 5\]"):
-        tt.set_states(model, {"last": torch.zeros(4, 5)})
 
 
-def test_copies_are_detached_and_independent() -> None:
-    model, x = fed(), sequence(T, B, 3)
-    tt.unroll(model, x, by="step")
-    each = copy.deepcopy(model)
-    assert not each.last.requires_grad
-    assert torch.equal(each(x[0]), model(x[0]))
-    shallow = copy.copy(model)
-    shallow.memory("own", 2)
-    assert not hasattr(model, "own")
-
-
-def test_it_moves_with_the_module() -> None:
+def test_it_moves_with_the_module_and_copies_are_independent() -> None:
     model, x = fed(), sequence(T, B, 3)
     model(x[0])
     last = model.last
+    assert not copy.deepcopy(model).last.requires_grad
+    copy.copy(model).memory("own", 2)
+    assert not hasattr(model, "own")
     assert model.float().last.dtype == torch.float32
     assert model.bfloat16().last.dtype == torch.bfloat16  # as what it is multiplied with
     assert torch.equal(model.double().last, last)
@@ -256,14 +200,8 @@ def test_it_moves_with_the_module() -> None:
     assert tt.get_states(model.to_empty(device="cpu")) == {}
 
 
-def test_vmap_over_inputs_and_a_leaked_state() -> None:
+def test_a_state_that_a_vmap_left_is_refused_by_name() -> None:
     model, xs = Filter().double(), sequence(3, T, B, 3)
-
-    def run(x: Tensor) -> Any:
-        return tt.unroll(model, x, by="step", from_rest=True)
-
-    expected = torch.stack([run(x) for x in xs])
-    torch.testing.assert_close(torch.vmap(run)(xs), expected)
     torch.vmap(model)(xs[:, 0])
     with pytest.raises(ValueError, match=r"holds a state slow without values.*zero_states"):
         model(xs[0, 0])
@@ -271,45 +209,34 @@ def test_vmap_over_inputs_and_a_leaked_state() -> None:
     model(xs[0, 0])
 
 
+def assigned(s: Any, x: Tensor) -> Tensor:
+    h: Tensor = s.weight * x + s.last
+    s.last = h
+    return h
+
+
+def counted(s: Any, x: Tensor) -> Any:
+    s.last += x
+    return s.last
+
+
 @pytest.mark.parametrize(
     "change", [lambda y: y.mul_(0), lambda y: y.add_(torch.ones(()).double().requires_grad_())]
 )
 def test_no_in_place_operation_reaches_it(change: Any) -> None:
-    class Returning(snn.TTModule):
-        last: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(3).double())
-            self.memory("last", 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = self.weight * x + self.last
-            self.last = h
-            return h
-
-    model, x = Returning(), sequence(T, B, 3)
+    model = module(assigned, weight=nn.Parameter(torch.ones(3).double()))
+    model.memory("last", 3)
+    x = sequence(T, B, 3)
     y = model(x[0])
     kept = y.clone()
     change(y)  # what the model has returned, the very tensor that was assigned
     assert torch.equal(model.last, kept)
-
-    class Counter(snn.TTModule):
-        count: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.memory("count", 3, learnable=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.count += x
-            return self.count
-
-    counter = Counter().double()
-    y = tt.unroll(counter, x, by="step", segment=2)
+    counter = module(counted)
+    counter.memory("last", 3, learnable=True)
+    y = tt.unroll(counter.double(), x, by="step", segment=2)
     torch.testing.assert_close(y, x.cumsum(0))
     y.sum().backward()
-    assert counter.get_parameter("initial_count").grad is not None
+    assert counter.initial_last.grad is not None
 
 
 def augmented(s: Any, x: Tensor) -> None:
@@ -334,18 +261,9 @@ def assigned_before(s: Any, x: Tensor) -> None:
     ],
 )
 def test_a_write_in_place_is_an_error(write: Any, inference: bool) -> None:
-    class Ring(snn.TTModule):
-        buf: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.memory("buf", (4, 3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            write(self, x)
-            return self.buf.sum(1)
-
-    model, x = Ring(), torch.ones(2, 3)
+    model: Any = module(lambda s, x: (s.write(s, x), s.buf.sum(1))[1], "Ring", write=write)
+    model.memory("buf", (4, 3))
+    x = torch.ones(2, 3)
     message = r"buf of .*Ring.* was written to in place.*lost.*Assign: .*self\.buf = buf"
     with torch.inference_mode(inference):
         with pytest.raises(ValueError, match=message):
@@ -355,36 +273,31 @@ def test_a_write_in_place_is_an_error(write: Any, inference: bool) -> None:
             with pytest.raises(ValueError, match=message):
                 model(x)
         tt.zero_states(model)
-        write = lambda s, x: None  # noqa: E731
+        model.write = lambda s, x: None
         assert not model(x).any()
 
 
+def ring(s: Any, x: Tensor) -> Tensor:
+    buf = s.buf
+    buf[:, 1:] = s.buf[:, :-1]
+    buf[:, 0] = x
+    if s.fails:
+        raise KeyError
+    s.buf = buf
+    y: Tensor = s.buf.clone().mul_(2).sum(1) / 2
+    return y
+
+
 def test_a_value_that_is_assigned_may_be_written_to() -> None:
-    class Ring(snn.TTModule):
-        buf: Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.memory("buf", (4, 3))
-            self.fails = False
-
-        def forward(self, x: Tensor) -> Tensor:
-            buf = self.buf
-            buf[:, 1:] = self.buf[:, :-1]
-            buf[:, 0] = x
-            if self.fails:
-                raise KeyError
-            self.buf = buf
-            scratch = self.buf.clone().mul_(2)
-            return scratch.sum(1) / 2
-
-    model, x = Ring().double(), sequence(T, B, 3)
+    model, x = module(ring, fails=False), sequence(T, B, 3)
+    model.memory("buf", (4, 3))
     expected = torch.stack([x[max(0, t - 3) : t + 1].sum(0) for t in range(T)])
     torch.testing.assert_close(tt.unroll(model, x, by="step", segment=2), expected)
     tt.zero_states(model)
     model.fails = True
     with pytest.raises(KeyError):
         model(x[0])
+    assert model.buf is None  # what a failed call has read is forgotten
     model.fails = False
     with torch.inference_mode():
         torch.testing.assert_close(tt.unroll(model, x, by="step"), expected)
@@ -402,141 +315,91 @@ def test_outside_of_a_call_it_is_the_state_itself() -> None:
     assert (kept[0] == 7).all()  # a call sets another tensor
 
 
-def test_what_a_failed_call_has_read_is_forgotten() -> None:
-    model = module(lambda s, x: (s.buf.add_(x), x.tolist()[9]))
-    model.memory("buf", 3)
-    model.fails = False
-    with pytest.raises(IndexError):
-        model(torch.ones(2, 3))
-    assert model.buf is None
-
-
-def test_its_name_is_taken() -> None:
-    model = fed()
-    registrations: tuple[tuple[Any, Any], ...] = (
-        (model.register_buffer, torch.zeros(1)),
-        (model.register_parameter, nn.Parameter(torch.zeros(1))),
-        (model.add_module, nn.Identity()),
-        (model.register_module, nn.Identity()),
-    )
-    for register, value in registrations:
-        with pytest.raises(KeyError, match="'last' already exists"):
-            register("last", value)
-    assert model(sequence(1, 2, 3)[0]).shape == (2, 6)
-
-
-def test_the_batch_is_that_of_the_first_tensor() -> None:
-    model = module(lambda s, scale, x: setattr(s, "last", x * scale))
-    model.memory("last", 3)
-    with pytest.raises(ValueError, match=r"last as \[B, 3\], got shape \[3, 2, 3\]"):
-        model(2.0, torch.ones(3, 2, 3))
-    model(2.0, x=torch.ones(2, 3))
-    for args, kwargs in (((2.0, torch.ones(3, 2, 3)), {}), ((2.0,), {"x": torch.ones(3, 2, 3)})):
-        with pytest.raises(ValueError, match=r"a batch of 3, .*\[3, 2, 3\]\. A call is one time"):
-            model(*args, **kwargs)
-
-
-def test_what_cannot_follow_it_refuses_by_name(tmp_path: Path) -> None:
-    model, x = fed().float(), sequence(T, B, 3).float()
-    with pytest.raises(ValueError, match=r"Fed.*memory of its own, 'last'.*no trace follows"):
-        tt.online(model)
-    with pytest.raises(ValueError, match="'inward' drives 'e', 'i': one scale cannot"):
-        tt.init.fluctuation_(model)
-    with pytest.raises(ValueError, match=r"\(Fed\) keeps a memory of its own.*in no graph"):
-        tt.nir.save(model, tmp_path / "a.nir", x[0, :1])
-    with pytest.raises(RuntimeError, match=r"freeze the state.*tt\.export\.step"):
-        make_fx(Filter())(x[0])
-    with pytest.raises(RuntimeError, match=r"nn\.DataParallel runs copies"):
-        model._replicate_for_data_parallel()
-    own = Filter()
-    y = checkpoint(own, x[0].requires_grad_(), use_reentrant=False)
+def test_a_graph_that_runs_again_refuses() -> None:
+    own, x = Filter(), sequence(B, 3).float()
+    y = checkpoint(own, x.requires_grad_(), use_reentrant=False)
     with pytest.raises(RuntimeError, match="run again inside backward"):
         y.sum().backward()
     own.zero_states()
-    own(x[0]).sum().backward()
+    own(x).sum().backward()
     with pytest.raises(RuntimeError, match="a second time"):
-        own(x[0]).sum().backward()
+        own(x).sum().backward()
 
 
 def test_names_that_were_there_before_stay() -> None:
     held = module(lambda s, x: s.memory(x), memory=nn.Linear(3, 3))
     assert held(torch.ones(2, 3)).shape == (2, 3)
-
-    class Named(snn.Neuron):
-        states = ("memory",)
-
-        @staticmethod
-        def step(x: Tensor, memory: Tensor) -> Any:
-            return x + memory, x
-
-    named = Named(3)
+    step = staticmethod(lambda x, memory: (x + memory, x))
+    named = type("Named", (snn.Neuron,), {"states": ("memory",), "step": step})(3)
     assert named.memory is None
     assert tt.unroll(named, torch.ones(4, 2, 3)).shape == (4, 2, 3)
-
-    class Parameter(snn.Neuron):
-        def __init__(self) -> None:
-            super().__init__(3)
-            self.decay("memory", 0.5)
-
-        @staticmethod
-        def step(x: Tensor, *, memory: Tensor) -> Any:
-            return (x * memory,)
-
-    assert getattr(Parameter(), "memory").tolist() == [0.5] * 3  # noqa: B009 (seen as a method)
+    scaled = staticmethod(lambda x, *, memory: (x * memory,))
+    parameter: Any = type("Parameter", (snn.Neuron,), {"step": scaled})(3)
+    parameter.decay("memory", 0.5)
+    assert parameter.memory.tolist() == [0.5] * 3
     with pytest.raises(AttributeError, match="'LIF' object has no attribute 'memory'"):
         snn.LIF(3).memory("last")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        ((3,), {}, ValueError, "cannot call a memory 3: .* must be an identifier"),
-        (("e",), {}, ValueError, "cannot call a memory 'e'"),
-        (("forward",), {}, ValueError, "cannot call a memory 'forward'"),
-        (("last",), {}, ValueError, "cannot call a memory 'last'"),
-        (("two words",), {}, ValueError, "must be an identifier"),
-        (("a", 0), {}, ValueError, "the shape of a must be at least 1, got 0"),
-        (("a", 1.5), {}, TypeError, "the shape of a must be an integer"),
-        (("a", (2, "3")), {}, TypeError, "the shape of a must be an integer"),
-        (("a", 2), {"init": "x"}, TypeError, "init of a must be a number"),
-        (("a", 2), {"init": float("nan")}, ValueError, "init of a must be finite"),
-        (("a", 2), {"init": torch.zeros(3)}, ValueError, r"\[3\], which does not broadcast to \[2"),
-        (("a",), {"init": torch.tensor(1), "learnable": True}, TypeError, "no gradient can move"),
-        (("a",), {"learnable": 1}, TypeError, "learnable must be"),
-    ],
-)
-def test_a_bad_declaration_is_refused(arguments, options, error, message):
-    model = Fed()
-    before = sorted(vars(model)), sorted(model.state_dict())
-    with pytest.raises(error, match=message):
-        model.memory(*arguments, **options)
+def scaled() -> Any:
+    model = module(lambda s, scale, x: setattr(s, "last", x * scale))
+    model.memory("last", 3)
+    return model
+
+
+def without() -> Any:
+    model = module(lambda s: s.last)
+    model.memory("last", 3)
+    return model
+
+
+def called(model: Any, *args: Any, **kwargs: Any) -> Any:
+    model(*args, **kwargs)
+    return model
+
+
+X, ONES = sequence(B, 3), torch.ones(3, 2, 3)
+ONE = torch.ones(())
+
+
+@refusals(r"""
+    fed().memory(3) -> ValueError: cannot call a memory 3: .* must be an identifier
+    fed().memory("e") -> ValueError: cannot call a memory 'e'
+    fed().memory("forward") -> ValueError: cannot call a memory 'forward'
+    fed().memory("last") -> ValueError: cannot call a memory 'last'
+    fed().memory("a", 0) -> ValueError: the shape of a must be at least 1, got 0
+    fed().memory("a", (2, "3")) -> TypeError: the shape of a must be an integer
+    fed().memory("a", 2, init="x") -> TypeError: init of a must be a number
+    fed().memory("a", 2, init=float("nan")) -> ValueError: init of a must be finite
+    fed().memory("a", 2, init=torch.zeros(3)) -> ValueError: \[3\], which does not broadcast to \[2
+    fed().memory("a", init=torch.tensor(1), learnable=True) -> TypeError: no gradient can move
+    fed().memory("a", learnable=1) -> TypeError: learnable must be
+    fed().register_buffer("last", ONE) -> KeyError: 'last' already exists
+    fed().register_parameter("last", nn.Parameter(ONE)) -> KeyError: 'last' already exists
+    fed().add_module("last", nn.Identity()) -> KeyError: 'last' already exists
+    fed().register_module("last", nn.Identity()) -> KeyError: 'last' already exists
+    without()() -> ValueError: has no value of last yet, and knows no batch
+    fed().forward(X) -> TypeError: NoneType
+    setattr(fed(), "last", torch.zeros(4, 5)) -> ValueError: last as \[B, 6\], got shape \[4, 5\]
+    setattr(fed(), "last", ONE) -> ValueError: \[B, 6\], got shape \[\]
+    setattr(fed(), "last", 3.0) -> TypeError: remembers a tensor as last, got float
+    setattr(fed(), "last", nn.Parameter(torch.zeros(4, 6))) -> TypeError: got Parameter.*self.memory
+    tt.set_states(fed(), {"last": torch.zeros(4, 5)}) -> ValueError: as \[B, 6\], got shape \[4, 5\]
+    delattr(fed(), "last") -> AttributeError: last
+    called(fed(), X)(X[:1]) -> ValueError: last of shape \[4, 6\].*a batch of 1.*zero_stat
+    called(fed(), X).zero_states(where=X[:2, 0] > 0) -> ValueError: batch of 4.*the mask has 2 entr
+    (m := Filter(), setattr(m, "seen", ONE), m.zero_states(where=X[:1, 0] > 0)) -> ValueError: seen
+    scaled()(2.0, ONES) -> ValueError: last as \[B, 3\], got shape \[3, 2, 3\]
+    called(scaled(), 2.0, x=ONES[0])(2.0, ONES) -> ValueError: a batch of 3, .*\. A call is one time
+    called(scaled(), 2.0, ONES[0])(2.0, x=ONES) -> ValueError: a batch of 3, .*\[3, 2, 3\]
+    tt.online(fed()) -> ValueError: Fed.*memory of its own, 'last'.*no trace follows
+    tt.init.fluctuation_(fed()) -> ValueError: 'inward' drives 'e', 'i': one scale cannot
+    tt.nir.to_nir(fed(), X[:1]) -> ValueError: \(Fed\) keeps a memory of its own.*in no graph
+    make_fx(Filter())(X) -> RuntimeError: freeze the state.*tt\.export\.step
+    fed()._replicate_for_data_parallel() -> RuntimeError: nn\.DataParallel runs copies
+""")
+def test_what_does_not_fit_is_refused(call: str, error: str) -> None:
+    before = sorted(vars(fed())), sorted(fed().state_dict())
+    model = fed()
+    check(call, error, {**globals(), "make_fx": make_fx, "fed": lambda: model})
     assert (sorted(vars(model)), sorted(model.state_dict())) == before
-
-
-def test_a_value_that_does_not_fit_is_refused() -> None:
-    model, x = fed(), sequence(T, B, 3)
-    without = module(lambda s: s.last)
-    without.memory("last", 3)
-    with pytest.raises(ValueError, match="has no value of last yet, and knows no batch"):
-        without()
-    with pytest.raises(TypeError, match="NoneType"):
-        model.forward(x[0])
-    for value, error, message in (
-        (torch.zeros(4, 5), ValueError, r"remembers last as \[B, 6\], got shape \[4, 5\]"),
-        (torch.zeros(()), ValueError, r"\[B, 6\], got shape \[\]"),
-        (3.0, TypeError, "remembers a tensor as last, got float"),
-        (nn.Parameter(torch.zeros(4, 6)), TypeError, "got Parameter.*self.memory"),
-    ):
-        with pytest.raises(error, match=message):
-            model.last = value  # type: ignore[assignment]
-    model(x[0])
-    with pytest.raises(ValueError, match=r"holds last of shape \[4, 6\].*a batch of 1.*zero_stat"):
-        model(x[0, :1])
-    with pytest.raises(ValueError, match=r"for a batch of 4.*the mask has 2 entries"):
-        model.zero_states(where=torch.tensor([True, False]))
-    with pytest.raises(AttributeError, match="last"):
-        del model.last
-    own = Filter()
-    own.seen = torch.ones(())
-    with pytest.raises(ValueError, match="holds seen as one number for all samples"):
-        own.zero_states(where=torch.tensor([True]))

@@ -7,13 +7,14 @@ from torch import nn
 
 import tracetorch as tt
 from tests.cases import layer, sequence, stepped
+from tests.refusals import unchanged
 from tracetorch import snn
 
 
 class Counting(snn.TTModule):
-    def __init__(self, *parts: nn.Module) -> None:
+    def __init__(self, *parts: nn.Module, registered: bool = False) -> None:
         super().__init__()
-        self.parts: Any = list(parts)
+        self.parts: Any = nn.ModuleList(parts) if registered else list(parts)
         self.zeroed = self.detached = 0
 
     def zero_states(self, *, where: torch.Tensor | None = None) -> None:
@@ -25,37 +26,35 @@ class Counting(snn.TTModule):
         self.detached += 1
 
 
+def nested(cell: nn.Module, registered: bool) -> list[Any]:
+    """Return a root, and what is below it, by several ways."""
+    shared = Counting(cell, registered=registered)
+    left = Counting(shared, registered=registered)
+    right = Counting(shared, nn.Sequential(shared), registered=registered)
+    return [
+        Counting(left, nn.Sequential(right), shared, registered=registered),
+        left,
+        right,
+        shared,
+    ]
+
+
 def test_a_nested_override_runs_exactly_once() -> None:
-    shared = Counting(snn.LIF(2))
-    left, right = Counting(shared), Counting(shared, nn.Sequential(shared))
-    root = Counting(left, nn.Sequential(right), shared)
-    for act in (root.zero_states, lambda: tt.zero_states(nn.Sequential(root))):
-        for module in (root, left, right, shared):
-            module.zeroed = module.detached = 0
-        act()
-        root.detach_states()
-        for module in (root, left, right, shared):
-            assert (module.zeroed, module.detached) == (1, 1)
-
-
-class CountingRegistered(Counting):
-    """The same for ``torch.compile``, which reaches registered modules only."""
-
-    def __init__(self, *parts: nn.Module) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
+    for number in (1, 2):
+        every = nested(snn.LIF(2), registered=False)
+        every[0].zero_states() if number == 1 else tt.zero_states(nn.Sequential(every[0]))
+        every[0].detach_states()
+        assert [(each.zeroed, each.detached) for each in every] == [(1, 1)] * 4
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_a_nested_override_runs_exactly_once_under_compile(fullgraph: bool) -> None:
+    """Of registered modules, which are all that ``torch.compile`` reaches."""
     cell = snn.LIF(2)
-    shared = CountingRegistered(cell)
-    left = CountingRegistered(shared)
-    right = CountingRegistered(shared, nn.Sequential(shared))
-    root = CountingRegistered(left, nn.Sequential(right), shared)
-    around = nn.Sequential(root)
-    counts = lambda: [(m.zeroed, m.detached) for m in (root, left, right, shared)]  # noqa: E731
+    every = nested(cell, registered=True)
+    root, around = every[0], nn.Sequential(every[0])
+    counts = lambda: [(each.zeroed, each.detached) for each in every]  # noqa: E731
 
     def both(mask: torch.Tensor) -> None:
         root.detach_states()
@@ -76,24 +75,21 @@ def test_a_nested_override_runs_exactly_once_under_compile(fullgraph: bool) -> N
     torch.compiler.reset()
 
 
-class Plain(snn.TTModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = snn.LIF(3)
-
-    def zero_states(self) -> None:  # type: ignore[override]  # it lacks where=
-        super().zero_states()
-
-
 def test_override_without_the_where_argument() -> None:
+    class Plain(snn.TTModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = snn.LIF(3)
+
+        def zero_states(self) -> None:  # type: ignore[override]  # it lacks where=
+            super().zero_states()
+
     net: Any = nn.Sequential(Plain(), snn.LIF(3))
     net[0].cell(torch.ones(2, 3))
     net[1](torch.ones(2, 3))
-    before = tt.get_states(net)
-    with pytest.raises(TypeError, match=r"Plain.zero_states, at '0', does not take where="):
+    message = r"Plain.zero_states, at '0', does not take where="
+    with unchanged(net), pytest.raises(TypeError, match=message):
         tt.zero_states(net, where=torch.tensor([True, False]))
-    after = tt.get_states(net)
-    assert all(torch.equal(before[name], after[name]) for name in before)
     tt.zero_states(net)
     assert tt.get_states(net) == {}
 
@@ -125,10 +121,11 @@ def test_reset_sample_equals_a_fresh_one(name: str) -> None:
 
 
 def test_mask_cuts_the_graph_of_reset_samples_only() -> None:
-    neurons = snn.SLIF(3)
+    neurons, idle = snn.SLIF(3), snn.LIF(3)
     x = torch.rand(2, 3, requires_grad=True)
     neurons(x)
-    neurons.zero_states(where=torch.tensor([True, False]))
+    tt.zero_states(nn.ModuleList([neurons, idle]), where=torch.tensor([True, False]))
+    assert idle.mem is None
     assert neurons.mem[0].tolist() == [0.0, 0.0, 0.0]
     (neurons.mem + neurons.syn).sum().backward()
     assert not bool(x.grad[0].any())
@@ -147,40 +144,22 @@ def test_gradient_is_finite_where_a_reset_sample_held_nan() -> None:
     assert bool(torch.isfinite(neurons.raw_beta.grad).all())
 
 
-def test_none_stays_none_under_a_mask() -> None:
-    net: Any = nn.Sequential(snn.LIF(3), snn.LIF(3))
-    net[0](torch.ones(2, 3))
-    tt.zero_states(net, where=torch.tensor([True, True]))
-    assert net[1].mem is None
-    assert net[0].mem.tolist() == [[0.0] * 3] * 2
+MASKS = [
+    ([True, False], TypeError, "where must be a boolean tensor, got list"),
+    (torch.tensor([1, 0]), TypeError, "where must be a boolean tensor, got a tensor of torch"),
+    (torch.tensor([[True, False]]), ValueError, r"one dimension, the batch, got shape \[1, 2"),
+    (torch.tensor(True), ValueError, r"one dimension, the batch, got shape \[\]"),
+    (torch.tensor([True] * 3), ValueError, r"LIF\(2\), holds mem for a batch of 2.* has 3 entries"),
+]
 
 
-@pytest.mark.parametrize(
-    ("mask", "error", "message"),
-    [
-        ([True, False], TypeError, "where must be a boolean tensor, got list"),
-        (torch.tensor([1, 0]), TypeError, "where must be a boolean tensor, got a tensor of torch"),
-        (torch.tensor([[True, False]]), ValueError, r"one dimension, the batch, got shape \[1, 2"),
-        (torch.tensor(True), ValueError, r"one dimension, the batch, got shape \[\]"),
-        (torch.tensor([True] * 3), ValueError, r"layer 'b', LIF\(2\), holds mem for a batch of 2"),
-    ],
-)
+@pytest.mark.parametrize(("mask", "error", "message"), MASKS)
 def test_mask_that_does_not_fit_changes_nothing(mask, error, message):
     net = nn.ModuleDict({"a": snn.LIF(2), "b": snn.LIF(2)})
     net["a"](torch.ones(3, 2))
     net["b"](torch.ones(2, 2))
-    before = tt.get_states(net)
-    with pytest.raises(error, match=message):
+    with unchanged(net), pytest.raises(error, match=message):
         tt.zero_states(net, where=mask)
-    assert all(torch.equal(before[name], state) for name, state in tt.get_states(net).items())
-
-
-@pytest.mark.parametrize(("dim", "shape"), [(-1, (3,)), (0, (3, 2)), (-2, (3, 2))])
-def test_mask_needs_a_batch_dimension_before_the_neurons(dim: int, shape: tuple[int, ...]) -> None:
-    neurons = snn.LIF(3, dim=dim)
-    neurons(torch.ones(shape))
-    with pytest.raises(ValueError, match="has its neurons at dimension 0, where the mask looks"):
-        neurons.zero_states(where=torch.tensor([True, False, False]))
 
 
 class CallingOverrides(snn.TTModule):
@@ -223,11 +202,14 @@ def test_other_calls_inside_an_override_run_independently(depth: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
-def test_mask_is_checked_under_compile() -> None:
+def test_mask_and_input_are_checked_under_compile() -> None:
     net: Any = nn.Sequential(snn.LIF(2))
-    net(torch.ones(2, 2))
-    before = net[0].mem.clone()
     torch.compiler.reset()
+    step = torch.compile(net, backend="eager")
+    step(torch.ones(2, 2))
+    before = net[0].mem.clone()
+    with pytest.raises(ValueError, match=r"holds the state mem of shape \[2, 2\]"):
+        step(torch.rand(5, 2))
     compiled = torch.compile(lambda where: tt.zero_states(net, where=where), backend="eager")
     masks: list[list[Any]] = [[True], [True, False, True], [[True, False]], [1, 0]]
     for mask in masks:
@@ -237,15 +219,4 @@ def test_mask_is_checked_under_compile() -> None:
     compiled(torch.tensor([True, False]))
     assert not bool(net[0].mem[0].any())
     assert torch.equal(net[0].mem[1], before[1])
-    torch.compiler.reset()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_input_error_is_raised_under_compile() -> None:
-    net = nn.Sequential(nn.Linear(3, 2), snn.LIF(2))
-    torch.compiler.reset()
-    compiled = torch.compile(net, backend="eager")
-    compiled(torch.rand(2, 3))
-    with pytest.raises(ValueError, match=r"holds the state mem of shape \[2, 2\]"):
-        compiled(torch.rand(5, 3))
     torch.compiler.reset()

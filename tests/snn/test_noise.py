@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import PLACES, sequence, stepped, vary
+from tests.refusals import unchanged
 from tests.unrolling.models import KEEPING, ROADS, Run
 from tracetorch import fuse, snn
 
@@ -67,12 +68,16 @@ def test_every_road_has_the_same_noise(road: str, seed: int | None) -> None:
 @pytest.mark.parametrize("distribution", ["normal", "uniform"])
 def test_a_sequence_is_what_its_steps_are(distribution, dim, shape):
     layer = snn.Noise(3, dim, distribution=distribution, seed=1)
+    y, records = layer.forward_sequence(torch.ones(0, *shape), ["position"])
+    assert y.shape == records["position"].shape == (0, *shape)
+    assert layer.position is None
     expected = stepped(layer, torch.zeros(5, *shape))
     layer.zero_states()
     y, records = layer.forward_sequence(torch.zeros(5, *shape), ["position"])
     torch.testing.assert_close(y, expected, rtol=0, atol=0 if distribution == "uniform" else 1e-6)
     assert torch.equal(records["position"][-1], layer.position)
     assert torch.equal(records["position"][0], layer.position - 4)
+    assert not y.requires_grad
 
 
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
@@ -93,29 +98,31 @@ def test_without_a_seed_every_sequence_has_other_numbers_and_manual_seed_repeats
     layer.zero_states()
     assert not torch.equal(layer(x), first)
     drawn = []
-    for _ in range(2):
-        layer.zero_states()
+    for each in (layer, layer, snn.Noise(3)):
+        each.zero_states()
         torch.manual_seed(1)
-        drawn.append(layer(x))
-    assert torch.equal(*drawn)
-    other = snn.Noise(3)
-    assert not torch.equal(other(x), layer(x))
+        drawn.append(each(x))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(snn.Noise(3)(x), snn.Noise(3)(x))
 
 
 def test_with_a_seed_the_noise_is_frozen() -> None:
     layer, x = snn.Noise(3, seed=4), torch.zeros(2, 3)
     state = torch.get_rng_state()
-    first = torch.stack([layer(x) for _ in range(3)])
+    first = stepped(layer, torch.zeros(3, 2, 3))
     layer.zero_states()
-    assert torch.equal(torch.stack([layer(x) for _ in range(3)]), first)
+    assert torch.equal(stepped(layer, torch.zeros(3, 2, 3)), first)
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(snn.Noise(3, seed=5)(x), first[0])
     assert len(first.unique()) == first.numel()
-
-
-def test_a_sample_does_not_depend_on_the_size_of_the_batch() -> None:
     few, many = (snn.Noise(3, seed=0)(torch.zeros(batch, 3)) for batch in (2, 5))
     assert torch.equal(many[:2], few)
+    another = snn.Noise(3, seed=2)
+    another.load_state_dict(layer.state_dict())
+    assert torch.equal(another(x), first[0])
+    assert not list(layer.parameters())
+    assert not snn.Noise(3).state_dict()
 
 
 def test_streams_and_restores() -> None:
@@ -123,106 +130,55 @@ def test_streams_and_restores() -> None:
     tt.unroll(layer, x[:2])
     saved = tt.get_states(layer)
     expected = tt.unroll(layer, x[2:])
-    tt.set_states(layer, saved)
-    assert torch.equal(tt.unroll(layer, x[2:]), expected)
     with pytest.raises(TypeError, match=r"keeps position in int64, got torch\.float32"):
         tt.set_states(layer, {**saved, "noise.position": saved["noise.position"].float()})
-    with torch.no_grad():
+    for run in (lambda: tt.unroll(layer, x[2:]), torch.no_grad()(lambda: stepped(layer, x[2:]))):
         tt.set_states(layer, saved)
-        assert torch.equal(stepped(layer, x[2:]), expected)
+        assert torch.equal(run(), expected)
 
 
 def test_a_failed_call_leaves_the_noise_where_it_was() -> None:
     class Failing(EscapeRate):
         @staticmethod
         def step(*tensors: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            raise RuntimeError("no step")
+            raise ArithmeticError("no step")
 
     layer, x = made(), torch.ones(2, 3)
     layer(x)
-    before = tt.get_states(layer)
-    with pytest.raises(ValueError, match="Call zero_states"):
+    with unchanged(layer.noise), pytest.raises(ValueError, match="Call zero_states"):
         layer(torch.ones(5, 3))
     layer.__class__ = Failing
-    with pytest.raises(RuntimeError, match="no step"):
-        layer(x)
-    with pytest.raises(RuntimeError, match="no step"):
-        tt.unroll(layer, x[None])
-    after = tt.get_states(layer)
-    assert all(torch.equal(after[name], state) for name, state in before.items())
+    for run in (layer, lambda x: tt.unroll(layer, x[None])):
+        with unchanged(layer.noise), pytest.raises(ArithmeticError, match="no step"):
+            run(x)
 
 
-def test_no_steps_draw_nothing() -> None:
-    layer = snn.Noise(3)
-    y, records = layer.forward_sequence(torch.ones(0, 2, 3), ["position"])
-    assert y.shape == records["position"].shape == (0, 2, 3)
-    assert layer.position is None
+@pytest.mark.parametrize("seed", [None, 2])
+def test_samples_restart_alone(seed: int | None) -> None:
+    layer, x = snn.Noise(3, seed=seed), torch.zeros(2, 3)
+    first, second = layer(x), layer(x)
+    layer.zero_states(where=torch.tensor([True, False]))
+    third = layer(x)
+    assert torch.equal(third[0], first[0]) == (seed is not None)
+    assert not torch.equal(third[0], second[0])
 
 
-def test_samples_restart_alone() -> None:
-    x, mask = torch.zeros(2, 3), torch.tensor([True, False])
-    for seed in (None, 2):
-        layer = snn.Noise(3, seed=seed)
-        first, second = layer(x), layer(x)
-        layer.zero_states(where=mask)
-        third = layer(x)
-        assert torch.equal(third[0], first[0]) == (seed is not None)
-        assert not torch.equal(third[0], second[0])
-        layer.zero_states()
-
-
-def test_a_seed_is_in_the_state_dict() -> None:
-    layer, another = snn.Noise(3, seed=1), snn.Noise(3, seed=2)
-    another.load_state_dict(layer.state_dict())
-    assert torch.equal(layer(torch.zeros(1, 3)), another(torch.zeros(1, 3)))
-    assert not list(layer.parameters())
-    assert not snn.Noise(3).state_dict()
-
-
-def test_half_precision_moves_and_devices() -> None:
+def test_the_numbers_are_the_same_in_every_dtype() -> None:
     layer = snn.Noise(3, distribution="uniform", seed=0)
     expected = layer(torch.zeros(2, 3))
     layer.zero_states()
-    y = layer.half()(torch.zeros(2, 3, dtype=torch.float16))
-    assert torch.equal(y, expected)
+    assert torch.equal(layer.half()(torch.zeros(2, 3, dtype=torch.float16)), expected)
     assert layer.bfloat16().position.dtype == torch.int64
     layer.zero_states()
     assert torch.equal(layer(torch.zeros(2, 3, dtype=torch.float64)).float(), expected)
 
 
-def test_the_noise_has_no_gradient_and_its_size_learns() -> None:
-    class Driven(snn.Neuron):
-        inputs = ("x", "noise")
-        states = ("mem",)
-
-        def __init__(self) -> None:
-            super().__init__(3)
-            self.noise = snn.Noise(3, seed=0)
-            self.weight("sigma", 0.3)
-
-        @staticmethod
-        def step(x: Tensor, noise: Tensor, mem: Tensor, *, sigma: Tensor) -> tuple[Tensor, Tensor]:
-            mem = 0.5 * mem + x + sigma * noise
-            return mem, mem
-
-    layer, x = Driven(), torch.zeros(5, 2, 3)
-    tt.unroll(layer, x).sum().backward()
-    drawn = tt.unroll(snn.Noise(3, seed=0), x)
-    mem, total = torch.zeros(2, 3), torch.zeros(2, 3)
-    for now in drawn:
-        mem = 0.5 * mem + now
-        total += mem
-    torch.testing.assert_close(layer.raw_sigma.grad, total.sum(0))
-    assert not drawn.requires_grad
-
-
-def test_in_a_recurrent_layer() -> None:
+@pytest.mark.parametrize("by", ["layer", "step"])
+def test_in_a_recurrent_layer(by: Any) -> None:
     layer = snn.Recurrent(made(seed=1), nn.Linear(3, 3))
     x = sequence(6, 2, 3, dtype=torch.float32)
     expected = stepped(layer, x)
-    for by in ("layer", "step"):
-        tt.zero_states(layer)
-        assert torch.equal(tt.unroll(layer, x, by=by), expected)
+    assert torch.equal(tt.unroll(layer, x, by=by, from_rest=True), expected)
 
 
 def test_channels_last_has_the_noise_of_the_same_places() -> None:

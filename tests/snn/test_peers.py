@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.networks import Net
 from tracetorch import snn
 
 REASON = "{} is not installed: pip install -e '.[test-peers]'"
@@ -76,19 +77,14 @@ class TestSnnTorch:
         assert torch.equal(y, spikes)
         assert float(own[1] - mem[1]) == (1 - 0.5) * 1.0  # (1 - beta) * threshold
 
-    def test_leaky_reset_to_zero_fires_as_here_and_is_seen_a_step_later(self, peer: Any) -> None:
+    @pytest.mark.parametrize("reset", ["zero", "none"])
+    def test_leaky_fires_as_here_and_its_reset_is_seen_a_step_later(self, peer, reset) -> None:
         x = drive()
-        spikes, mem = theirs(peer.Leaky(beta=0.5, reset_mechanism="zero"), x, None)
-        y, own = ours(snn.LIF(3, beta=0.5, reset="zero"), x)
+        spikes, mem = theirs(peer.Leaky(beta=0.5, reset_mechanism=reset), x, None)
+        y, own = ours(snn.LIF(3, beta=0.5, reset=reset), x)
         assert torch.equal(y, spikes)
         assert 0.05 < float(y.mean()) < 0.9
-        assert torch.equal(own, mem * (1 - spikes))
-
-    def test_leaky_without_reset_is_equal(self, peer: Any) -> None:
-        spikes, mem = theirs(peer.Leaky(beta=0.5, reset_mechanism="none"), drive(20), None)
-        y, own = ours(snn.LIF(3, beta=0.5, reset="none"), drive(20))
-        assert torch.equal(y, spikes)
-        assert torch.equal(own, mem)
+        assert torch.equal(own, mem * (1 - spikes) if reset == "zero" else mem)
 
     def test_synaptic_reset_to_zero_loses_the_input_after_a_spike(self, peer: Any) -> None:
         x = column(1.5, 0.5, 0)
@@ -109,12 +105,8 @@ class TestSnnTorch:
         x, at_once = drive(), {"reset_mechanism": "zero", "reset_delay": False}
         own = peer.RLeaky(0.5, V=-0.5, all_to_all=False, **at_once)
         spikes, _ = theirs(own, x, *own.reset_mem())
-
-        class Scaled(nn.Module):
-            def forward(self, spikes: Tensor) -> Tensor:
-                return -0.5 * spikes
-
-        y, _ = ours(snn.Recurrent(snn.LIF(3, beta=0.5, reset="zero"), Scaled()), x)
+        scaled = Net(lambda m, spikes: -0.5 * spikes)
+        y, _ = ours(snn.Recurrent(snn.LIF(3, beta=0.5, reset="zero"), scaled), x)
         assert torch.equal(y, spikes)
         # rec is an average, rec_weight its weight: nearly the last output where gamma is small
         layer = snn.RLIF(3, beta=0.5, gamma=1e-7, rec_weight=-0.5, reset="zero")
@@ -188,6 +180,13 @@ class TestNorse:
     def peer(self) -> Any:
         return pytest.importorskip("norse.torch", reason=REASON.format("Norse"))
 
+    def parameters(self, peer: Any) -> Any:
+        rates = {"tau_mem_inv": torch.tensor(500.0), "tau_syn_inv": torch.tensor(250.0)}
+        return peer.LIFParameters(**rates)
+
+    def own(self, n: int) -> Any:
+        return snn.SLIF(n, alpha=0.75, beta=0.5, alpha_ema=False, beta_ema=True, reset="zero")
+
     def run(self, cell: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def step(now: Tensor, state: Any) -> tuple[Any, ...]:
             spike, state = cell(now, state)
@@ -198,11 +197,8 @@ class TestNorse:
 
     def test_a_current_acts_before_it_decays(self, peer: Any) -> None:
         x = column(0.5, 0, 0, 1, 1, 1)
-        parameters = peer.LIFParameters(
-            tau_mem_inv=torch.tensor(500.0), tau_syn_inv=torch.tensor(250.0)
-        )
-        spikes, v, i = self.run(peer.LIFCell(parameters, dt=0.001), x)
-        layer = snn.SLIF(1, alpha=0.75, beta=0.5, alpha_ema=False, beta_ema=True, reset="zero")
+        spikes, v, i = self.run(peer.LIFCell(self.parameters(peer), dt=0.001), x)
+        layer = self.own(1)
         y, mem = ours(layer, x)
         assert torch.equal(y, spikes)
         assert y.any()
@@ -214,18 +210,12 @@ class TestNorse:
 
     def test_recurrent_spikes_enter_the_current_of_the_next_step(self, peer: Any) -> None:
         x = 2 * drive()
-        parameters = peer.LIFParameters(
-            tau_mem_inv=torch.tensor(500.0), tau_syn_inv=torch.tensor(250.0)
-        )
-        inner, back = torch.eye(3), torch.arange(-4, 5).view(3, 3) / 8
-        cell = peer.LIFRecurrentCell(
-            3, 3, p=parameters, input_weights=inner, recurrent_weights=back, dt=0.001
-        )
-        spikes, *_ = self.run(cell, x)
+        back, p = torch.arange(-4, 5).view(3, 3) / 8, self.parameters(peer)
+        weights = {"input_weights": torch.eye(3), "recurrent_weights": back}
+        spikes, *_ = self.run(peer.LIFRecurrentCell(3, 3, p=p, **weights, dt=0.001), x)
         connection = nn.Linear(3, 3, bias=False)
         with torch.no_grad():  # autapses are removed there
             connection.weight.copy_(back * (1 - torch.eye(3)))
-        neuron = snn.SLIF(3, alpha=0.75, beta=0.5, alpha_ema=False, beta_ema=True, reset="zero")
-        y, _ = ours(snn.Recurrent(neuron, connection), x)
+        y, _ = ours(snn.Recurrent(self.own(3), connection), x)
         assert torch.equal(y, spikes)
         assert 0.05 < float(y.mean()) < 0.9

@@ -1,5 +1,5 @@
-from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +8,9 @@ from torch.nn.utils.parametrize import register_parametrization as parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
-from tests.cases import LAYERS, SPIKING, layer, sequence, stepped, thinned
+from tests.cases import LAYERS, SPIKING, Net, layer, sequence, stepped, thinned
+from tests.networks import Doubled, Smooth
+from tests.refusals import unchanged
 from tracetorch import snn
 from tracetorch.fuse.dispatch import backends
 
@@ -41,13 +43,8 @@ def test_bias_acts_at_the_first_step_and_the_shape_is_kept() -> None:
     with pytest.raises(ValueError, match=r"keeps the shape \[1, 2\], got \[1, 3\]"):
         model(torch.ones(1, 2))
     assert tt.get_states(model) == {}
-
-
-def test_connection_may_be_a_convolution() -> None:
     model = snn.Recurrent(snn.LIF(2, dim=-3), nn.Conv2d(2, 2, 3, padding=1))
     assert tt.unroll(model, torch.rand(4, 3, 2, 5, 5)).shape == (4, 3, 2, 5, 5)
-    model(torch.rand(3, 2, 5, 5)).sum().backward()
-    assert model.connection.weight.grad is not None
 
 
 def test_states_of_a_recurrent_layer() -> None:
@@ -57,38 +54,10 @@ def test_states_of_a_recurrent_layer() -> None:
     model.zero_states(where=torch.tensor([True, False]))
     assert not bool(model.prev_output[0].any())
     assert not bool(model.neuron.mem[0].any())
-    with pytest.raises(ValueError, match=r"prev_output of shape \[2, 3\].*shape \[4, 3\]"):
-        model(torch.ones(4, 3))
     model.zero_states()
-    assert tt.get_states(model) == {}
-    model(torch.ones(4, 3, dtype=torch.float32).bfloat16().float())
-
-
-def test_first_step_in_half_precision() -> None:
-    model = snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)).bfloat16()
-    y, seen = tt.unroll(model, torch.ones(3, 2, 3).bfloat16(), record="prev_output")
+    y, seen = tt.unroll(model.bfloat16(), torch.ones(3, 2, 3).bfloat16(), record="prev_output")
     assert y.dtype == torch.bfloat16
     assert seen["prev_output"].dtype == model.prev_output.dtype == torch.float32
-
-
-# In one compiled loop, against step by step
-
-
-class Smooth(snn.Neuron):
-    """Neuron without spikes, two states, one of which resets by the output."""
-
-    states = ("mem", "trace")
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.8)
-        self.weight("gain", 0.7)
-
-    @staticmethod
-    def step(x: Tensor, mem: Tensor, trace: Tensor, *, beta: Tensor, gain: Tensor) -> Any:
-        mem = beta * mem + x
-        output = torch.tanh(mem) * gain - 0.1 * trace
-        return output, mem - 0.5 * output, 0.9 * trace + output
 
 
 class Silent(snn.Neuron):
@@ -107,7 +76,7 @@ def made(
 ) -> Any:
     """Build a recurrent layer whose connection has small dyadic weights, so that sums are exact."""
     torch.manual_seed(0)
-    own = {"Smooth": Smooth, "Silent": Silent}
+    own: dict[str, Any] = {"Smooth": Smooth, "Silent": Silent}
     neuron = own[name](N) if name in own else layer(name, N)
     connection: nn.Module
     if max_delay:
@@ -195,11 +164,12 @@ def check(
         assert error <= tolerance * (scale + 1e-3), f"{key}: {error} of {scale}"
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LAYERS if name != "LIF"]
+FAST = ("LIF", "SRReadout")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LAYERS if name not in FAST]
 
 
 @pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize("name", ["LIF", "Smooth", "Silent", *SLOW])
+@pytest.mark.parametrize("name", [*FAST, "Smooth", "Silent", *SLOW])
 def test_one_loop_is_the_loop_of_steps(name: str, live: bool, fused: list[bool]) -> None:
     # sums of products with spikes are exact, those with membranes are not
     check(made(name), dyadic(9, 6, 5), live=live, exact=name in (*SPIKING, "Silent"))
@@ -233,42 +203,21 @@ def test_densities(name: str, max_delay: int, scale: float, fused: list[bool]) -
 
 
 @pytest.mark.slow
-def test_single_precision_with_any_weights() -> None:
+def test_long_sequences_and_any_weights() -> None:
     torch.manual_seed(0)
     model = snn.Recurrent(snn.SRLIF(70), nn.Linear(70, 70))
     check(model, sequence(40, 7, 70, dtype=torch.float32), exact=False, tolerance=1e-5)
-
-
-@pytest.mark.slow
-def test_long_sequences_restart_from_checkpoints() -> None:
-    check(made("BSRLIF"), dyadic(200, 3, 5))
+    check(made("BSRLIF"), dyadic(200, 3, 5))  # restarts from checkpoints
     check(made("LIF", 130), dyadic(100, 9, 130, scale=0.25))
 
 
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-        lambda x: x[:1].expand(x.shape),
-        lambda x: torch.stack([x, x], -1)[..., 0],
-        lambda x: x.unsqueeze(1).transpose(1, 2).contiguous().transpose(1, 2).transpose(1, 2),
-    ],
-)
-def test_inputs_that_are_not_contiguous(view: Any, fused: list[bool]) -> None:
-    check(made("LIF"), view(dyadic(6, 9, 5)))
-    assert fused == [True]
-
-
-def test_sequence_may_be_cut_anywhere() -> None:
-    model, x = made("LIF"), dyadic(9, 4, 5)
-    whole, grads = results(model, x, tt.unroll)
-
-    def cut(model: Any, x: Tensor) -> Tensor:
-        return torch.cat([tt.unroll(model, part) for part in x.split([4, 1, 4])])
-
-    parts, part_grads = results(model, x, cut)
-    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
-    torch.testing.assert_close(part_grads, grads)
+def test_inputs_that_are_not_contiguous(fused: list[bool]) -> None:
+    x = dyadic(6, 9, 5)
+    turned = x.unsqueeze(1).transpose(1, 2).contiguous().transpose(1, 2).transpose(1, 2)
+    across = x.transpose(0, 1).contiguous().transpose(0, 1)
+    for view in (across, x[:1].expand(x.shape), torch.stack([x, x], -1)[..., 0], turned):
+        check(made("LIF"), view)
+    assert fused == [True] * 4
 
 
 @pytest.mark.parametrize(
@@ -291,46 +240,35 @@ def test_frozen_connection(frozen: str, max_delay: int, fused: list[bool]) -> No
 def test_connection_shared_by_two_layers(fused: list[bool]) -> None:
     first, second = made("LIF"), made("LIF")
     second.connection = first.connection
-    model, x = nn.Sequential(first, second), dyadic(6, 3, 5)
-    expected = stepped(model, x)
-    expected.sum().backward()
-    grad = first.connection.weight.grad.clone()
-    model.zero_grad()
-    tt.zero_states(model)
-    y = tt.unroll(model, x)
-    y.sum().backward()
-    assert torch.equal(y, expected)
-    torch.testing.assert_close(first.connection.weight.grad, grad)
+    check(nn.Sequential(first, second), dyadic(6, 3, 5))
     assert fused == [True, True]
 
 
-class OverTime(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+def gradcheck_from(model: nn.Module, x: Tensor, states: dict[str, Tensor]) -> None:
+    """Compare gradients, those by first states too, with finite differences."""
 
-    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Any:
-        tt.zero_states(self.model)
-        if states:
-            tt.set_states(self.model, states)
-        return tt.unroll(self.model, x), *tt.get_states(self.model).values()
+    def forward(net: Any, x: Tensor, states: dict[str, Tensor]) -> Any:
+        tt.set_states(net.model, states)
+        return tt.unroll(net.model, x), *tt.get_states(net.model).values()
+
+    net = Net(forward, model=model)
+    names = [name for name, _ in net.named_parameters()]
+
+    def run(x: Tensor, *tensors: Tensor) -> Any:
+        given = dict(zip((*names, *states), tensors, strict=True))
+        parts = ({name: given[name] for name in some} for some in (names, states))
+        return torch.func.functional_call(net, next(parts), (x, next(parts)))
+
+    given = [x, *net.parameters(), *states.values()]
+    assert torch.autograd.gradcheck(run, [t.detach().clone().requires_grad_() for t in given])
 
 
 @pytest.mark.parametrize("options", [{}, {"max_delay": 2, "sigma": 0.7}], ids=str)
 def test_gradcheck(options: dict[str, Any], fused: list[bool]) -> None:
-    model = OverTime(made("Smooth", 3, **options))
-    names = [name for name, _ in model.named_parameters()]
-    starts = [*(0.3 * sequence(3, 2, 3, seed=1)).unbind(), 0.3 * sequence(2, 3, 2, seed=2)]
-    states = ["prev_output", "neuron.mem", "neuron.trace", "connection.past"][: 3 + bool(options)]
-
-    def run(x: Tensor, *tensors: Tensor) -> Any:
-        given = dict(zip((*names, *states), tensors, strict=True))
-        parameters = {name: given[name] for name in names}
-        return torch.func.functional_call(model, parameters, (x, {n: given[n] for n in states}))
-
-    given = [sequence(4, 2, 3), *model.parameters(), *starts[: len(states)]]
-    tensors = [tensor.detach().clone().requires_grad_() for tensor in given]
-    assert torch.autograd.gradcheck(run, tensors)
+    previous, mem = (0.3 * sequence(2, 2, 3, seed=1)).unbind()
+    past = {"connection.past": 0.3 * sequence(2, 3, 2, seed=2)} if options else {}
+    states = {"prev_output": previous, "neuron.mem": mem, **past}
+    gradcheck_from(made("Smooth", 3, **options), sequence(4, 2, 3), states)
     assert all(fused)
 
 
@@ -339,20 +277,19 @@ def test_results_do_not_depend_on_the_number_of_threads(delayed: bool, fused: li
     torch.manual_seed(0)
     connection = snn.DelayedLinear(40, 40, max_delay=7) if delayed else nn.Linear(40, 40)
     model = snn.Recurrent(snn.LIF(40, beta_rank=1), connection)
-    x, before, found = torch.randn(30, 37, 40, requires_grad=True), torch.get_num_threads(), []
-    wanted = [x, *model.neuron.parameters()]
+    x, before, found = torch.randn(30, 37, 40), torch.get_num_threads(), []
     try:
         for number in (1, 2, 5):
             torch.set_num_threads(number)
-            tt.zero_states(model)
-            y = tt.unroll(model, x)
-            ends = tt.get_states(model).values()
-            found.append([y.detach(), *ends, *torch.autograd.grad(y.sum(), wanted)])
+            values, grads = results(model, x, tt.unroll)
+            # those of the connection are products of PyTorch's
+            own = {name: g for name, g in grads.items() if not name.startswith("connection")}
+            found.append((values, own))
     finally:
         torch.set_num_threads(before)
     assert all(fused)
     for each in found[1:]:
-        assert all(map(torch.equal, each, found[0]))
+        torch.testing.assert_close(each, found[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("max_delay", [0, 3, 12])
@@ -363,61 +300,40 @@ def test_output_may_be_changed_in_place(max_delay: int) -> None:
     def steps(model: Any, x: Tensor) -> Tensor:
         return stepped(model, x).clamp(-0.5, 0.5)
 
-    model, x = made("LIF", max_delay=max_delay), dyadic(6, 3, 5)
-    (values, grads), (fast, fast_grads) = results(model, x, steps), results(model, x, run)
-    torch.testing.assert_close(fast, values, rtol=0, atol=0)
-    torch.testing.assert_close(fast_grads, grads)
+    check(made("LIF", max_delay=max_delay), dyadic(6, 3, 5), steps=steps, loop=run)
 
 
 def test_values_that_are_not_finite_pass_as_in_steps() -> None:
     model, x = made("LIF"), dyadic(5, 9, 5)
     x[1, 2, 3], x[2, 4, 0] = torch.nan, torch.inf
     expected = stepped(model, x)
-    tt.zero_states(model)
-    assert torch.equal(tt.unroll(model, x).isfinite(), expected.isfinite())
-
-
-def test_weight_changed_before_backward_is_an_error() -> None:
-    model = made("LIF")
-    y = tt.unroll(model, dyadic(4, 2, 5))
-    with torch.no_grad():
-        model.connection.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
+    assert torch.equal(tt.unroll(model, x, from_rest=True).isfinite(), expected.isfinite())
 
 
 @pytest.mark.parametrize("max_delay", [0, D])
-def test_second_backward_and_second_derivative_are_errors(max_delay: int) -> None:
+def test_backward_passes_that_would_be_wrong_are_errors(max_delay: int) -> None:
     model, x = made("LIF", max_delay=max_delay), dyadic(4, 2, 5)
     weight = model.connection.get_parameter("linear.weight" if max_delay else "weight")
     tt.unroll(model, x).sum().backward()
     with pytest.raises(RuntimeError, match="Call detach_states"):
         tt.unroll(model, x).sum().backward()
-    tt.zero_states(model)
-    y = tt.unroll(model, x)
+    y = tt.unroll(model, x, from_rest=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(y.sum(), weight, create_graph=True)
-    y = tt.unroll(model, x)
+    y = tt.unroll(model, x, from_rest=True)
     with pytest.raises(RuntimeError, match="one incoming gradient at a time"):
         torch.autograd.grad(y, weight, torch.ones(2, *y.shape).double(), is_grads_batched=True)
-
-
-def test_outputs_and_previous_outputs_can_be_recorded(fused: list[bool]) -> None:
-    model, x = nn.Sequential(made("LIF")), dyadic(6, 3, 5)
-    y, seen = tt.unroll(model, x, record=["0.output", "0.prev_output"])
-    assert torch.equal(seen["0.output"], y)
-    assert torch.equal(seen["0.prev_output"], y)
-    assert fused == [True]
+    if not max_delay:  # whose kernel is a copy
+        y = tt.unroll(model, x, from_rest=True)
+        with torch.no_grad():
+            weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
 
 
 class DoubledLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
-
-
-class DoubledLIF(snn.LIF):
-    def forward_step(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward_step(2 * x)
 
 
 class DoubledDelays(snn.DelayedLinear):
@@ -426,25 +342,23 @@ class DoubledDelays(snn.DelayedLinear):
 
 
 def double(*args: Any) -> Any:
-    """Double the last argument: the output, or the input of a hook before the call."""
+    """Double the last argument of a hook: an output, an input or a gradient."""
     last = args[-1]
     return tuple(2 * each for each in last) if isinstance(last, tuple) else 2 * last
 
 
 def hooks(part: str) -> dict[str, Any]:
-    return {
-        f"hook after the {part}": lambda m: getattr(m, part).register_forward_hook(double),
-        f"hook before the {part}": lambda m: getattr(m, part).register_forward_pre_hook(double),
-        f"hook on the gradient of the {part}": lambda m: getattr(
-            m, part
-        ).register_full_backward_hook(lambda module, given, grads: double(given)),
-    }
+    def change(model: Any, kind: str) -> None:
+        getattr(getattr(model, part), f"register_{kind}_hook")(double)
+
+    kinds = ("forward", "forward_pre", "full_backward")
+    return {f"{kind} hook of the {part}": partial(change, kind=kind) for kind in kinds}
 
 
 # of a recurrent layer, one thing that is not as its class has it
 CHANGES: dict[str, Any] = {
     "subclass of the connection": lambda m: setattr(m, "connection", DoubledLinear(5, 5).double()),
-    "subclass of the neuron": lambda m: setattr(m, "neuron", DoubledLIF(5).double()),
+    "subclass of the neuron": lambda m: setattr(m, "neuron", Doubled(5).double()),
     "forward of the connection": lambda m: setattr(
         m.connection, "forward", DoubledLinear(5, 5).double().forward
     ),
@@ -478,72 +392,39 @@ DELAY_CHANGES: dict[str, Any] = {
 def test_what_a_user_has_changed_runs_step_by_step(change, max_delay, fused):
     model, x = made("LIF", max_delay=max_delay), dyadic(6, 3, 5)
     (DELAY_CHANGES if max_delay else CHANGES)[change](model)
-    values, grads = results(model, x, stepped, live=True)
-    fast, fast_grads = results(model, x, tt.unroll, live=True)
+    found, wanted = (results(model, x, run, live=True) for run in (tt.unroll, stepped))
     assert not any(fused)
-    torch.testing.assert_close(fast, values, equal_nan=True)
-    torch.testing.assert_close(fast_grads, grads, equal_nan=True)
+    torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
 @pytest.mark.parametrize("max_delay", [0, D])
-@pytest.mark.parametrize(
-    "around",
-    [
-        lambda: tt.fuse.backend("eager"),
-        lambda: torch.autocast("cpu", torch.bfloat16),
-        lambda: FlopCounterMode(display=False),
-    ],
-)
-def test_what_must_see_every_step_does(around: Any, max_delay: int, fused: list[bool]) -> None:
+def test_what_must_see_every_step_does(max_delay: int, fused: list[bool]) -> None:
     model = made("LIF", dtype=torch.float32, max_delay=max_delay)
     x = dyadic(6, 3, 5, dtype=torch.float32)
-    with around():
-        expected = stepped(model, x)
+    halves = torch.autocast("cpu", torch.bfloat16)
+    for around in (tt.fuse.backend("eager"), halves, FlopCounterMode(display=False)):
         tt.zero_states(model)
-        y = tt.unroll(model, x)
-    assert fused == [False]
-    assert torch.equal(y, expected)
+        with around:
+            expected = stepped(model, x)
+            assert torch.equal(tt.unroll(model, x, from_rest=True), expected)
+    assert fused == [False] * 3
 
 
-@pytest.mark.parametrize("delays", [{}, {"max_delay": 3}])
-def test_transforms_see_every_step(delays: dict[str, Any], fused: list[bool]) -> None:
-    model, x = OverTime(made("LIF", **delays)), dyadic(6, 3, 5)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    fixed = dict(model.named_buffers())
-
-    def loss(parameters: Any) -> Any:
-        given = {**parameters, **fixed}
-        return torch.func.functional_call(model, given, (x, {}))[0].sum()
-
-    grads = torch.func.grad(loss)(parameters)
-    assert fused == [False]
-    model(x, {})[0].sum().backward()
-    assert fused == [False, True]
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(grads[name], p.grad)
-
-
-@pytest.mark.parametrize("delayed", [False, True])
-def test_states_that_do_not_fit_are_an_error_and_stay(delayed: bool) -> None:
-    model = made("LIF", max_delay=D * delayed)
-    tt.unroll(model, dyadic(2, 3, 5))
-    if delayed:
-        model.connection.past = torch.zeros(4, 5, D).double()
-    before = tt.get_states(model)
-    message = r"past of shape \[4, 5, 3\]" if delayed else r"prev_output of shape \[3, 5\]"
-    with pytest.raises(ValueError, match=message):
-        tt.unroll(model, dyadic(2, 3 if delayed else 4, 5))
-    torch.testing.assert_close(tt.get_states(model), before, rtol=0, atol=0)
-
-
-# In one compiled loop with a delay for every synapse, against step by step
+def test_states_that_do_not_fit_are_an_error_and_stay() -> None:
+    model, delayed = made("LIF"), made("LIF", max_delay=D)
+    for each in (model, delayed):
+        tt.unroll(each, dyadic(2, 3, 5))
+    delayed.connection.past = torch.zeros(4, 5, D).double()
+    with unchanged(model), pytest.raises(ValueError, match=r"prev_output of shape \[3, 5\]"):
+        tt.unroll(model, dyadic(2, 4, 5))
+    with unchanged(delayed), pytest.raises(ValueError, match=r"past of shape \[4, 5, 3\]"):
+        tt.unroll(delayed, dyadic(2, 3, 5))
 
 
 WAYS: dict[str, Any] = {
     "at once": tt.unroll,
     "cut": lambda model, x: torch.cat([tt.unroll(model, part) for part in x.split([4, 1, 4])]),
     "first by step": lambda model, x: torch.cat([by_step(model, x[:3]), tt.unroll(model, x[3:])]),
-    "then by step": lambda model, x: torch.cat([tt.unroll(model, x[:3]), by_step(model, x[3:])]),
     "then called": lambda model, x: torch.cat([tt.unroll(model, x[:5]), stepped(model, x[5:])]),
     "in segments": lambda model, x: tt.unroll(model, x, segment=4),
     "within a model": lambda model, x: tt.unroll(nn.Sequential(nn.Identity(), model), x),
@@ -551,23 +432,14 @@ WAYS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("max_delay", [1, D, 12])  # 12 is more than there are steps
+@pytest.mark.parametrize("max_delay", [0, 1, D, 12])  # 12 is more than there are steps
 @pytest.mark.parametrize("name", ["LIF", "Smooth", pytest.param("BSRLIF", marks=pytest.mark.slow)])
-def test_delays_in_one_loop(name: str, max_delay: int, way: str, fused: list[bool]) -> None:
+def test_ways_through_one_loop(name: str, max_delay: int, way: str, fused: list[bool]) -> None:
     model, x = made(name, max_delay=max_delay), dyadic(9, 6, 5)
     for live in (False, True):
-        values, grads = results(model, x, by_step, live)
-        assert {"connection.raw_delay", "connection.linear.weight"} < grads.keys()
-        fused.clear()
-        fast, fast_grads = results(model, x, WAYS[way], live)
-        assert fused
-        assert all(fused)
-        assert fast.keys() == values.keys()
-        for key, value in values.items():
-            if name in SPIKING:
-                assert torch.equal(fast[key], value), key
-            torch.testing.assert_close(fast[key], value, rtol=1e-10, atol=1e-10, msg=key)
-        torch.testing.assert_close(fast_grads, grads, rtol=1e-8, atol=1e-10)
+        check(model, x, live=live, exact=name in SPIKING, loop=WAYS[way])
+    assert fused
+    assert all(fused)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 4.0])
@@ -582,25 +454,21 @@ def test_widths_of_delays(sigma: float, fused: list[bool]) -> None:
 
 def test_delays_without_a_graph(fused: list[bool]) -> None:
     model, x = made("LIF", max_delay=D), dyadic(9, 6, 5)
-    with torch.no_grad():
-        expected = by_step(model, x)
-        ends = tt.get_states(model)
-        tt.zero_states(model)
-        assert torch.equal(tt.unroll(model, x), expected)
-    assert fused == [True]
-    for key, value in tt.get_states(model).items():
-        assert torch.equal(value, ends[key]), key
-        assert value.untyped_storage().nbytes() == value.numel() * value.itemsize, key
-    # some samples begin again
-    mask = torch.tensor([True, False] * 3)
+    mask = torch.tensor([True, False] * 3)  # samples that begin again in the second sequence
     found = []
-    for run in (by_step, tt.unroll):
-        tt.set_states(model, ends)
-        model.zero_states(where=mask)
-        found.append(run(model, x))
-    assert torch.equal(*found)
-    assert torch.equal(found[1][:, mask], expected[:, mask])
-    assert not torch.equal(found[1], expected)
+    with torch.no_grad():
+        for run in (by_step, tt.unroll):
+            tt.zero_states(model)
+            first, ends = run(model, x), tt.get_states(model)
+            model.zero_states(where=mask)
+            found.append((first, ends, run(model, x)))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    first, ends, second = found[1]
+    assert fused == [True, True]
+    assert torch.equal(second[:, mask], first[:, mask])
+    assert not torch.equal(second, first)
+    for key, value in ends.items():
+        assert value.untyped_storage().nbytes() == value.numel() * value.itemsize, key
 
 
 @pytest.mark.parametrize("max_delay", [0, D, 12])
@@ -628,110 +496,91 @@ def test_patched_class_of_delays_runs_step_by_step(fused, monkeypatch):
     model, x = made("LIF", max_delay=D), dyadic(6, 3, 5)
     before = tt.unroll(model, x, from_rest=True)
     monkeypatch.setattr(snn.DelayedLinear, "convolve", lambda self, w, k, b: w[..., D:])
-    expected = stepped(model, x)
     tt.zero_states(model)
-    y = tt.unroll(model, x)
+    expected = stepped(model, x)
+    assert torch.equal(tt.unroll(model, x, from_rest=True), expected)
     assert fused == [True, False]
-    assert torch.equal(y, expected)
-    assert not torch.equal(y, before)
+    assert not torch.equal(expected, before)
 
 
-def test_past_of_delays_can_be_recorded(fused: list[bool]) -> None:
-    recurrent, x = made("LIF", max_delay=D), dyadic(6, 3, 5)
-    model = nn.Sequential(recurrent)
-    _, seen = tt.unroll(model, x, record=["0.output", "0.connection.past"])
-    assert fused == []
-    assert torch.equal(seen["0.connection.past"][-1], recurrent.connection.past)
-    assert torch.equal(seen["0.output"], tt.unroll(model, x, from_rest=True))
-    assert fused == [True]
+@pytest.mark.parametrize("max_delay", [0, D])
+def test_outputs_and_states_can_be_recorded(max_delay: int, fused: list[bool]) -> None:
+    recurrent, x = made("LIF", max_delay=max_delay), dyadic(6, 3, 5)
+    inside = ["0.connection.past"] * (max_delay > 0)
+    y, seen = tt.unroll(nn.Sequential(recurrent), x, record=["0.output", "0.prev_output", *inside])
+    assert fused == [True] * (not inside)
+    if inside:
+        assert torch.equal(seen[inside[0]][-1], recurrent.connection.past)
+    assert torch.equal(seen["0.output"], y)
+    assert torch.equal(seen["0.prev_output"], y)
+    assert torch.equal(y, tt.unroll(recurrent, x, from_rest=True))
 
 
 class GainOfEdges(snn.SparseLinear):
     """Connection whose subclass scales what its base class computes, by a learned factor."""
-
-    def __init__(self, **arguments: Any):
-        super().__init__(4, 4, torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]), **arguments)
-        self.gain = nn.Parameter(torch.tensor(1.5))
 
     def edge_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         return super().edge_weight(dtype) * self.gain
 
 
 class GainOfDelays(snn.DelayedLinear):
-    def __init__(self, max_delay: int):
-        super().__init__(4, 4, max_delay=max_delay)
-        self.gain = nn.Parameter(torch.tensor(1.5))
-
     def kernel_of(self, dtype: torch.dtype) -> Tensor:
         return super().kernel_of(dtype) * self.gain
 
 
+RING = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+
+
 @pytest.mark.parametrize("is_silent", [False, True])
-@pytest.mark.parametrize("road", ["layer", "functional"])
 @pytest.mark.parametrize(
     "connection",
-    [GainOfEdges, lambda: GainOfEdges(delay=2), lambda: GainOfDelays(3)],
+    [
+        lambda: GainOfEdges(4, 4, RING),
+        lambda: GainOfEdges(4, 4, RING, delay=2),
+        lambda: GainOfDelays(4, 4, max_delay=3),
+    ],
     ids=["edges", "edges with delays", "delays"],
 )
-def test_an_overridden_weight_acts_once(
-    connection: Callable[[], nn.Module], road: str, is_silent: bool
-) -> None:
+def test_an_overridden_weight_acts_once(connection: Any, is_silent: bool) -> None:
     torch.manual_seed(0)
     layer = snn.Recurrent(snn.LIF(4), connection()).double()
+    layer.connection.gain = nn.Parameter(torch.tensor(1.5).double())
     x = 2 * torch.rand(9, 3, 4, dtype=torch.float64)
     if is_silent:  # where the first steps of a new model, which are compared, have no spike
         x[:4] = 0
-    state: dict[str, Tensor] = dict(layer.named_parameters())
+    named, found = dict(layer.named_parameters()), []
+    for by in ("layer", "step"):
+        loss = tt.unroll(layer, x, by=by, from_rest=True).square().sum()
+        found.append(dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True)))
+        tt.zero_states(layer)
+        call = Net(lambda net, x, by=by: tt.unroll(net.layer, x, by=by), layer=layer)
 
-    def loss(parameters: dict[str, Tensor], by: Literal["layer", "step"]) -> Tensor:
-        if road == "functional":
-            call = UnrolledModule(layer, by)
-            named = {f"layer.{name}": value for name, value in parameters.items()}
-            return torch.func.functional_call(call, named, (x,)).square().sum()
-        return tt.unroll(layer, x, from_rest=True, by=by).square().sum()
+        def called(given: Any, call: nn.Module = call) -> Tensor:
+            parameters = {f"layer.{name}": value for name, value in given.items()}
+            return torch.func.functional_call(call, parameters, (x,)).square().sum()
 
-    found, expected = (
-        torch.func.grad(loss)(state, by) if road == "functional" else gradients_of(layer, loss, by)
-        for by in ("layer", "step")
-    )
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, msg=name)
-    assert bool(expected["connection.gain"] != 0)
-
-
-class UnrolledModule(nn.Module):
-    def __init__(self, layer: nn.Module, by: Literal["layer", "step"]):
-        super().__init__()
-        self.layer, self.by = layer, by
-
-    def forward(self, x: Tensor) -> Tensor:
-        return tt.unroll(self.layer, x, from_rest=True, by=self.by)
+        found.append(torch.func.grad(called)(named))
+        tt.zero_states(layer)
+    for each in found[1:]:
+        torch.testing.assert_close(each, found[0])
+    assert bool(found[0]["connection.gain"] != 0)
 
 
-def gradients_of(layer: nn.Module, loss: Callable[..., Tensor], by: str) -> dict[str, Tensor]:
-    layer.zero_grad()
-    loss(dict(layer.named_parameters()), by).backward()
-    return {name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("way", ["tried", "on a GPU"])
+@pytest.mark.parametrize("words", ["cannot be tried on a sample before", "is for the CPU"])
 def test_where_the_loop_is_not_for_it_runs_step_by_step(
-    way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(backends, "_reported", set())
     model, x = made("LIF"), dyadic(6, 3, 5)
     expected = stepped(model, x)
-    if way == "tried":
+    if "tried" in words:
         monkeypatch.setattr(backends.backend_named("cpu"), "tried", True)
-    else:
+    else:  # as on a GPU
         monkeypatch.setitem(backends._BY_DEVICE, "cpu", "triton")
-    words = {"tried": "cannot be tried on a sample before", "on a GPU": "is for the CPU"}[way]
     for _ in range(2):
         assert torch.equal(tt.unroll(model, x, from_rest=True), expected)
-    said = [each.getMessage() for each in caplog.records if "Recurrent" in each.getMessage()]
-    assert len(said) == 1
-    assert f"its loop over all steps {words}" in said[0]
+    (said,) = [text for each in caplog.records if "Recurrent" in (text := each.getMessage())]
+    assert f"its loop over all steps {words}" in said
 
 
 def test_memory_that_is_missing_in_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -740,6 +589,7 @@ def test_memory_that_is_missing_in_a_backward_pass(monkeypatch: pytest.MonkeyPat
 
     y = tt.unroll(made("LIF"), dyadic(9, 2, 5), from_rest=True)
     monkeypatch.setattr("tracetorch.fuse.dispatch.recurrence._backward", full)
-    words = r"backward pass of .*9 steps: full .*segment="
-    with pytest.raises(torch.OutOfMemoryError, match=words):
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"backward pass of .*9 steps: full .*segment="
+    ):
         y.sum().backward()

@@ -7,17 +7,19 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.cases import weighted_sum
 from tests.refusals import check, refusals, unchanged
+from tests.snn import test_inputs
 from tests.snn.test_sparse_linear import (
     DELAYS,
     close,
     compare_with_dense_recurrence,
     drawn_edges,
     gradients,
+    same_by_threads,
     seeded,
 )
 from tracetorch import functional, snn
-from tracetorch.fuse.codegen import sparse_loop
 from tracetorch.fuse.dispatch import sparse_recurrence as dispatched
 from tracetorch.fuse.runtime import allocation, sparse_segments, threads
 
@@ -63,12 +65,8 @@ def given(steps: int, samples: int, neurons: int, seed: int = 2) -> Tensor:
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let memory that the loop allocates be full of NaN."""
     make = allocation.large_empty
-
-    def poisoned(*args: Any) -> Tensor:
-        return make(*args).fill_(torch.nan)
-
     for module in (sparse_segments, dispatched):
-        monkeypatch.setattr(module, "large_empty", poisoned)
+        monkeypatch.setattr(module, "large_empty", lambda *args: make(*args).fill_(torch.nan))
 
 
 @pytest.fixture
@@ -90,7 +88,13 @@ def states_of(model: Any) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in tt.get_states(model).items()}
 
 
-# Beside the dense network, and beside steps
+def both(model: Any, x: Tensor) -> list[list[Tensor]]:
+    """Return outputs and gradients of the loop, and of steps."""
+    found = []
+    for by in ("layer", "step"):
+        y = tt.unroll(model, x, by=by, from_rest=True)
+        found.append([y, *gradients(y, *model.parameters())])
+    return found
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
@@ -139,68 +143,34 @@ def test_bitwise_equal_to_steps_and_cut_anywhere(
 @pytest.mark.parametrize("delay", ["one", "each", "far"])
 def test_no_number_of_threads_changes_a_bit(delay: str, samples: int) -> None:
     model = recurrent(2100, 20_000, delay=delay)
-    x = given(20, samples, 2100)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            tt.zero_states(model)
-            y = tt.unroll(model, x)
-            results.append([y, *gradients(y, *model.parameters())])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], rtol=0, atol=0)
+    same_by_threads(model, given(20, samples, 2100).requires_grad_())
 
 
 @pytest.mark.parametrize(
-    ("build", "compiled"),
+    ("kind", "compiled"),
     [
-        (lambda n: snn.LIF(n), True),
-        (lambda n: snn.SLIF(n), True),
-        (lambda n: tt.neurons.RefractoryLIF(n), True),
-        (lambda n: tt.neurons.ALIF(n), True),
-        (lambda n: snn.BLIF(n), False),
-        (lambda n: snn.Readout(n), False),
+        *((snn.LIF, True), (snn.SLIF, True), (tt.neurons.RefractoryLIF, True)),
+        *((tt.neurons.ALIF, True), (snn.BLIF, False), (snn.Readout, False)),
     ],
-    ids=["LIF", "SLIF", "RefractoryLIF", "ALIF", "BLIF", "Readout"],
 )
 def test_neurons_whose_output_is_no_spike_run_by_step(
-    loops: list[str], build: Any, compiled: bool
+    loops: list[str], kind: Any, compiled: bool
 ) -> None:
-    model = recurrent(60, 400, delay="each")
-    model = snn.Recurrent(build(60), model.connection).double()
-    x = 2 * given(12, 3, 60).requires_grad_()
-    found = []
-    for by in ("layer", "step"):
-        tt.zero_states(model)
-        y = tt.unroll(model, x, by=by)
-        found.append([y, *gradients(y, *model.parameters())])
-    close(*found)
+    connection = recurrent(60, 400, delay="each").connection
+    close(*both(snn.Recurrent(kind(60), connection).double(), 2 * given(12, 3, 60)))
     assert bool(loops) == compiled
 
 
-def test_restarts_segments_and_a_record() -> None:
-    model = recurrent(200, 2_000, delay="each")
-    x = given(14, 3, 200)
-    reset = torch.rand(14, 3, generator=seeded()) < 0.2
-    wanted = tt.unroll(model, x, reset=reset, by="step", from_rest=True)
-    close(tt.unroll(model, x, reset=reset, from_rest=True), wanted)
-    y, seen = tt.unroll(model, x, record=["neuron.mem", "prev_output"], from_rest=True)
-    again, same = tt.unroll(
-        model, x, record=["neuron.mem", "prev_output"], by="step", from_rest=True
-    )
-    close((y, seen), (again, same))
-    whole = gradients(tt.unroll(model, x, from_rest=True), *model.parameters())
-    close(gradients(tt.unroll(model, x, segment=5, from_rest=True), *model.parameters()), whole)
+def test_states_are_recorded() -> None:
+    model, x, names = recurrent(200, 2_000, delay="each"), given(14, 3, 200), ["mem", "prev_output"]
+    found = tt.unroll(model, x, record=names, from_rest=True)
+    close(found, tt.unroll(model, x, record=names, by="step", from_rest=True))
 
 
 def test_frozen_weights_and_learned_first_outputs(loops: list[str]) -> None:
-    model = recurrent(130, 900, delay="far")
-    x = given(6, 2, 130)
-    first = [
-        (torch.rand(shape, generator=seeded()) < 0.3).double() for shape in ((2, 130), (2, 130, 8))
-    ]
+    model, x = recurrent(130, 900, delay="far"), given(6, 2, 130)
+    shapes = (2, 130), (2, 130, 8)
+    first = [(torch.rand(shape, generator=seeded()) < 0.3).double() for shape in shapes]
     found = []
     for by in ("layer", "step"):
         tt.zero_states(model)
@@ -218,8 +188,7 @@ def test_frozen_weights_and_learned_first_outputs(loops: list[str]) -> None:
     assert model.connection.weight.grad is None
     assert model.neuron.raw_beta.grad is not None
     # an output that is no spike cannot be a bit
-    model.prev_output = torch.full((2, 130), 0.5, dtype=torch.float64)
-    model.connection.past = first[1].clone()
+    model.prev_output, model.connection.past = torch.full_like(first[0], 0.5), first[1].clone()
     del loops[:]
     tt.unroll(model, x)
     assert not loops
@@ -241,13 +210,9 @@ def test_nobody_fires_and_everybody_does(bias: float, rate: int) -> None:
     model = recurrent(700, 9_000, delay="one", scale=0.01)
     with torch.no_grad():
         model.connection.bias.fill_(bias)
-    found = []
-    for by in ("layer", "step"):
-        tt.zero_states(model)
-        y = tt.unroll(model, given(11, 2, 700), by=by)
-        assert bool((y == rate).all())
-        found.append(gradients(y, *model.parameters()))
+    found = both(model, given(11, 2, 700))
     close(*found)
+    assert bool((found[0][0] == rate).all())
     tt.zero_states(model)
     nothing = snn.EventInput(torch.zeros(0, 3, dtype=torch.long))
     run = model.run_events(nothing, 11, count_every=4, events=True)
@@ -271,18 +236,12 @@ def test_edges_are_visited_where_something_passes(monkeypatch: pytest.MonkeyPatc
             loop.weight[visited:] = float("nan")
             return run(loop, *args, **kwargs)
 
-        tt.unroll(model, x)[1, 0, 3].backward(retain_graph=True)
-        wanted = x.grad
-        assert wanted is not None
-        assert bool(wanted[0, 0, 1] != 0)
-        assert torch.equal(wanted[0, 0, 2] != 0, torch.tensor(visited == 3))
-        gradient = connection.weight.grad
-        assert gradient is not None
+        y = tt.unroll(model, x)[1, 0, 3]
+        wanted, gradient = torch.autograd.grad(y, [x, connection.weight])
+        assert [bool(each) for each in wanted[0, 0, 1:3]] == [True, visited == 3]
         assert (gradient != 0).tolist() == [True, False, False]
-        tt.zero_states(model)
         monkeypatch.setattr(sparse_segments, "backward", broken)
-        found = tt.unroll(model, x)[1, 0, 3]
-        (again,) = torch.autograd.grad(found, x)
+        (again,) = torch.autograd.grad(tt.unroll(model, x, from_rest=True)[1, 0, 3], x)
         assert torch.equal(again, wanted)
         monkeypatch.undo()
 
@@ -292,68 +251,28 @@ def test_weights_that_are_not_finite_run_as_steps_do(value: float) -> None:
     model = recurrent(50, 300)
     with torch.no_grad():
         model.connection.weight[7] = value
-    x = given(6, 2, 50)
-    found = []
-    for by in ("layer", "step"):
-        tt.zero_states(model)
-        y = tt.unroll(model, x, by=by)
-        found.append([y, *gradients(y, *model.parameters())])
+    found = both(model, given(6, 2, 50))
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
 def test_changes_are_seen() -> None:
-    model = recurrent(80, 500, delay="each")
-    x = given(9, 2, 80)
-
-    def both() -> list[Tensor]:
-        return [tt.unroll(model, x, by=by, from_rest=True) for by in ("layer", "step")]
-
-    before = both()[0]
-    with torch.no_grad():
-        model.connection.weight.mul_(-2)
-    assert torch.equal(*both())
-    assert not torch.equal(before, both()[0])
-    before = both()[0]
-    model.connection.delay.copy_(model.connection.delay.flip(0))
-    assert torch.equal(*both())
-    assert not torch.equal(before, both()[0])
-    before = both()[0]
-    model.connection.edges[1] = model.connection.edges[1].flip(0)
-    assert torch.equal(*both())
-    assert not torch.equal(before, both()[0])
-    hook = model.connection.register_forward_hook(lambda *_: torch.zeros(2, 80).double())
-    assert torch.equal(*both())
-    hook.remove()
-    model.connection.forward_step = lambda x: x * 0  # an edit of the instance
-    assert torch.equal(*both())
-
-
-FAULTS = {
-    "nothing": lambda e: e,
-    "delays": lambda e: e._replace(delays=e.delays.roll(1)),
-    "windows": lambda e: e._replace(least=e.least + 1),
-    "targets": lambda e: e._replace(targets=e.targets.roll(1)),
-    "weights": lambda e: e._replace(order=e.order.roll(1)),
-    "sources": lambda e: e._replace(starts=torch.cat([e.starts[:1], e.starts[:-1]])),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tests above compare tells a loop along other edges from the right one."""
-    model = recurrent(300, 3_000, delay="far")
-    x = given(30, 1, 300)
-    wanted = tt.unroll(model, x, by="step", from_rest=True)
-    make = sparse_segments.Edges.by_chunk
-    planted = FAULTS[fault]
-    monkeypatch.setattr(
-        sparse_segments.Edges, "by_chunk", lambda plan, chunks: planted(make(plan, chunks))
-    )
-    found = tt.unroll(model, x, from_rest=True)
-    assert torch.equal(found, wanted) == (fault == "nothing")
-
-
-# Several populations
+    model, x = recurrent(80, 500, delay="each"), given(9, 2, 80)
+    connection = model.connection
+    hooks: list[Any] = []
+    known = [tt.unroll(model, x, from_rest=True)]
+    for change in (
+        lambda: connection.weight.data.mul_(-2),
+        lambda: connection.delay.copy_(connection.delay.flip(0)),
+        lambda: connection.edges[1].copy_(connection.edges[1].flip(0)),
+        lambda: hooks.append(connection.register_forward_hook(lambda *_: x[0] * 0)),
+        lambda: hooks[0].remove(),
+        lambda: setattr(connection, "forward_step", lambda x: x + 1),
+    ):
+        change()
+        found, steps = (tt.unroll(model, x, by=by, from_rest=True) for by in ("layer", "step"))
+        assert torch.equal(found, steps)
+        assert not torch.equal(found, known[-1])
+        known.append(found)
 
 
 def test_a_population_that_is_there_twice_goes_on_from_one_part_to_the_next() -> None:
@@ -406,13 +325,9 @@ def test_writes_before_the_backward_pass(road: str, name: str) -> None:
             torch.autograd.grad(loss, weight)
 
 
-# From events to events
-
-
 def as_tensor(events: Tensor, values: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    order = events[:, 0].argsort(stable=True)
-    place = tuple(events[order].t())
-    return torch.zeros(shape, dtype=torch.float64).index_put(place, values[order], accumulate=True)
+    place = tuple(events.t())
+    return torch.zeros(shape, dtype=torch.float64).index_put(place, values, accumulate=True)
 
 
 def drawn_events(count: int, shape: tuple[int, int, int]) -> Tensor:
@@ -433,8 +348,6 @@ def test_events_give_what_a_tensor_does(
     values.requires_grad_()
     chosen = torch.randint(neurons, (17,), generator=seeded(5))
     x = as_tensor(events, values, shape)
-    lists = [part[:, 1:] for part in events.split(1)]
-    assert len(lists) == 3000
     model, other = (recurrent(neurons, 4_000, delay=delay) for _ in range(2))
     losses = [torch.zeros(()).double(), torch.zeros(()).double()]
     for _ in range(2):  # the second goes on from the first
@@ -451,13 +364,9 @@ def test_events_give_what_a_tensor_does(
         assert torch.equal(run.outputs, y[..., chosen])
         assert torch.equal(run.counts, counts)
         assert torch.equal(run.events, y.nonzero())
-        weights = [
-            torch.linspace(-1, 1, t.numel()).double().view(t.shape) for t in (run.outputs, counts)
-        ]
         for i, pair in enumerate(((run.outputs, run.counts), (y[..., chosen], counts))):
-            losses[i] = losses[i] + sum((a * b).sum() for a, b in zip(pair, weights, strict=True))
-    ends = [list(states_of(each).values()) for each in (model, other)]
-    torch.testing.assert_close(*ends, rtol=0, atol=0)
+            losses[i] = losses[i] + sum(weighted_sum(each) for each in pair)
+    torch.testing.assert_close(states_of(model), states_of(other), rtol=0, atol=0)
     found = []
     for loss, each in zip(losses, (model, other), strict=True):
         loss = loss + sum(s.sum() for s in tt.get_states(each).values() if s.requires_grad)
@@ -477,20 +386,14 @@ def test_events_give_what_a_tensor_does(
 def test_values_of_events_are_learned_between_runs() -> None:
     model = recurrent(800, 9_000)
     values = torch.full((9_000,), 0.3, requires_grad=True)  # float32, of a network of float64
-    events = drawn_events(9_000, (15, 1, model.num_neurons))
-    source = snn.EventInput(events, values)
-    optimizer = torch.optim.SGD([values], lr=2.0)
-    losses = []
-    for _ in range(4):
+    source, losses = snn.EventInput(drawn_events(9_000, (15, 1, 800)), values), []
+    for _ in range(3):
         model.zero_states()
-        optimizer.zero_grad()
-        counts = model.run_events(source, 15, count_every=15).counts
-        loss = (counts.mean() - 4).square()
-        loss.backward()
-        optimizer.step()
+        loss = (model.run_events(source, 15, count_every=15).counts.mean() - 4).square()
         losses.append(float(loss.detach()))
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < losses[0]
+        with torch.no_grad():
+            values -= 2 * torch.autograd.grad(loss, values)[0]
+    assert losses[0] > losses[1] > losses[2]
 
 
 def test_sources_add_up_and_lists_of_steps_are_events() -> None:
@@ -500,20 +403,15 @@ def test_sources_add_up_and_lists_of_steps_are_events() -> None:
     assert torch.equal(snn.EventInput(lists).events, snn.EventInput(table).events)
     both = [snn.EventInput(table, 1.5), snn.EventInput(table, 0.5)]
     run = model.run_events(both, 4, events=True)
-    tt.zero_states(model)
-    assert torch.equal(
-        run.events, model.run_events(snn.EventInput(lists, 2.0), 4, events=True).events
-    )
-    tt.zero_states(model)
-    assert torch.equal(
-        run.events, model.run_events(snn.EventInput(table, 2.0), 4, events=True).events
-    )
+    for given in (lists, table):
+        tt.zero_states(model)
+        again = model.run_events(snn.EventInput(given, 2.0), 4, events=True)
+        assert torch.equal(run.events, again.events)
 
 
 def test_poisson_groups_come_from_a_counter() -> None:
-    group = snn.PoissonInput(
-        torch.tensor([3, 1, 70]), torch.tensor([0.2, 1.0, 0.0]), value=2.0, seed=7
-    )
+    shares = torch.tensor([0.2, 1.0, 0.0])
+    group = snn.PoissonInput(torch.tensor([3, 1, 70]), shares, value=2.0, seed=7)
     span = snn.event_inputs.Span(0, 4000, 2, 80)
     places, values = group.between(span, torch.float64)
     step, sample, neuron = places // 160, places // 80 % 2, places % 80
@@ -556,55 +454,19 @@ def test_memory_is_that_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
             return made
 
         monkeypatch.setattr(sparse_segments, name, noted)
-    run = model.run_events(
-        snn.PoissonInput(torch.arange(neurons), 0.01, value=3.0), steps, count_every=steps
-    )
+    source = snn.PoissonInput(torch.arange(neurons), 0.01, value=3.0)
+    run = model.run_events(source, steps, count_every=steps)
     run.counts.square().mean().backward()
     assert model.connection.weight.grad.count_nonzero() > 0
     assert largest < steps * neurons * 8 / 20
 
 
-def test_a_run_that_fails_changes_nothing() -> None:
-    model = recurrent(30, 100, delay="one")
-    model.run_events(snn.EventInput(torch.tensor([[0, 0, 1]]), 3.0), 5)
-    with unchanged(model), pytest.raises(ValueError, match="an event has the step 9"):
-        model.run_events(snn.EventInput(torch.tensor([[9, 0, 1]])), 5)
-    with unchanged(model), pytest.raises(ValueError, match=r"state.* of shape \[1, "):
-        model.run_events(snn.EventInput(torch.tensor([[0, 1, 1]])), 5, batch=2)
+E, P, Pop, n = snn.EventInput, snn.PoissonInput, snn.Populations, torch.arange(3)
+e = torch.tensor([[0, 0, 1], [4, 0, 2]])
 
 
-class Two(snn.Neuron):
-    """Takes two inputs."""
-
-    inputs = ("x", "y")
-
-    @staticmethod
-    def step(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        return (x + y,)
-
-
-EVENTS = torch.tensor([[0, 0, 1], [4, 0, 2]])
-NAMES = {
-    "torch": torch,
-    "functional": functional,
-    "E": snn.EventInput,
-    "P": snn.PoissonInput,
-    "e": EVENTS,
-    "n": torch.arange(3),
-    "cut": functional.compact_support,
-    "snn": snn,
-    "Pop": snn.Populations,
-    "Two": Two,
-    "run": recurrent(30, 100).run_events,
-    "linear": snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)).run_events,
-    "signed": snn.Recurrent(
-        snn.BLIF(3), snn.SparseLinear(3, 3, torch.zeros(2, 0).long())
-    ).run_events,
-    "several": snn.Recurrent(
-        snn.Populations(a=snn.LIF(3), b=snn.LIF(2)),
-        snn.SparseLinear(5, 5, torch.zeros(2, 0).long()),
-    ).run_events,
-}
+def events_of(neuron: nn.Module) -> Any:
+    return snn.Recurrent(neuron, snn.SparseLinear(3, 3, torch.zeros(2, 0).long())).run_events
 
 
 @refusals("""
@@ -621,11 +483,12 @@ NAMES = {
     run(e, 5) -> TypeError: inputs must be an EventInput, a PoissonInput or a list .* got Tensor
     run(E(e), 4) -> ValueError: an event has the step 4, and the run has 4, 0 to 3
     run(P(n + 30, 0.1), 9) -> ValueError: an event has the neuron 32, and the run has 30
+    run(E(e), 5, batch=2) -> ValueError: state.* of shape .1, 30., .*
     run(E(e), 5, neurons=n + 28) -> ValueError: neurons must be 0 to 29, got 30
     run(E(e), 5, neurons=e) -> ValueError: neurons must be .k., got shape .2, 3.
-    linear(E(e), 5) -> ValueError: no compiled loop that runs by events.*a SparseLinear of fin
-    signed(E(e), 5) -> ValueError: no compiled loop that runs by events.*here is BLIF .an output w
-    several(E(e), 5) -> ValueError: takes one neuron layer that gives 0 or 1, and here is Popu
+    snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)).run_events(E(e), 5) -> ValueError: no compiled loop
+    events_of(snn.BLIF(3))(E(e), 5) -> ValueError: here is BLIF .an output with
+    events_of(Pop(a=snn.LIF(2), b=snn.LIF(1)))(E(e), 5) -> ValueError: and here is Popul
     Pop() -> ValueError: Populations needs neuron layers
     Pop(a=torch.nn.Linear(2, 2)) -> TypeError: a must be a neuron layer, got Linear
     Pop(a=snn.SparseLinear(3, 3, e.t()[:2] * 0)) -> TypeError: a must be a neuron layer, got SparseL
@@ -633,29 +496,21 @@ NAMES = {
     Pop(forward=snn.LIF(3)) -> ValueError: a module has an attribute 'forward': take another name
     Pop(a=snn.LIF(3), b=snn.LIF(4))(torch.ones(2, 6)) -> ValueError: of 3 . 4 neurons take 7 in the
     Pop(a=snn.LIF(3))(3) -> TypeError: Populations takes a tensor, got int
-    Pop(a=Two(3)) -> ValueError: Populations has one input, and Two takes .x, y.
-    cut(1.0, 2.0) -> TypeError: compact_support: surrogate must be one of tt.functional.*got float
-    cut(functional.atan_surrogate(), 0) -> ValueError: compact_support: width must be
+    Pop(a=made()) -> ValueError: Populations has one input, and ThreeFactor takes .x,
 """)
 def test_refused(call: str, error: str) -> None:
-    check(call, error, NAMES)
+    model = recurrent(30, 100, delay="one")
+    model.run_events(E(e), 5)
+    with unchanged(model):
+        check(call, error, globals() | {"made": test_inputs.made, "run": model.run_events})
 
 
 def test_edited_layers_and_the_eager_backend_do_not_run_by_events() -> None:
     model = recurrent(30, 100)
     hook = model.connection.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="without hooks or edits"):
-        model.run_events(snn.EventInput(EVENTS), 5)
+        model.run_events(E(e), 5)
     hook.remove()
     with tt.fuse.backend("eager"), pytest.raises(ValueError, match="no compiled loop"):
-        model.run_events(snn.EventInput(EVENTS), 5)
-    assert model.run_events(snn.EventInput(EVENTS), 5) == (None, None, None)
-
-
-def test_tiles_and_words_divide_each_other() -> None:
-    assert sparse_loop.TILE % sparse_loop.BITS == 0 == sparse_loop.BITS % sparse_loop.LANES
-    for neurons in (1, 64, 512, 513, 5_000, 138_639):
-        for samples in (1, 2, 7, 8, 17, 100):
-            chunks, per_chunk = sparse_segments.chunks_of(samples, neurons)
-            assert per_chunk % sparse_loop.TILE == 0
-            assert (chunks - 1) * per_chunk < neurons <= chunks * per_chunk
+        model.run_events(E(e), 5)
+    assert model.run_events(E(e), 5) == (None, None, None)

@@ -8,7 +8,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import examples, layer, sequence, stepped, through_save
+from tests.cases import examples, layer, module, sequence, stepped, through_save
+from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 
 
@@ -24,16 +25,9 @@ class Cells(snn.TTModule):
         return self.hidden["out"](x)
 
 
-NAMES = [
-    "cells.0.mem",
-    "cells.1.mem",
-    "cells.1.syn",
-    "cells.1.rec",
-    "cells.1.prev_output",
-    "hidden.out.mem",
-    "hidden.out.rec",
-    "hidden.out.prev_output",
-]
+NAMES = ["cells.0.mem"]
+NAMES += [f"cells.1.{name}" for name in ("mem", "syn", "rec", "prev_output")]
+NAMES += [f"hidden.out.{name}" for name in ("mem", "rec", "prev_output")]
 
 
 def test_names_of_states() -> None:
@@ -43,8 +37,12 @@ def test_names_of_states() -> None:
     assert list(tt.get_states(net)) == NAMES[:1]
     tt.zero_states(net)
     net(torch.ones(2, 3))
-    assert list(tt.get_states(net)) == NAMES
+    states = tt.get_states(net)
+    assert list(states) == NAMES
     assert list(tt.get_states(net.cells[0])) == ["mem"]
+    net.to("meta")
+    tt.set_states(net, states)  # to the device of the layer
+    assert net.cells[0].mem.device.type == "meta"
 
 
 def test_get_states_copies_unless_detach_is_false() -> None:
@@ -91,48 +89,35 @@ def test_layers_without_given_states_are_reset_and_given_ones_keep_their_graph()
     assert bool((mem.grad != 0).all())
 
 
-REC = "cells.1.rec"
+ROW, REC = torch.ones(2, 3), "cells.1.rec"
 
 
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [
-        ({"cells.0.men": torch.ones(2, 3)}, ValueError, "no state is called 'cells.0.men'"),
-        ({"cells.0.syn": torch.ones(2, 3)}, ValueError, "no state is called 'cells.0.syn'"),
-        (
-            {REC: None},
-            ValueError,
-            r"'cells.1', SRLIF\(3\), needs all of its states or none; \['rec'",
-        ),
-        ({REC: torch.ones(2, 4)}, ValueError, "needs rec with 3 neurons at"),
-        ({REC: torch.tensor(1.0)}, ValueError, r"needs rec with 3 neurons.*shape \[\]"),
-        ({REC: torch.ones(1, 3)}, ValueError, "needs its states in one shape and"),
-        ({REC: torch.ones(2, 3).double()}, ValueError, "in one shape and dtype"),
-        ({REC: torch.ones(2, 3).half()}, TypeError, "got torch.float16"),
-        ({REC: [1.0]}, TypeError, "keeps rec in float32 or float64, got list"),
-        (None, TypeError, "states must be a mapping of names to tensors"),
-    ],
+@refusals(
+    r"""
+    {"cells.0.men": ROW} -> ValueError: no state is called 'cells.0.men'
+    {"cells.0.syn": ROW} -> ValueError: no state is called 'cells.0.syn'
+    {REC: None} -> ValueError: 'cells.1', SRLIF\(3\), needs all of its states or none; \['rec'
+    {REC: torch.ones(2, 4)} -> ValueError: needs rec with 3 neurons at
+    {REC: torch.tensor(1.0)} -> ValueError: needs rec with 3 neurons.*shape \[\]
+    {REC: torch.ones(1, 3)} -> ValueError: needs its states in one shape and
+    {REC: ROW.double()} -> ValueError: in one shape and dtype
+    {REC: ROW.half()} -> TypeError: got torch.float16
+    {REC: [1.0]} -> TypeError: keeps rec in float32 or float64, got list
+    [REC] -> TypeError: states must be a mapping of names to tensors
+    """
 )
-def test_states_that_do_not_fit_change_nothing(changed, error, message):
+def test_states_that_do_not_fit_change_nothing(call: str, error: str) -> None:
     net = Cells()
     net(torch.ones(2, 3))
-    before = tt.get_states(net)
-    states = {k: v for k, v in (before | (changed or {})).items() if v is not None}
-    given: Any = states if changed else list(states)
-    with pytest.raises(error, match=message):
-        tt.set_states(net, given)
-    after = tt.get_states(net)
-    assert list(after) == NAMES
-    assert all(torch.equal(before[name], after[name]) for name in NAMES)
 
+    def merged(changed: Any) -> Any:
+        if not isinstance(changed, dict):
+            return changed
+        return {k: v for k, v in {**tt.get_states(net), **changed}.items() if v is not None}
 
-def test_set_states_moves_to_the_device_of_the_layer() -> None:
-    net = Cells()
-    net(torch.ones(2, 3))
-    states = tt.get_states(net)
-    net.to("meta")
-    tt.set_states(net, states)
-    assert net.cells[0].mem.device.type == "meta"
+    with unchanged(net):
+        check(f"tt.set_states(net, merged({call}))", error, {**globals(), **locals()})
+    assert list(tt.get_states(net)) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -144,12 +129,7 @@ def test_set_states_moves_to_the_device_of_the_layer() -> None:
     ],
 )
 def test_ambiguous_names_are_refused(held: Any, message: str) -> None:
-    class Net(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.held = held(snn.LIF(2), snn.LIF(2))
-
-    net = Net()
+    net = module(lambda s, x: x, held=held(snn.LIF(2), snn.LIF(2)))
     for act in (tt.get_states, lambda module: tt.set_states(module, {})):
         with pytest.raises(ValueError, match=message):
             act(net)

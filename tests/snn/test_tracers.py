@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -10,18 +10,15 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tracetorch as tt
-from tests.cases import sequence
+from tests.cases import module, sequence
+from tests.networks import Leaky
 from tracetorch import snn
 
 # PyTorch warns of sizes that become constants, of attributes that are assigned, of torch.jit
 pytestmark = pytest.mark.filterwarnings("ignore")
 FROZEN = "would freeze the state of a neuron layer"
 X = sequence(2, 2, 3, dtype=torch.float32)
-
-
-def fake_traced(model: nn.Module, x: Tensor, mode: Literal["fake", "symbolic"]) -> Any:
-    return make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(x)
-
+FAKES: Any = {"_allow_non_fake_inputs": True}
 
 TRACERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "export": lambda model, x: torch.export.export(model, (x,)).module(),
@@ -31,8 +28,8 @@ TRACERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "jit.trace without gradients": torch.no_grad()(torch.jit.trace),
     "make_fx": lambda model, x: make_fx(model)(x),
     "make_fx without gradients": torch.no_grad()(lambda model, x: make_fx(model)(x)),
-    "make_fx of sizes": lambda m, x: fake_traced(m, x, "symbolic"),
-    "make_fx of fakes": lambda m, x: fake_traced(m, x, "fake"),
+    "make_fx of sizes": lambda m, x: make_fx(m, tracing_mode="symbolic", **FAKES)(x),
+    "make_fx of fakes": lambda m, x: make_fx(m, tracing_mode="fake", **FAKES)(x),
     "symbolic_trace": lambda model, x: fx.symbolic_trace(model),
     "jit.script": lambda model, x: torch.jit.script(model),
 }
@@ -49,15 +46,14 @@ def made() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), snn.LIF(4), snn.RLIF(4))
 
 
-class Over(nn.Module):
-    def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.net = made()
-        self.run = run
+def over(run: Callable[[nn.Module, Tensor], Tensor]) -> Any:
+    """A model that runs a sequence from rest within."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         tt.zero_states(self.net)
-        return self.run(self.net, x)
+        return run(self.net, x)
+
+    return module(forward, net=made())
 
 
 LOOPS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
@@ -91,7 +87,7 @@ CASES = [
 
 @pytest.mark.parametrize(("tracer", "loop"), CASES)
 def test_a_sequence_that_begins_at_rest_is_traced(tracer: str, loop: str) -> None:
-    model = Over(LOOPS[loop])
+    model = over(LOOPS[loop])
     traced = TRACERS[tracer](model, X)
     other = 2 * X  # values that the tracer has not seen
     for x in (X, other, other):
@@ -101,33 +97,25 @@ def test_a_sequence_that_begins_at_rest_is_traced(tracer: str, loop: str) -> Non
 
 def test_the_way_out_of_symbolic_trace() -> None:
     class Tracer(fx.Tracer):
-        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, snn.SequenceLayer) or super().is_leaf_module(
-                m, module_qualified_name
-            )
+        def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+            return isinstance(m, snn.SequenceLayer) or super().is_leaf_module(m, name)
 
     model = made()
     traced = fx.GraphModule(model, Tracer().trace(model))
     expected = tt.unroll(model, X, from_rest=True)
     assert torch.equal(tt.unroll(traced, X, from_rest=True), expected)
     with pytest.raises(TypeError, match="got Proxy"):
-        fx.symbolic_trace(Over(LOOPS["by layer"]))
+        fx.symbolic_trace(over(LOOPS["by layer"]))
 
 
 @pytest.mark.slow
-def test_nothing_is_warned_of_that_a_user_can_do_nothing_about() -> None:
-    class Own(snn.Neuron):
-        states = ("mem",)
-
-        @staticmethod
-        def step(x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
-            return x + mem, mem + x
-
-    for model in (made(), nn.Sequential(Own(3))):
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            tt.export.step(model, X[0])
-            run = torch.compile(lambda x, m=model: tt.unroll(m, x, from_rest=True), backend="eager")
-            run(X)
-        torch.compiler.reset()
-        assert [str(each.message) for each in seen if "autograd.function" not in str(each)] == []
+@pytest.mark.parametrize("make", [made, lambda: nn.Sequential(Leaky(3))])
+def test_nothing_is_warned_of_that_a_user_can_do_nothing_about(make: Any) -> None:
+    model = make()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        tt.export.step(model, X[0])
+        run = torch.compile(lambda x: tt.unroll(model, x, from_rest=True), backend="eager")
+        run(X)
+    torch.compiler.reset()
+    assert [str(each.message) for each in seen if "autograd.function" not in str(each)] == []

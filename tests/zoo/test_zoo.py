@@ -17,7 +17,6 @@ from torch import Tensor
 import tracetorch as tt
 from examples import zoo as script
 from tests.chips.test_xylo import simulated
-from tests.export.c_programs import CNetwork, needs_compiler
 from tests.refusals import check, refusals
 from tracetorch.chips import xylo
 from tracetorch.core import checks
@@ -84,23 +83,22 @@ def test_a_card_agrees_with_itself_and_with_the_code(name: str) -> None:
     assert tt.get_states(model) == {}
 
 
-def test_loading_uses_no_random_numbers_and_shares_nothing() -> None:
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
+def test_loading_uses_no_random_numbers_shares_nothing_and_asks_no_defaults() -> None:
+    expected, before = tt.zoo.sample_batch(WORDS, 3), torch.get_rng_state()
     one, other = tt.zoo.load(WORDS), tt.zoo.load(WORDS)
     assert torch.equal(torch.get_rng_state(), before)
     with torch.no_grad():
         one.get_parameter("0.weight").zero_()
-    assert other.get_parameter("0.weight").abs().sum() > 0
-
-
-def test_roads_agree_on_real_data() -> None:
-    x, y, mask = tt.zoo.sample_batch("vowels-recurrent", 5)
-    assert (x.shape[1:], y.shape, mask.shape) == ((5, 12), (5,), x.shape[:2])
-    model = tt.zoo.load("vowels-recurrent").double()
-    folded = tt.unroll(model, x.double(), from_rest=True)
-    stepped = tt.unroll(model, x.double(), by="step", from_rest=True)
-    torch.testing.assert_close(folded, stepped)
+    tensor = other.get_parameter("0.weight")
+    assert tensor.abs().sum() > 0
+    torch.set_default_dtype(torch.float64)
+    try:
+        batch = tt.zoo.sample_batch(WORDS, 3)
+        double = tt.zoo.load(WORDS).get_parameter("0.weight")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(batch, expected, strict=True))
+    assert torch.equal(double.float(), tensor)
 
 
 def test_the_integers_fit_xylo_and_equal_the_published_simulator() -> None:
@@ -108,27 +106,11 @@ def test_the_integers_fit_xylo_and_equal_the_published_simulator() -> None:
     configuration = xylo.configuration(model)  # raises where a limit is exceeded
     fired = tt.unroll(model, x, from_rest=True)
     assert tt.metrics.accuracy(fired, y, by="count") > 0.8
-    chip = xylo.XYLO_2
-    weights = [configuration[f"weights_{part}"] for part in ("in", "rec")]
-    sizes = [len(weights[0]), len(configuration["threshold"]), len(configuration["threshold_out"])]
-    assert sizes == [14, 128, 8]
-    assert all(n <= m for n, m in zip(sizes, (chip.inputs, chip.hidden, chip.outputs), strict=True))
-    recurrent = weights[1].reshape(*weights[1].shape[:2], -1)[..., 0]
-    assert int((recurrent != 0).sum(1).max()) <= chip.fan_out
-    assert float(x.max()) <= chip.input_spikes
+    names = ("weights_in", "threshold", "threshold_out")
+    assert [len(configuration[name]) for name in names] == [14, 128, 8]
+    assert float(x.max()) <= xylo.XYLO_2.input_spikes
     found = simulated(configuration, x[:, :3].long().numpy())
     assert np.array_equal(found["output"], fired[:, :3].numpy())
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_the_integers_are_the_same_in_c(tmp_path: Path) -> None:
-    model, (x, _, _) = tt.zoo.load("words-xylo"), tt.zoo.sample_batch("words-xylo", 2)
-    net = CNetwork(model, x, tmp_path, dtype="int")
-    assert not {"float", "double"} & {*net.report.types.values()}
-    expected = tt.unroll(model, x[:, :1], from_rest=True)
-    assert expected.any()
-    assert torch.equal(net(x[:, :1]), expected[:, 0].double())
 
 
 def test_images_are_shown_for_several_steps_or_row_by_row() -> None:
@@ -201,9 +183,7 @@ def test_other_and_missing_data_are_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_other_numbers_are_named(folder: Path, change: dict[str, Any], words: str, capsys) -> None:
     change_card(folder, **change)
     assert script.main(["verify", WORDS]) == 1
-    assert capsys.readouterr().out.startswith(f"{WORDS}: ")
-    (found,) = script.differences(WORDS)
-    assert re.fullmatch(words, found)
+    assert re.fullmatch(rf"{WORDS}: {words}; \d+ s", capsys.readouterr().out.strip())
 
 
 @refusals(
@@ -236,18 +216,6 @@ def test_99_percent_of_new_trainings_land_in_the_interval(spread: float, samples
         low, high = script.interval([draw.gauss(old, spread) for _ in range(5)], samples)
         lands += low <= draw.gauss(new, spread) <= high
     assert lands >= 980  # 2.58 of both parts gives 950 and less
-
-
-def test_defaults_of_pytorch_change_no_data() -> None:
-    expected = tt.zoo.sample_batch(WORDS, 3)
-    torch.set_default_dtype(torch.float64)
-    try:
-        batch = tt.zoo.sample_batch(WORDS, 3)
-        tensor = tt.zoo.load(WORDS).get_parameter("0.weight")
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert all(torch.equal(one, other) for one, other in zip(batch, expected, strict=True))
-    assert torch.equal(tensor.float(), tt.zoo.load(WORDS).get_parameter("0.weight"))
 
 
 def test_a_new_training_lands_in_the_interval(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,11 +93,11 @@ def show_html(path: str | Path, *, height: int = 600) -> InlinePage:
         height: height of the frame in pixels; its width is that of the cell.
 
     Returns:
-        What Jupyter, VS Code and Colab show where it is the last value of a cell.
+        What a notebook shows where it is the last value of a cell.
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError, ValueError: ``height`` is less than 1, or the file is no HTML.
+        TypeError, ValueError: ``height`` is below 1, or the file is no HTML.
 
     Example:
         >>> import tempfile

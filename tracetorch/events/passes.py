@@ -128,7 +128,7 @@ def _forward(module: nn.Linear | nn.Conv2d, input: Tensor) -> Tensor:  # noqa: A
     weight, bias = module.weight, module.bias
     names = _requests.in_thread.names
     always = (names[-1] if names else _requests.default) == "always"
-    # most products are too small: nothing else is asked then
+    # most products are too small: nothing else matters then
     rows = input.shape[:-1].numel()
     known = type(input) is Tensor and type(weight) is nn.Parameter and weight.ndim == 2
     if known and not (always or observers.active or crossover(rows, *weight.shape[::-1]) > 0):

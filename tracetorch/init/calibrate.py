@@ -62,17 +62,14 @@ def calibrate_(
     """Scale the weights before neurons, layer by layer, so that membranes fluctuate on a batch.
 
     Of every neuron the weights are multiplied, and its bias is moved, until its membrane has the
-    target's deviation and mean on this batch. The membrane is what the neuron makes of its input
-    below the threshold: the input, convolved with the impulse response of its ``step``. What comes
-    later sees the spikes that come of it. A neuron that gets no input is scaled as its layer is. A
-    layer that is frozen, with ``requires_grad`` false, is scaled as well. Of an
-    :class:`~tracetorch.snn.Recurrent` the connection makes a tenth of the variance, less where
-    spikes are very rare, and what comes from outside the rest.
+    target's deviation and mean on this batch: the input, convolved with the impulse response of its
+    ``step``. What comes later sees the spikes that come of it. A neuron that gets no input is
+    scaled as its layer is, a frozen layer as well. Of a :class:`~tracetorch.snn.Recurrent` the
+    connection makes a tenth of the variance, less where spikes are very rare.
 
-    The model runs by layer where it can, or else by step, in its current mode, training mode
-    included. A warning is logged, with the reason, where weights become 15 times as large as
-    independent spikes at a rate of 0.05 need, because the input hardly varies on this batch, or 3
-    times, because it has too few steps for the neurons.
+    The model runs by layer where it can, in its current mode. A warning is logged where weights
+    become 15 times as large as independent spikes at a rate of 0.05 need, because the input hardly
+    varies on this batch, or 3 times, because it has too few steps for the neurons.
 
     Args:
         model: any module that :func:`tracetorch.unroll` runs; each neuron layer is driven by the
@@ -83,19 +80,17 @@ def calibrate_(
         target: deviation of the membranes, in distances from rest to threshold; above 0.
         mean: mean of the membranes in the same unit; out of reach for a layer without a bias.
         steps: as in ``unroll``.
-        mask: ``[T, B]`` booleans, true where a step is real: each sequence counts as if its padding
-            were cut out, whatever that holds; ``None``: all steps are real. A norm in training sees
-            zeros behind each sequence.
+        mask: ``[T, B]`` booleans, true where a step is real: padding counts as if it were cut out;
+            ``None``: all are. A norm in training sees zeros behind each sequence.
 
     Returns:
         What was reached, by path of the neuron layer.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range; a layer gets no input, or misses its target, which
-            the message names with what is in the way; or layers of neurons share what drives them,
-            its weight follows from other values or is 0; or as :func:`impulse_response`. Nothing
-            has been changed then.
+        TypeError, ValueError: an argument is of another type or out of range; a layer gets no
+            input, or misses its target, which the message names with what is in the way; or layers
+            of neurons share what drives them, its weight follows from other values or is 0; or as
+            :func:`impulse_response`. Nothing has been changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 50), LIF(50), nn.Linear(50, 10), LIF(10))
@@ -210,10 +205,9 @@ def fluctuation_(
     """Draw all weights before neurons so that their membranes fluctuate below the threshold.
 
     The weights of a neuron are normal and add up to 0, and its bias is 0; the model is run on
-    random spikes of this rate, in its current mode, and :func:`calibrate_` scales the weights and
-    moves the biases there, layer by layer: until the membranes have the target's deviation and
-    mean. So it holds behind delays, pooling, a factor or a shortcut too, and for the rates that
-    hidden layers have; for a linear layer in front of the neurons it is::
+    random spikes of this rate, and :func:`calibrate_` scales weights and moves biases there. So it
+    holds behind delays, pooling, a factor or a shortcut too, and for the rates that hidden layers
+    have; for a linear layer in front of the neurons it is::
 
         deviation^2 = sum_j w_j^2 * rate (1 - rate) * sum_s kernel(s)^2 = (target * distance)^2
 
@@ -223,25 +217,19 @@ def fluctuation_(
     of their signs: excitation and inhibition of a neuron balance, and where all its inputs have one
     sign, its bias makes up for their mean. Frozen layers are drawn too. No data are needed.
 
-    What mixes samples, as attention over the batch does, has other moments in a batch of another
-    size than that run's, 2 to 64 samples.
-
     Args:
         model: any module; each neuron layer is driven by the linear layer, convolution, attention
             or batch norm that is called last before it. Others are left as they are.
         rate: share of the model's inputs that spike in a step, in (0, 1).
-        target: deviation of the membranes, in distances from rest to threshold; above 0. At 0.5
-            the threshold is two deviations away.
+        target: deviation of the membranes, in distances from rest to threshold; above 0.
         mean: mean of the membranes in the same unit; other than 0 only behind a bias.
         generator: source of the random weights; PyTorch's own where it is ``None``.
-        shape: of one sample at one step, ``(2, 34, 34)`` say, without the batch; ``None``: guessed
-            from the layers, by which one the model runs.
+        shape: of one sample at one step, ``(2, 34, 34)`` say; ``None``: guessed from the layers.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, the model runs on no shape that was tried, a neuron
-            has no bias for a mean or inputs of one sign, or as :func:`calibrate_`. Nothing has been
-            changed then.
+        TypeError, ValueError: an argument is of another type or out of range, the model runs on no
+            shape that was tried, a neuron has no bias for a mean or inputs of one sign, or as
+            :func:`calibrate_`. Nothing has been changed then.
 
     Example:
         >>> from tracetorch.init import impulse_response

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,13 @@ from tracetorch.functional import halflife_to_decay
 from tracetorch.init.calibrate import trial_on, warn_of_large_weights
 from tracetorch.init.membranes import Trial, holds_already, measure, root_mean_square, scale_all
 from tracetorch.init.response import to_first_spike
+from tracetorch.init.stages import Stage
 from tracetorch.snn.connectivity import raw_weight
 from tracetorch.snn.delay import DelayingLayer
 from tracetorch.snn.neuron import Neuron, has_step, spike_functions
 from tracetorch.snn.param_groups import param_groups
 from tracetorch.snn.parameters import is_decay
-from tracetorch.unrolling.inputs import mask_first, parse_inputs
+from tracetorch.unrolling.inputs import Inputs, mask_first, parse_inputs
 
 _MEMBRANE = "beta"  # the decay of the membrane, in every neuron that has one
 
@@ -57,27 +58,22 @@ def spread_(
         beta_i     = 2^(-1 / halflife_i)
 
     They go to the neurons of a layer, or the channels of a convolution, in random order. A layer is
-    spread where its decay of the membrane, the parameter ``beta``, is in all neurons what the
-    constructor starts from by itself. So a second call changes nothing, and neither what was given
-    or assigned, nor what has learned, does. Left as they are as well: readouts and other layers
-    that do not spike, a decay that is fixed (``learn_beta=False``, or frozen), one for a whole
-    layer (``beta_rank=0``), one that PyTorch parametrizes, one neuron, a neuron without ``beta``,
-    and one whose class cannot be built from ``num_neurons`` alone, so that its start is not known.
-    A number that is given and equals the default counts as the default: a tensor does not.
+    spread where its ``beta`` is in all neurons what the constructor starts from by itself: what was
+    given as a tensor or another number, assigned or learned stays. Left as they are as well: layers
+    that do not spike, a ``beta`` that is fixed, one for a whole layer (``beta_rank=0``) or
+    parametrized by PyTorch, one neuron, and one whose class cannot be built from ``num_neurons``.
 
     Args:
         model: any module; neuron layers hidden in lists and plain objects are found too.
         steps: the longest half-life: the length of a sequence. At 1 there is nothing to spread.
-        generator: source of the order of the neurons; PyTorch's own where it is ``None``. Layers
-            draw from it in the order of ``model.named_modules()``.
+        generator: source of the order of the neurons; PyTorch's own where it is ``None``.
 
     Returns:
         The shortest and the longest half-life of each layer that was spread, by its path.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``steps`` is below 1; a parameter has no values yet, or is computed before every
-            call, by pruning say. Nothing has been changed then.
+        TypeError, ValueError: ``steps`` is below 1; a parameter has no values yet, or is computed
+            before every call, by pruning say. Nothing has been changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(20, 50), LIF(50), nn.Linear(50, 4), LIF(4, beta=0.5))
@@ -99,19 +95,26 @@ def spread_(
     }
 
 
-def plan_spread(model: nn.Module, steps: int, generator: torch.Generator | None) -> list[Spread]:
+def plan_spread(
+    model: nn.Module, steps: int, generator: torch.Generator | None, readout: float | None = None
+) -> list[Spread]:
+    """Return the half-lives of spiking layers, and one for the others where it is given."""
     found: list[Spread] = []
     raws: set[int] = set()
     for path, module in named_modules(model):
         if not has_step(module):
             continue
-        reason = _reason_against(module, steps)
+        spikes = bool(spike_functions(module))
+        reason = _reason_against(module, steps, spread=spikes or readout is None)
         raw = getattr(module, f"raw_{_MEMBRANE}", None)
         if not reason and id(raw) in raws:
             reason = "left: shared with a layer above"
         raws.add(id(raw))
         halflives = None
-        if not reason:
+        if not reason and not spikes:
+            number = [readout] * module.num_neurons
+            halflives = torch.tensor(number, dtype=torch.float64, device="cpu")
+        elif not reason:
             exponents = torch.linspace(0, 1, module.num_neurons, dtype=torch.float64, device="cpu")
             device = None if generator is None else generator.device
             order = torch.randperm(module.num_neurons, generator=generator, device=device)
@@ -149,16 +152,16 @@ def describe_halflives(neuron: Neuron) -> str:
     return f"{range_} step{'' if range_ == '1' else 's'}"
 
 
-def _reason_against(neuron: Neuron, steps: int) -> str:
-    """Return why a layer is left as it is; nothing where it is to be spread."""
+def _reason_against(neuron: Neuron, steps: int, *, spread: bool) -> str:
+    """Return why a layer is not spread, or does not get the half-life of the target."""
     constraint = neuron.constraints.get(_MEMBRANE)
     if constraint is None or not is_decay(constraint):
         return f"left: no decay {_MEMBRANE}"
-    if not spike_functions(neuron):
+    if spread and not spike_functions(neuron):
         return "left: does not spike"
     if getattr(neuron, f"raw_{_MEMBRANE}").ndim == 0 and neuron.num_neurons > 1:
         return f"left: one for the layer; {_MEMBRANE}_rank=1 gives each neuron its own"
-    if neuron.num_neurons == 1:
+    if spread and neuron.num_neurons == 1:
         return "left: one neuron"
     if is_parametrized(neuron, f"raw_{_MEMBRANE}"):
         return "left: parametrized"
@@ -171,7 +174,7 @@ def _reason_against(neuron: Neuron, steps: int) -> str:
         return "left: given, or learned"
     if neuron._declared.call.named.get(_MEMBRANE, "").startswith("Tensor"):
         return "left: given"
-    return "left: the batch has one step" if steps == 1 else ""
+    return "left: the batch has one step" if spread and steps == 1 else ""
 
 
 def _start(neuron: Neuron) -> Tensor | None:
@@ -208,6 +211,7 @@ def recipe(
     total_steps: int,
     *,
     lr: float | None = None,
+    target: Tensor | None = None,
     mask: Tensor | None = None,
     steps: int | None = None,
     time_dim: int = 0,
@@ -222,43 +226,40 @@ def recipe(
         optimizer = torch.optim.AdamW(groups, fused=True)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates_of_groups, total_steps)
 
-    ``T`` is the number of steps of the batch, of the longest sequence where there is a mask. The
-    target is measured to where a neuron fires: of a voltage that runs away to its peak, as that of
-    ``EIF``, that is far below its threshold. Two groups have rates of their own: delays learn at
-    ten times the rate, ``"delays"``; and the weights of spiking neurons with more than 128 inputs
-    and no batch norm at the larger of 128 / inputs and 16 / inputs active at once, where that is
-    below 1: Adam moves all of them at once, and so a membrane the further the more there are (Yang
-    et al., *Tensor Programs V*, 2022). What was done is printed, a line for each
-    neuron layer: its half-lives, the weight before it with the factor that calibration found, and
-    the highest rate at which that weight learns, if it does.
+    ``T`` is the number of steps of the longest sequence. The target is measured to where a neuron
+    fires: of a voltage that runs away, as that of ``EIF``, to its peak. Three groups have rates of
+    their own: ``"delays"`` ten times the rate; what is in a ``Recurrent`` behind a batch norm a
+    third, for no norm follows its weights; and weights of spiking neurons with more than 128 inputs
+    and no norm the larger of 128 / inputs and 16 / inputs active at once, where that is below 1,
+    for Adam moves all of them at once (Yang et al., *Tensor Programs V*, 2022). A line is printed
+    for each neuron layer: its half-lives, the weight before it with the factor that calibration
+    found, and the highest rate at which that weight learns.
 
     A batch norm before neurons whose response to a pulse does not end, ``TCLIF`` or ``IF``, keeps
-    its weight, and so does one that drives several layers of neurons, as through a shortcut. A
-    second call changes nothing that the first did: half-lives that are spread are no longer at
-    their default, and membranes that hold the target are left alone. To go on with a training, call
-    it as before, then load model, optimizer and scheduler with ``tt.load``: a network that has
-    learned would be calibrated anew.
+    its weight, and so does one that drives several layers, as through a shortcut. A second call
+    changes nothing that the first did. To go on with a training, call it as before, then load
+    model, optimizer and scheduler with ``tt.load``: what has learned would be calibrated anew.
 
     Args:
         model: any module that :func:`tracetorch.unroll` runs, in the mode that it trains in.
-        batch: a batch of training data, as ``unroll`` takes it: ``[T, B, ...]``. Of a stream give
-            pieces as long as what is to be remembered.
+        batch: training data as ``unroll`` takes them, ``[T, B, ...]``; of a stream pieces as long
+            as what is to be remembered.
         total_steps: how often ``optimizer.step()`` will run, and ``scheduler.step()`` after it.
         lr: the highest learning rate; ``None``: 3e-2 where a batch norm is the last layer before
-            each layer of neurons that spike, else 1e-2.
+            all that spike, else 1e-2.
+        target: of a regression the signal that the batch is to give, floats ``[T, B, ...]``. In
+            place of ``T`` half-lives then go to its own, the lag at which its autocorrelation is a
+            half, and those of readouts to an eighth of that, where they are at their default.
         mask: ``[T, B]`` booleans, true where a step is real; ``None``: all are.
         steps: as in ``unroll``, for a batch without time.
-        time_dim: as in ``unroll``, where time is in the batch: 1 for ``[B, T, ...]``, with a mask
-            ``[B, T]`` then.
+        time_dim: where time is in batch, target and mask: 1 for ``[B, T, ...]``.
 
     Returns:
         An ``AdamW`` with a rate for each weight, and the ``OneCycleLR`` that leads it.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range, or as :func:`tt.init.calibrate_
-            <tracetorch.init.calibrate_>`, for a layer that it cannot calibrate. The model is as
-            before then.
+        TypeError, ValueError: an argument is of another type or out of range, or as
+            :func:`tt.init.calibrate_ <tracetorch.init.calibrate_>`. The model is as before then.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(20, 50), LIF(50), nn.Linear(50, 4), Readout(4))
@@ -275,11 +276,13 @@ def recipe(
     if lr is not None:
         lr = check_positive("lr", lr)
     inputs = parse_inputs(batch, steps, time_dim)
-    mask = mask_first(mask, inputs, time_dim)
+    mask, reach = mask_first(mask, inputs, time_dim), None
     # a mask of another kind is refused by trial_on
     real = mask.sum(0) if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    longest = inputs.steps if real is None or not real.numel() else int(real.max())
-    spread = plan_spread(model, max(1, longest), None)
+    longest = max(1, inputs.steps if real is None or not real.numel() else int(real.max()))
+    if target is not None:
+        reach = min(longest, _halflife_of(target, inputs, time_dim, mask))
+    spread = plan_spread(model, reach or longest, None, reach and reach / 8)
     with spread_written(spread):
         trial = trial_on(model, inputs, _TARGET, 0.0, steps=steps, mask=mask, may_leave=True)
         for stage in trial.calls.stages:
@@ -295,7 +298,8 @@ def recipe(
             optimizer = _AdamW(groups)
             rates = [group["lr"] for group in groups]
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps)
-    print(f"recipe: AdamW, one cycle of {total_steps:,} steps up to {rate:g}, {reason}")
+    by = f", half-lives by the target's of {reach}" if reach else ""
+    print(f"recipe: AdamW, one cycle of {total_steps:,} steps up to {rate:g}, {reason}{by}")
     factors = {path: size / before[path] for path, size in _sizes(trial).items()}
     learn = {
         id(parameter): f"at {group['max_lr']:.3g}"
@@ -307,6 +311,26 @@ def recipe(
     if calibrated:
         warn_of_large_weights(trial, inputs.steps)
     return optimizer, scheduler
+
+
+def _halflife_of(target: object, inputs: Inputs, time_dim: int, mask: Tensor | None) -> int:
+    """Return the lag in steps at which the autocorrelation of a signal has fallen to a half."""
+    if not isinstance(target, Tensor) or not target.is_floating_point():
+        raise TypeError("target must be a signal, floats [T, B, ...]. Of labels give none.")
+    signal = target.detach().movedim(time_dim, 0).double()
+    if signal.shape[:2] != (inputs.steps, inputs.batch):
+        sizes = f"{inputs.steps} steps and {inputs.batch} samples, as the batch has"
+        raise ValueError(f"target must have {sizes}, got the shape {list(target.shape)}.")
+    real = mask if isinstance(mask, Tensor) else torch.ones(signal.shape[:2])
+    real = real.to(signal.device, torch.bool).reshape(*real.shape, *[1] * (signal.ndim - 2))
+    mean = signal.where(real, 0.0).sum((0, 1)) / real.sum()
+    signal = (signal - mean).where(real, 0.0)
+    power = signal.square().sum() / real.sum()
+    for lag in range(1, inputs.steps):
+        pairs = (real[lag:] & real[:-lag]).sum()
+        if (signal[lag:] * signal[:-lag]).sum() < 0.5 * power * pairs:
+            return lag
+    return inputs.steps
 
 
 class _AdamW(torch.optim.AdamW):
@@ -328,9 +352,14 @@ def _count_writes(optimizer: torch.optim.Optimizer, *_: object) -> None:
 
 
 def _own_rates(trial: Trial, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give delays, which move by whole steps, a higher rate, and wide weights a lower one."""
+    """Give delays, which move by whole steps, a higher rate, wide and recurrent weights a lower."""
     own: dict[int, tuple[str, float]] = {}  # name and factor of the rate, by identity
-    for _, module in named_modules(trial.model):
+    modules = dict(named_modules(trial.model))
+    # what feeds back has no norm behind its weights: at the rate of the rest it may run away
+    for loop in {stage.loop for stage in _behind_norms(trial)} - {None}:
+        for parameter in modules[cast(str, loop)].parameters():
+            own[id(parameter)] = "recurrent", _RATE / _RATE_BEHIND_NORMS
+    for module in modules.values():
         if isinstance(module, DelayingLayer) and module.raw_delay.requires_grad:
             own[id(module.raw_delay)] = "delays", _QUICK
     for weight, active in _active_inputs(trial):
@@ -390,10 +419,14 @@ def _sizes(trial: Trial) -> dict[str, float]:
     }
 
 
+def _behind_norms(trial: Trial) -> list[Stage]:
+    stages = [*trial.calls.stages, *(stage for stage, _ in trial.left)]
+    return [stage for stage in stages if isinstance(stage.source, BatchNormBase)]
+
+
 def _rate(trial: Trial, spread: list[Spread]) -> tuple[float, str]:
     """Return the learning rate of a model, and why it is that."""
-    stages = [*trial.calls.stages, *(stage for stage, _ in trial.left)]
-    behind = {stage.path for stage in stages if isinstance(stage.source, BatchNormBase)}
+    behind = {stage.path for stage in _behind_norms(trial)}
     firing = [each.path for each in spread if spike_functions(each.neuron)]
     bare = [path for path in firing if path not in behind]
     if bare or not firing:
@@ -410,7 +443,8 @@ def _lines(
     rows = []
     for path, neuron, halflives, reason in spread:
         halflife = describe_halflives(neuron)
-        parts = [halflife, "spread" if halflives is not None else reason]
+        new = "spread" if spike_functions(neuron) else "of the target"
+        parts = [halflife, new if halflives is not None else reason]
         row = [path, type(neuron).__name__, ", ".join(part for part in parts if part)]
         if path in sources:
             weight = join_path(sources[path].source_path, "weight")

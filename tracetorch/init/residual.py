@@ -43,31 +43,24 @@ def tdbn_(
         output = weight * (x - mean) / sqrt(var + eps) + bias
         weight = alpha * threshold / sqrt(branches)
 
-    Under :func:`tracetorch.unroll` by layer an ordinary batch norm takes its statistics over time
-    and batch together, which is the rest of tdBN. The threshold is the distance that the membrane
-    has from rest to it, one per neuron, for any neuron; branches are the norms whose outputs add up
-    before the neurons, two in a residual block. The paper keeps ``alpha * threshold`` apart from a
-    weight that starts at 1; here their product is learned.
-
-    Which neurons a norm drives is followed in the autograd graph of one step, so additions and
-    pooling may stand between, and branches are kept apart.
+    By layer a batch norm takes its statistics over time and batch, which is the rest of tdBN. The
+    threshold is the membrane's distance from rest to it, one per neuron; branches are the norms
+    whose outputs add up before the neurons, two in a residual block, found in the graph of a step.
+    The paper keeps ``alpha * threshold`` apart from the weight; here their product is learned.
 
     Args:
         model: any module; give a part of it where some norms shall stay as they are.
         x: a batch, as ``unroll`` takes it, ``[T, B, ...]``; one step of it is run.
-        alpha: factor of the threshold; above 0. It is 1 in the paper, which writes the root as
-            another ``alpha``.
+        alpha: factor of the threshold; above 0. It is 1 in the paper.
         steps: as in ``unroll``.
 
     Returns:
         The path of the neuron layer behind each norm, by path of the norm.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: ``alpha`` is out of range, or the model has no batch norm; a norm has no weight,
-            is not called, or drives something else than neurons that spike, or neurons of
-            thresholds that differ from each other, or shares a weight with one for which it would
-            be another. Nothing has been changed then.
+        TypeError, ValueError: ``alpha`` is out of range, or the model has no batch norm; one has no
+            weight, is not called, shares it with another, or drives what does not spike, or neurons
+            of thresholds that differ. Nothing has been changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), LIF(3, pos_threshold=0.5))
@@ -155,19 +148,17 @@ _SAMPLES = 4
 def identity_(model: nn.Module) -> None:
     """Start every :class:`~tracetorch.snn.SEWBlock` as the identity: its output is its shortcut's.
 
-    The last batch norm, linear layer or convolution of the body gets a weight of 0, and a bias of
-    0, so that the body is silent; with ``"and"`` a bias from which it fires at every step. The
-    block is run on random spikes, to be sure that it is the identity.
+    The last batch norm, linear layer or convolution of the body gets a weight and a bias of 0, so
+    that it is silent; with ``"and"`` a bias from which it fires at every step. The block is run.
 
     Args:
         model: any module with such blocks.
 
     Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: it has no such block; a body does not end in neurons that spike, behind a layer
-            with a weight, is recurrent there, needs a bias that it does not have, or shares memory
-            with a layer elsewhere; or the block is not the identity then, or takes another shape
-            than its layers show. Nothing has been changed then.
+        TypeError, ValueError: there is no such block; a body does not end in neurons that spike,
+            behind a layer with a weight, is recurrent there, needs a bias that it does not have, or
+            shares memory with a layer elsewhere; or the block is not the identity then. Nothing has
+            been changed then.
 
     Example:
         >>> body = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), LIF(3))

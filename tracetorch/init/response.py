@@ -49,22 +49,12 @@ class ImpulseResponse(NamedTuple):
     distance: Tensor
 
     def deviation(self, rate: float) -> Tensor:
-        """Return each membrane's deviation in distances, for inputs of one weight of 1.
-
-        Of spikes that are independent from step to step, ``sqrt(rate (1 - rate) sum(kernel^2))``.
-
-        Args:
-            rate: probability of a spike in a step.
-        """
+        """Return each membrane's deviation in distances, for independent spikes of a rate."""
         # Campbell's theorem for Bernoulli spikes, as in Rossbroich, Gygax and Zenke (2022)
         return (rate * (1 - rate) * self.kernel.square().sum(0)).sqrt() / self.distance
 
     def mean(self, rate: float) -> Tensor:
-        """Return each membrane's mean in distances, for inputs of one weight of 1.
-
-        Args:
-            rate: probability of a spike in a step.
-        """
+        """Return each membrane's mean in distances, for spikes of a rate and a weight of 1."""
         return rate * self.kernel.sum(0) / self.distance
 
 
@@ -73,20 +63,16 @@ def impulse_response(layer: Neuron) -> ImpulseResponse:
 
     The layer runs without input until it is at rest, then with a small impulse, its spike functions
     replaced by zero. Its membrane is what the first spike function receives first; of a layer
-    without one, the output. The layer itself is not changed.
-
-    An input that the layer's own :class:`~tracetorch.snn.Noise` gives has its mean. What the spike
-    function receives then may be a probability, nearly flat at rest: the response is scaled so that
-    an impulse that reaches the threshold at its peak does so in the response too.
+    without one, the output. An input that its own :class:`~tracetorch.snn.Noise` gives has its
+    mean; the response is scaled then so that an impulse that reaches the threshold does so in it.
 
     Args:
         layer: any neuron layer; of an :class:`~tracetorch.snn.Recurrent`, give the neuron inside.
 
     Raises:
         TypeError: ``layer`` is not a neuron layer with a ``step`` of its own.
-        ValueError: it takes further inputs that no ``Noise`` of its own gives, does not respond to
-            its input, responds for more than 20,000 steps, fires without input, or, with noise,
-            from no impulse.
+        ValueError: it takes inputs that no ``Noise`` of its own gives, responds not at all or for
+            more than 20,000 steps, fires without input, or, with noise, from no impulse.
 
     Example:
         >>> response = impulse_response(SLIF(1, alpha=0.5, beta=0.8, pos_threshold=2.0))

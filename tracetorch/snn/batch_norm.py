@@ -52,27 +52,23 @@ class BatchNormThroughTime(SequenceLayer):
     too; in evaluation the running ones. The step is counted from the last ``zero_states()``, per
     sample, in the state ``position``. **Steps from the last on share the values of the last.**
 
-    A plain ``nn.BatchNorm1d``, which under ``tt.unroll`` sees all steps as one batch, suits most
-    networks. Values are kept in ``norm``, as ``[steps, num_neurons]``; ``layer.norm.eval()``
-    freezes the statistics. Under ``DistributedDataParallel`` they are those of each process.
+    Most networks do with ``nn.BatchNorm1d``, for which all steps are one batch. Values are in
+    ``norm``, ``[steps, num_neurons]``, each process's own; ``layer.norm.eval()`` freezes them.
 
     Args:
         num_neurons: size of the input at ``dim``, the channels.
-        dim: the dimension of the channels in the tensor of one step, not the batch's: -3 for
-            ``[B, C, H, W]``.
+        dim: the dimension of the channels in the tensor of one step: -3 for ``[B, C, H, W]``.
         steps: time steps that have values of their own; at least 1.
         eps: added to the variance.
         momentum: weight of a batch's statistics in the running ones, in [0, 1].
         bias: whether there is one; the paper leaves it out, for neurons have a threshold.
 
     Shape:
-        Input and output have one shape, ``[B, ...]`` with ``num_neurons`` at ``dim``; the state
-        ``position`` is ``[B, 1, ...]``.
+        Input and output ``[B, ...]`` with ``num_neurons`` at ``dim``; ``position`` ``[B, 1, ...]``.
 
     Raises:
-        TypeError: an argument or the input is of the wrong type.
-        ValueError: an argument is out of range, the input has no batch, or, in training, one value
-            per channel alone, or samples at different steps; or as any neuron layer.
+        TypeError, ValueError: as any neuron layer; the input has no batch, or, in training, one
+            value per channel alone, or samples at different steps.
 
     Example:
         >>> layer = BatchNormThroughTime(2, steps=4)

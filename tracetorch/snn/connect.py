@@ -101,8 +101,7 @@ def disconnect(module: Layer) -> Layer:
         module: what was given to :func:`connect`, or a copy.
 
     Raises:
-        TypeError: it is no module.
-        ValueError: it is not connected, or its weight has another parametrization too.
+        TypeError, ValueError: it is not connected, or its weight is parametrized otherwise too.
 
     Example:
         >>> layer = connect(nn.Linear(4, 3), mask=torch.eye(3, 4) > 0)

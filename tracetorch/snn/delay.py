@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any, ClassVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own convention)
@@ -21,7 +22,13 @@ from torch.nn.utils import parametrize
 from tracetorch.cell import StateKind
 from tracetorch.core.checks import check_count, check_flag, check_nonnegative, is_sharded
 from tracetorch.core.hooks import hooked_weights
-from tracetorch.core.torch_private import FakeTensor, is_tracing, lowest_wrapped, version_of
+from tracetorch.core.torch_private import (
+    FakeTensor,
+    is_tracing,
+    lowest_wrapped,
+    observed_by,
+    version_of,
+)
 from tracetorch.snn.connectivity import plain_class
 from tracetorch.snn.parameters import Value, Weight, clamp
 from tracetorch.snn.passes import weight_in_loop
@@ -75,6 +82,12 @@ class PastLayer(SequenceLayer):
         """Keep the last of some inputs ``[T, ...]``, at least ``max_delay`` of them."""
         past = x[len(x) - self.max_delay :].movedim(0, -1)
         self.past = past.clone(memory_format=torch.contiguous_format)
+
+
+# what single steps without a graph have computed of a layer, and from which values
+_kept: WeakKeyDictionary[nn.Module, tuple[Any, list[Tensor], Any]] = WeakKeyDictionary()
+# what computes it, and a user may have set on a layer
+_PATCHED = ("kernel_of", "step_kwargs", "_lags")
 
 
 class DelayingLayer(PastLayer):
@@ -191,6 +204,21 @@ class DelayingLayer(PastLayer):
         output = super()._finish(y, window, steps, dtype)
         return output.clone(memory_format=torch.contiguous_format)
 
+    def _known(
+        self, steps: int, key: Any, tensors: Sequence[Tensor], compute: Callable[[], Any]
+    ) -> Any:
+        """Compute what follows from tensors; for single steps only where a value is another."""
+        tensors = (*tensors, cast(Tensor, self._buffers["sigma"]))
+        own = type(self).__module__ != __name__ or not vars(self).keys().isdisjoint(_PATCHED)
+        graph = torch.compiler.is_compiling() or torch.is_grad_enabled()
+        if own or graph or steps != 1 or not tensors[0].is_cpu or observed_by(tensors) is not None:
+            return compute()
+        for_key, values, result = _kept.get(self, (None, (), None))
+        if for_key != key or not all(map(torch.equal, values, tensors)):
+            result = compute()
+            _kept[self] = key, [each.clone() for each in tensors], result
+        return result
+
     def _window(self, past: Tensor, x: Tensor) -> Tensor:
         """Return the past ``[..., max_delay]`` and inputs ``[T, ...]`` in one, time last."""
         return torch.cat([past, x.movedim(0, -1)], -1)
@@ -265,8 +293,7 @@ class Delay(DelayingLayer):
         Input and output have one shape, and the state ``past`` has ``max_delay`` behind it.
 
     Raises:
-        TypeError: an argument or the input is of the wrong type.
-        ValueError: an argument is out of range; or as any neuron layer.
+        TypeError, ValueError: an argument is of another type or out of range; as any neuron layer.
 
     Example:
         >>> layer = Delay(2, max_delay=3, delay=torch.tensor([0.0, 2.0]))
@@ -291,26 +318,34 @@ class Delay(DelayingLayer):
         super().__init__(num_neurons, dim, shape, max_delay, delay, sigma, learnable)
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
-        delay: Tensor = self.step_kwargs(ndim, window.dtype)["delay"]
+        dtype, raws, lead = window.dtype, (self.raw_delay,), window.shape[:-1]
+        index, weights = self._known(steps, (ndim, dtype), raws, lambda: self._lags(ndim, dtype))
         # Added up in one order, element by element, so that no cut of a sequence changes a bit.
-        return reduce(torch.add, self._parts(window, delay, steps))
+        if steps == 1:
+            taken = window if index is None else window.gather(-1, index.expand(*lead, -1))
+            total: Tensor | None = reduce(torch.add, (weights * taken).unbind(-1)).unsqueeze(-1)
+            return cast(Tensor, total)
+        time, total = torch.arange(steps, device=window.device), None
+        for k, weight in enumerate(weights.unbind(-1)):
+            if index is None:
+                taken = window[..., k : k + steps]
+            else:
+                taken = window.gather(-1, (index[..., k, None] + time).expand(*lead, -1))
+            term = weight.unsqueeze(-1) * taken
+            total = term if total is None else total + term
+        return cast(Tensor, total)
 
-    def _parts(self, window: Tensor, delay: Tensor, steps: int) -> Iterator[Tensor]:
-        """Yield the terms of the sum over ``k``."""
+    def _lags(self, ndim: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
+        """Return where the first step finds what it adds up, ``None``: everywhere; and weights."""
+        delay: Tensor = self.step_kwargs(ndim, dtype)["delay"]
         largest = self.max_delay
         if self.sigma > 0:
-            weights = taps(delay, largest, self.sigma)
-            for start in range(largest + 1):
-                yield weights[start].unsqueeze(-1) * window[..., start : start + steps]
-            return
+            return None, taps(delay, largest, self.sigma).movedim(0, -1)
         # Only the nearest step and its neighbours can have a weight, or a gradient.
-        nearest = delay.detach().round()
-        time = torch.arange(largest, largest + steps, device=window.device)
-        for lag in (nearest - 1, nearest, nearest + 1):
-            # NaN is no index; the weight is NaN then
-            index = time - lag.nan_to_num(0.0).clamp(0, largest).long().unsqueeze(-1)
-            taken = window.gather(-1, index.expand(*window.shape[:-1], steps))
-            yield hat(lag - delay).unsqueeze(-1) * taken
+        lag = delay.detach().round().unsqueeze(-1) + torch.arange(-1, 2, device=delay.device)
+        # NaN is no index; the weight is NaN then
+        index = largest - lag.nan_to_num(0.0).clamp(0, largest).long()
+        return index, hat(lag - delay.unsqueeze(-1))
 
 
 class DelayedLinear(DelayingLayer):
@@ -374,20 +409,26 @@ class DelayedLinear(DelayingLayer):
         super().__init__(in_features, -1, shape, max_delay, delay, sigma, learnable)
         self.in_features, self.out_features, self.linear = in_features, out_features, linear
 
-    def kernel_of(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight of every synapse at every past step, ``[out, in, max_delay + 1]``."""
+    def _read_linear(self) -> nn.Linear:
+        """Return ``linear``; raise where its weight is not all that a call of it would use."""
+        linear = self.linear
         # not the forward of the instance, nor other pre-hooks: tt.unroll has some of its own
-        own = type(self.linear).forward in self._forwards
-        sharded = not torch.compiler.is_compiling() and is_sharded(self.linear)
-        if not own or sharded or hooked_weights(self.linear):
+        own = type(linear).forward in self._forwards
+        sharded = not torch.compiler.is_compiling() and is_sharded(linear)
+        if not own or sharded or hooked_weights(linear):
             raise ValueError(
                 f"{self._label()} reads the weight of its linear, and does not call it: pruning, "
                 "an old weight norm, another forward (an adapter) or fully_shard of it alone would "
                 "have no effect. Use torch.nn.utils.parametrize; shard the whole layer."
             )
+        return linear
+
+    def kernel_of(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight of every synapse at every past step, ``[out, in, max_delay + 1]``."""
+        weight = self._read_linear().weight.to(dtype)
         delay: Tensor = self.step_kwargs(0, dtype)["delay"]
         # in memory steps first and outputs last, as the product of one step reads it
-        weight, delay = (each.t().contiguous() for each in (self.linear.weight.to(dtype), delay))
+        weight, delay = (each.t().contiguous() for each in (weight, delay))
         return (weight * taps(delay, self.max_delay, self.sigma)).permute(2, 1, 0)
 
     def _window(self, past: Tensor, x: Tensor) -> Tensor:
@@ -405,9 +446,11 @@ class DelayedLinear(DelayingLayer):
         )
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
-        dtype, bias = window.dtype, cast("Tensor | None", self.linear.bias)
-        bias = None if bias is None else bias.to(dtype)
-        return self.convolve(window, weight_in_loop(self, self.kernel_of, dtype), bias)
+        dtype, linear = window.dtype, self._read_linear()
+        bias = None if linear.bias is None else linear.bias.to(dtype)
+        tensors = self.raw_delay, linear.weight
+        compute = partial(weight_in_loop, self, self.kernel_of, dtype)
+        return self.convolve(window, self._known(steps, dtype, tensors, compute), bias)
 
     def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution of a window over time, ``[..., out_features, steps]``."""

@@ -21,10 +21,9 @@ class LockedDropout(SequenceLayer):
 
         output = x * mask,  mask = 0 with probability p, else 1 / (1 - p)
 
-    ``nn.Dropout`` draws anew at every step, which a membrane averages out. The mask is a state: it
-    is drawn at the first step in training and kept until ``zero_states()``. In evaluation the
-    output is the input, and a mask that is held waits. As the ``connection`` of a
-    :class:`Recurrent`, behind a linear layer, it is recurrent dropout.
+    ``nn.Dropout`` draws anew at every step, which a membrane averages out. The mask is a state,
+    drawn at the first step in training and kept until ``zero_states()``; in evaluation it waits. In
+    the ``connection`` of a :class:`Recurrent`, behind a linear layer, it is recurrent dropout.
 
     Args:
         num_neurons: size of the input at ``dim``.
@@ -32,12 +31,10 @@ class LockedDropout(SequenceLayer):
         dim: the dimension of the neurons in the tensor of one step.
 
     Shape:
-        Input, output and the state ``mask`` have one shape, any that has ``num_neurons`` at
-        ``dim``.
+        Input, output and the state ``mask`` have one shape, with ``num_neurons`` at ``dim``.
 
     Raises:
-        TypeError: an argument or the input is of the wrong type.
-        ValueError: an argument is out of range; or as any neuron layer.
+        TypeError, ValueError: an argument is of another type or out of range; as any neuron layer.
 
     Example:
         >>> layer = LockedDropout(8, p=0.5)

@@ -35,8 +35,7 @@ class EventInput:
             goes back to a tensor that requires one.
 
     Raises:
-        TypeError: events are not integers, or values not floats.
-        ValueError: a shape is another one, or an index negative.
+        TypeError, ValueError: another type or shape, or a negative index.
 
     Example:
         >>> EventInput(torch.tensor([[0, 0, 3], [5, 0, 1]]), values=0.5)
@@ -117,8 +116,7 @@ class PoissonInput:
         seed: of the numbers, 0 to 2**31 - 1.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range.
+        TypeError, ValueError: an argument is of another type, or out of range.
 
     Example:
         >>> PoissonInput(torch.arange(21), 0.015, value=0.3, seed=1)

@@ -59,17 +59,15 @@ class LeakyIntegrator(Neuron):
         neg_scale_setup: size of a downward spike (:class:`Weight`; 1.0).
         rec_weight_setup: weight of the recurrent trace (:class:`Weight`; 0.0).
         bias_setup: constant drive (:class:`Weight`; 0.0).
-        reset: what a spike does to the membrane: ``"subtract"`` the threshold, ``"zero"``
-            (``mem * (1 - p)``, then ``mem * (1 + n)``), or ``"none"``.
+        reset: by a spike: ``"subtract"``, ``"zero"`` (``mem * (1 - p) * (1 + n)``), or ``"none"``.
         detach_reset: no gradient through the spike in the reset; the threshold there keeps its own.
 
     Shape:
         Input and output ``[..., num_neurons, ...]`` with the neurons at ``dim``.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: a value, rank or length is out of range, a setup has an unknown key, or a part
-            is given without the one it needs.
+        TypeError, ValueError: a value, rank or length is of another type or out of range, a setup
+            has an unknown key, or a part is given without the one it needs.
 
     Example:
         >>> layer = LeakyIntegrator(3, beta_setup={"value": 0.5}, pos_threshold_setup={"rank": 0})

@@ -57,9 +57,8 @@ _HIDDEN = (
 class TTModule(nn.Module):
     """An ``nn.Module`` whose hidden states, however deep, are cleared and detached in one call.
 
-    ``zero_states`` and ``detach_states`` may be overridden; an override calls ``super()`` and runs
-    once however often its module is met. What a module itself remembers it declares by
-    :meth:`memory`.
+    An override of ``zero_states`` or ``detach_states`` calls ``super()``, and runs once in a model.
+    What a module itself remembers it declares by :meth:`memory`.
 
     Example:
         >>> class Net(TTModule):
@@ -298,8 +297,7 @@ class TTModule(nn.Module):
             learnable: make ``initial_<name>`` a parameter, one value for each element of ``shape``.
 
         Raises:
-            TypeError: an argument is of another type.
-            ValueError: the name is taken, a size is below 1, or ``init`` does not fit.
+            TypeError, ValueError: the name is taken, a size is below 1, ``init`` does not fit.
 
         Example:
             >>> class Leaky(TTModule):
@@ -468,8 +466,7 @@ def zero_states(module: nn.Module, *, where: Tensor | None = None) -> None:
         where: boolean mask over dimension 0; without it every state becomes ``None``.
 
     Raises:
-        TypeError: ``module`` is not an ``nn.Module``, or as the method.
-        ValueError: as the method.
+        TypeError, ValueError: ``module`` is not an ``nn.Module``, or as the method.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))

@@ -48,18 +48,15 @@ class Neuron(SequenceLayer):
 
     Args:
         num_neurons: size of the neuron dimension; at least 1.
-        dim: the neuron dimension of the tensor of one step: -1 for ``[B, N]``, -3 for
-            ``[B, C, H, W]``.
+        dim: that dimension in one step: -1 for ``[B, N]``, -3 for ``[B, C, H, W]``.
 
     Shape:
         Input and output have one shape, any that has ``num_neurons`` at ``dim``.
 
     Raises:
-        TypeError: an argument or the input is of the wrong type; the input is not a
-            floating-point tensor.
+        TypeError: an argument is of another type; the input is no floating-point tensor.
         ValueError: an argument is out of range; ``step`` does not take the states by their names
-            and in their order; the input lacks ``dim``, has another size there, or does not fit the
-            states that the layer holds.
+            and in their order; the input has another size at ``dim``, or does not fit the states.
 
     Example:
         >>> class AdaptiveLIF(Neuron):

@@ -40,19 +40,15 @@ class Noise(SequenceLayer):
     Args:
         num_neurons: size of the neuron dimension; at least 1.
         dim: the neuron dimension of the tensor of one step.
-        distribution: ``"normal"``, of mean 0 and variance 1, or ``"uniform"`` in (0, 1), ends
-            excluded.
+        distribution: ``"normal"``, mean 0 and variance 1, or ``"uniform"`` in (0, 1).
         seed: ``None``: the first step after ``zero_states()`` draws where to start from PyTorch's
-            generator (of the CPU). A number, then in the ``state_dict``: every sequence, layer of
-            that seed and process has the same numbers, frozen noise.
+            generator of the CPU. A number, in the ``state_dict``: frozen noise, always the same.
 
     Shape:
-        Input, output and the state, an int64, have one shape. The output is float32 where the
-        input has fewer bits.
+        Input, output (of float32 or more bits) and the state, an int64, have one shape.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is out of range; or as any neuron layer.
+        TypeError, ValueError: an argument is of another type or out of range; as any neuron layer.
 
     Example:
         A neuron that fires with a probability, the escape rate.

@@ -47,8 +47,7 @@ def param_groups(
     Args:
         model: any module; layers hidden in lists and plain objects are found too.
         weight_decay: for the rest; not negative.
-        decay_biases: ``True``: decay biases and norms too, that is parameters of rank 0 or 1 and
-            those of norm layers.
+        decay_biases: decay biases and norms too: parameters of rank 0 or 1, and of norm layers.
         lr: the learning rate, written into every group; ``None`` leaves it to the optimizer.
         neuron_lr_scale: the learning rate of neurons' parameters, as a multiple of ``lr``.
         relative: scale the rate of every weight and bias by its size, for Adam, AdamW and their
@@ -56,16 +55,14 @@ def param_groups(
             but for the weights of :func:`tt.snn.connect`, measured over what is connected.
 
     Returns:
-        Groups named ``"weights"``, ``"biases and norms"`` (unless ``decay_biases`` is ``True``) and
-        ``"neurons"``, empty ones left out. With ``relative`` a group for each weight and each bias
-        comes first, named by its path and ratio, as ``"0.weight x 12.5"``. Every parameter is in
-        exactly one, frozen ones too; one that is shared with a neuron counts as a neuron's.
+        Groups named ``"weights"``, ``"biases and norms"`` (unless ``decay_biases``), ``"neurons"``,
+        empty ones left out; with ``relative`` first one for each weight and bias, named as
+        ``"0.weight x 12.5"``. Each parameter is in one; one shared with a neuron is a neuron's.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: a number is negative or infinite, ``neuron_lr_scale`` or ``relative`` is given
-            without ``lr``, a weight to be measured is not finite or has no values yet, or the
-            model has no parameter.
+        TypeError, ValueError: an argument is of another type, negative or infinite,
+            ``neuron_lr_scale`` or ``relative`` is given without ``lr``, a weight to be measured is
+            not finite or has no values yet, or the model has no parameter.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), LIF(3))

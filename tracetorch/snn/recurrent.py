@@ -70,9 +70,8 @@ class Populations(TTModule):
         Input and output ``[..., num_neurons]``, the sum of their numbers.
 
     Raises:
-        TypeError: one is no neuron layer.
-        ValueError: there is none, one has its neurons in another dimension or takes several inputs,
-            a name is taken, or the input has another number of neurons.
+        TypeError, ValueError: one is no neuron layer, has its neurons in another dimension or takes
+            several inputs; a name is taken; the input has another number of neurons.
 
     Example:
         >>> neurons = Populations(excitatory=LIF(3), inhibitory=LIF(2, pos_threshold=2.0))
@@ -154,9 +153,8 @@ class Recurrent(SequenceLayer):
         Input and output as those of ``neuron``.
 
     Raises:
-        TypeError: an argument is of the wrong type, or ``neuron`` holds no neuron layer.
-        ValueError: the shape of the output is not known; the connection does not give the shape of
-            the input, or ``neuron`` another one than ``shape``; or as the neuron.
+        TypeError, ValueError: ``neuron`` holds no neuron layer; the shape of the output is not
+            known; the connection does not give that of the input; or as the neuron.
 
     Example:
         >>> connection = nn.Linear(2, 2, bias=False)
@@ -213,7 +211,7 @@ class Recurrent(SequenceLayer):
     @property
     def holds_population(self) -> bool:
         """Whether the output of more than a neuron layer is fed back."""
-        return not isinstance(self.neuron, SequenceLayer)
+        return not isinstance(self._modules["neuron"], SequenceLayer)  # uncalled __getattr__
 
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step; all layers inside go on, or none."""
@@ -391,9 +389,8 @@ class Recurrent(SequenceLayer):
             ``events`` ``[n, 3]``, the step, sample and neuron of each; ``None`` what nobody wants.
 
         Raises:
-            TypeError: an argument is of the wrong type.
-            ValueError: an argument is out of range, an event lies outside of the run, or there is
-                no compiled loop for these modules.
+            TypeError, ValueError: an argument is of another type or out of range, an event lies
+                outside of the run, or there is no compiled loop for these modules.
 
         Example:
             >>> edges = torch.tensor([[0], [2]])

@@ -23,21 +23,19 @@ class SEWBlock(TTModule):
         "and":   output = a * s
         "iand":  output = (1 - a) * s      and not
 
-    ``tt.init.identity_`` starts a block as the identity. ``"add"`` learns best, and its outputs are
-    counts that grow by up to one a block; the others are defined for spikes of 0 and 1 alone.
+    ``tt.init.identity_`` starts it as the identity. ``"add"`` learns best; its outputs are counts
+    that grow by up to one a block. The others are for spikes of 0 and 1.
 
     Args:
         body: any module that ends in spikes.
         combine: ``"add"``, ``"and"`` or ``"iand"``.
-        shortcut: a module in place of the identity, where the body changes the shape; it ends in
-            spikes too.
+        shortcut: a module that ends in spikes, where the body changes the shape.
 
     Shape:
         Input as the body's and the shortcut's, whose outputs have one shape, that of the output.
 
     Raises:
-        TypeError: ``body`` or ``shortcut`` is not a module.
-        ValueError: there is no such ``combine``, or the two outputs differ in shape.
+        TypeError, ValueError: no module, no such ``combine``, or the outputs differ in shape.
 
     Example:
         >>> block = SEWBlock(nn.Sequential(nn.Linear(3, 3), LIF(3)), "iand")

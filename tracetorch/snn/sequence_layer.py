@@ -59,8 +59,7 @@ class SequenceLayer(DeclaringLayer):
         dim: the neuron dimension of the tensor of one step.
 
     Raises:
-        TypeError: an argument is not an integer, or ``states`` is not a tuple of names.
-        ValueError: ``num_neurons`` is below 1, or a state has a name that is taken.
+        TypeError, ValueError: ``states`` are no tuple of names that are free, or as a neuron.
 
     Example:
         >>> isinstance(LIF(3), SequenceLayer), isinstance(Delay(3, max_delay=2), SequenceLayer)

@@ -192,8 +192,7 @@ class SparseLinear(PastLayer):
             **options: ``bias``, ``delay``, ``signs`` of the constructor.
 
         Raises:
-            TypeError: it is no sparse matrix, or an option is one that it says itself.
-            ValueError: it is no matrix, or as the constructor.
+            TypeError, ValueError: it is no sparse matrix, an option is one that it says itself.
 
         Example:
             >>> matrix = torch.tensor([[0.0, 2.0], [3.0, 0.0]]).to_sparse()

@@ -42,8 +42,7 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
             ``torch.save`` or safetensors; ``False``: the live tensors, still part of their graph.
 
     Raises:
-        TypeError: ``module`` is not an ``nn.Module``.
-        ValueError: a state to copy was left behind by a ``torch.func`` transform.
+        TypeError, ValueError: no module; a state to copy is of a ``torch.func`` transform.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))
@@ -66,18 +65,15 @@ def get_states(module: nn.Module, *, detach: bool = True) -> dict[str, Tensor]:
 def set_states(module: nn.Module, states: Mapping[str, Tensor]) -> None:
     """Replace every state in ``module`` by those in ``states``; layers not named go to ``None``.
 
-    The tensors are copied, to the device of the layer, and stay part of their graph if they have
-    one.
+    The tensors are copied, to the device of the layer, and stay part of a graph that they have.
 
     Args:
         module: any ``nn.Module``.
         states: what :func:`get_states` gave.
 
     Raises:
-        TypeError: ``module`` is not an ``nn.Module``, ``states`` is not a mapping, or one of its
-            values is not a tensor of the dtype that the layer keeps.
-        ValueError: a name is unknown, a layer is given only some of its states, their shapes or
-            dtypes differ, or they do not have the layer's neurons. Nothing has been changed then.
+        TypeError, ValueError: no module or mapping, an unknown name, only some states of a layer,
+            or others in shape or dtype than the layer's. Nothing has been changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), LIF(3))

@@ -40,8 +40,7 @@ class Stream:
         model: any module with neuron layers, whose call is one step.
 
     Raises:
-        TypeError: ``model`` is not a module; or a stream is copied or pickled.
-        ValueError: it is an online learner, whose traces are its own.
+        TypeError, ValueError: no module; an online learner; a stream is copied or pickled.
 
     Example:
         >>> net = LIF(2, beta=0.5)

@@ -69,11 +69,9 @@ def unroll(
         model: any ``nn.Module``.
         x: a tensor ``[T, B, ...]``, a tuple of them (``model(*x)``) or a dict (``model(**x)``).
             Of one sequence ``[T, ...]`` give ``x.unsqueeze(1)``.
-        steps: repeat ``x``, which then has no time dimension, for so many steps. Where the model
-            is an ``nn.Sequential``, what stands before its first neuron is computed once; so it is
-            for an ``x`` that was expanded over time, ``x.expand(T, *x.shape)``.
-        time_dim: where time is in ``x``, in the outputs and in what is recorded: 1 for batch first,
-            ``[B, T, ...]``.
+        steps: repeat ``x``, which then has no time dimension, for so many steps. What stands before
+            the first neuron of an ``nn.Sequential`` is computed once; so for ``x.expand(T, ...)``.
+        time_dim: where time is in ``x``, the outputs and what is recorded: 1 for ``[B, T, ...]``.
         by: ``"layer"`` or ``"step"``.
         record: state names (``"mem"``), ``"input"``, ``"output"``, or patterns of paths
             (``"cells.*.mem"``).
@@ -93,8 +91,7 @@ def unroll(
         Every tensor of the output has time at ``time_dim``; so has every recorded trajectory.
 
     Returns:
-        What the model returns, over time. With ``record``: that, and a dict from
-        ``"path.name"`` to the trajectory. Both are part of the graph.
+        What the model returns, over time; with ``record`` also trajectories by ``"path.name"``.
 
     Raises:
         TypeError: an argument is of the wrong type.

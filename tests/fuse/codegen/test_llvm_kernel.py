@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from tests import cases
-from tests.fuse.evaluate import evaluate
-from tests.fuse.kernels import aligned, buffers_of, evaluated, lesser_machine, run_compiled
+from tests.fuse.kernels import aligned, evaluated, lesser_machine, run_compiled
 from tests.fuse.verify import verify
 from tracetorch.fuse.codegen.llvm_kernel import Processor, most_alive, print_kernel
 from tracetorch.fuse.ir.kernel import Axis, Dtype, Extent, KernelBuilder, Role, Schedule
@@ -45,6 +44,7 @@ def compare(
     special: bool = True,
     taps: int = 1,
     bypass: bool = False,
+    serial: bool = False,
 ) -> None:
     """Assert that the evaluator and machine code write the same bits."""
     sizes, given, expected = evaluated(kernel, lanes, neurons or lanes, special=special, taps=taps)
@@ -53,7 +53,8 @@ def compare(
         given["sums"] = np.zeros((groups, *given["sums"].shape[:-1], neurons))
     if bypass:
         given = {name: aligned(memory) for name, memory in given.items()}
-    run_compiled(kernel, sizes, given, lanes, machine, neurons=neurons, bypass=bypass)
+    options = {"bypass": bypass, "serial": serial}
+    run_compiled(kernel, sizes, given, lanes, machine, neurons=neurons, **options)
     if neurons and "sums" in given:  # of groups of rows, and of lanes
         given["sums"] = given["sums"].sum(0)
         lanes_of = expected["sums"].reshape(len(expected["sums"]), -1, neurons)
@@ -102,39 +103,21 @@ def test_layers_are_the_evaluators(name: str) -> None:
     plan = plan_of(name, torch.float32)
     for kernel in (forward_kernel(plan), backward_kernel(plan)):
         compare(verify(kernel), 70, this_machine())
+    compare(verify(step_kernel(plan)), 33, this_machine(), serial=True)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("taps", [1, 3, 9])  # fewer and more than there are steps
-@pytest.mark.parametrize("neurons", [1, 17, 70])
+@pytest.mark.parametrize("neurons", [1, 17, 130])
+# groups of two rows, and one that is left; rows without a zero, in groups of four
+@pytest.mark.parametrize(("name", "rows"), [("SLIF", 5), ("Readout", 4)])
 def test_recurrences_are_the_evaluators(
-    neurons: int, taps: int, machine: Callable[[], Machine]
+    name: str, rows: int, neurons: int, taps: int, machine: Callable[[], Machine]
 ) -> None:
-    plan: Any = plan_of("SLIF", torch.float64, LearningPlan)
+    plan: Any = plan_of(name, torch.float64, LearningPlan)
     for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
-        lanes = 5 * neurons  # groups of two rows, and one that is left
+        lanes = rows * neurons
         compare(verify(kernel), lanes, machine(), neurons=neurons, special=False, taps=taps)
-
-
-@pytest.mark.parametrize("taps", [1, 3])
-@pytest.mark.parametrize("neurons", [1, 37, 130])
-def test_dense_products_are_numpys(neurons: int, taps: int) -> None:
-    """Rows without a zero, in groups of four."""
-    plan: Any = plan_of("Readout", torch.float64, LearningPlan)
-    for kernel in (recurrent_forward_kernel(plan), recurrent_backward_kernel(plan)):
-        lanes = 4 * neurons
-        compare(verify(kernel), lanes, this_machine(), neurons=neurons, special=False, taps=taps)
-
-
-def test_single_step_is_the_evaluators() -> None:
-    kernel = verify(step_kernel(plan_of("BSRLIF", torch.float32)))
-    random = np.random.default_rng(0)
-    given = buffers_of(kernel, {}, 33, 33, lambda shape: random.standard_normal(shape))
-    expected = {name: memory.copy() for name, memory in given.items()}
-    evaluate(kernel, {}, expected, neurons=np.arange(33))
-    run_compiled(kernel, {}, given, 33, serial=True)
-    for name, memory in expected.items():
-        assert np.array_equal(given[name], memory), name
 
 
 def test_wide_blocks_are_narrower_where_values_are_many() -> None:

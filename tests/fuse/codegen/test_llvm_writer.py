@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
+from tracetorch.fuse.codegen.llvm_tasks import HEADER, LINE, TaskWriter
 from tracetorch.fuse.codegen.llvm_writer import Value, below
 from tracetorch.fuse.runtime.machine_code import compiled as compiled_text
 from tracetorch.fuse.runtime.machine_code import unavailable_reason
@@ -22,68 +23,39 @@ def run(write: Callable[[TaskWriter], None], *arguments: int | np.ndarray) -> No
     compiled_text(k.text(), "written").run(block.ctypes.data)
 
 
-def test_arithmetic_of_integers() -> None:
+@pytest.mark.parametrize(("a", "b"), [(29, 3), (3, 29), (7, 7), (3, 0)])
+def test_integers_loops_and_branches(a: int, b: int) -> None:
     def write(k: TaskWriter) -> None:
-        a, b, out = k.integer(), k.integer(), k.array("i64")
-        results = [
-            *(a + b, a - b, a * b, a // b, a % b, a & b, a | b, a ^ b, a << b, a >> b),
-            *(k.least(a, b), k.largest(a, b), k.select(a.equals(b), 1, 2)),
-        ]
-        for place, result in enumerate(results):
-            out[place] = result
+        a, b, out, short = k.integer(), k.integer(), k.array("i64"), k.array("i16")
+        divisor, zero = k.largest(b, 1), k.literal(0, "i64")
 
-    for a, b in ((29, 3), (3, 29), (7, 7)):
-        out = np.full(13, -1)
-        run(write, a, b, out)
-        expected = [a + b, a - b, a * b, a // b, a % b, a & b, a | b, a ^ b, a << b, a >> b]
-        assert out.tolist() == [*expected, min(a, b), max(a, b), 1 if a == b else 2]
-
-
-def test_short_integers_are_extended_with_zeros_and_cut() -> None:
-    def write(k: TaskWriter) -> None:
-        short, word = k.array("i16"), k.array("i64")
-        word[0] = short[0]
-        short[1] = word[1]
-
-    short, word = np.array([65535, 0], np.uint16), np.array([0, (5 << 16) + 9])
-    run(write, short, word)
-    assert word[0] == 65535
-    assert short[1] == 9
-
-
-@pytest.mark.parametrize(("start", "stop", "step"), [(0, 0, 1), (3, 10, 1), (0, 10, 4), (5, 2, 1)])
-def test_loop_carries_values(start: int, stop: int, step: int) -> None:
-    def write(k: TaskWriter) -> None:
-        first, last, out = k.integer(), k.integer(), k.array("i64")
-        with k.loop(first, last, k.literal(1, "i64"), step=step) as each:
-            each.next = (each.carried[0] * 2 + each.index,)
-        out[0] = each.carried[0]
-
-    out, expected = np.zeros(1, np.int64), 1
-    for index in range(start, stop, step):
-        expected = expected * 2 + index
-    run(write, start, stop, out)
-    assert out[0] == expected
-
-
-@pytest.mark.parametrize("number", [0, 1, 3, 4])
-def test_branches(number: int) -> None:
-    def write(k: TaskWriter) -> None:
-        n, out = k.integer(), k.array("i64")
-        zero = k.literal(0, "i64")
-
-        def summed() -> list[Value]:
-            with k.repeat(below(n), zero, zero) as each:
+        def counted() -> list[Value]:
+            with k.repeat(below(b), zero, zero) as each:
                 each.next = each.index + 1, each.carried[1] + 10
             return [each.carried[1]]
 
-        out[0] = k.choose(n >= 3, summed, lambda: [n])[0]
-        with k.when(n.equals(3)):
-            out[1] = 1
+        results = [
+            *(a + b, a - b, a * b, a // divisor, a % divisor, a & b, a | b, a ^ b, a << b, a >> b),
+            *(k.least(a, b), k.select(a.equals(b), 1, 2), short[0]),
+            k.choose(b >= 3, counted, lambda: [b])[0],
+        ]
+        with k.loop(b, a, k.literal(1, "i64"), step=4) as each:
+            each.next = (each.carried[0] * 2 + each.index,)
+        for place, result in enumerate([*results, each.carried[0]]):
+            out[place] = result
+        short[1] = a + (5 << 16)
+        with k.when(a.equals(b)):
+            short[2] = 1
 
-    out = np.zeros(2, np.int64)
-    run(write, number, out)
-    assert out.tolist() == [10 * number if number >= 3 else number, number == 3]
+    out, short = np.full(15, -1), np.array([65535, 0, 0], np.uint16)
+    run(write, a, b, out, short)
+    looped, divisor = 1, max(b, 1)
+    for index in range(b, a, 4):
+        looped = looped * 2 + index
+    expected = [a + b, a - b, a * b, a // divisor, a % divisor, a & b, a | b, a ^ b, a << b, a >> b]
+    expected += [min(a, b), 1 if a == b else 2, 65535, 10 * b if b >= 3 else b, looped]
+    assert out.tolist() == expected
+    assert short.tolist() == [65535, a, a == b]
 
 
 @pytest.mark.parametrize("real", ["float", "double"])
@@ -112,15 +84,26 @@ def test_nan_differs_from_itself() -> None:
     assert out[0] == 0b1010
 
 
-def test_operand_of_another_type_is_an_error() -> None:
+def test_operands_and_iterations_that_do_not_fit_are_errors() -> None:
     k = TaskWriter("wrong")
-    x = k.array("float")[0]
     with pytest.raises(TypeError, match="is not a float"):
-        x + k.number
-
-
-def test_iteration_that_does_not_set_what_it_carries_is_an_error() -> None:
-    k = TaskWriter("wrong")
+        k.array("float")[0] + k.number
     error = pytest.raises(ValueError, match="an iteration sets 1 of 2 values")
     with error, k.loop(0, 3, k.literal(0, "i64")):
         pass
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("tasks", [0, 1, 5, 20])
+def test_first_worker_does_the_shares_of_all_that_have_not_come(tasks: int, workers: int) -> None:
+    k = TaskWriter("note")
+    add, done = k.integer(), k.array("i64")
+    done[k.number] = done[k.number] + add
+    kernel = compiled_text(k.text(), "note")
+    counts = array("q", [0] * 24)
+    block = array("q", [tasks, workers, 0, 0, 5, counts.buffer_info()[0]])
+    assert len(block) == HEADER + 2
+    block.extend([0] * (-len(block) % LINE + LINE * workers))
+    for _ in range(2):  # the second time nothing is left
+        kernel.run(block.buffer_info()[0])
+        assert list(counts) == [5] * tasks + [0] * (24 - tasks)

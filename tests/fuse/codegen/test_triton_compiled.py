@@ -14,19 +14,19 @@ from benchmarks.gpu.__main__ import kernels
 from benchmarks.gpu.compiled import TARGETS, Compiled, compiled
 from tests import cases
 from tests.fuse.kernels import kernel_of_graph
-from tests.fuse.verify import ARITY, verify
+from tests.fuse.verify import verify
 from tests.fuzz.draw import SEEDS, random_neuron
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen import targets
 from tracetorch.fuse.codegen.targets import triton_target
-from tracetorch.fuse.codegen.triton_loops import arguments, compile_options
-from tracetorch.fuse.dispatch.backends import backend_named
-from tracetorch.fuse.ir.graph import BOOLEAN, LOGIC, Graph, Line, Unfusable
+from tracetorch.fuse.codegen.triton_loops import arguments
+from tracetorch.fuse.ir.graph import BINARY, BOOLEAN, LOGIC, UNARY, Graph, Line, Unfusable
 from tracetorch.fuse.ir.kernel import Schedule
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel
 from tracetorch.fuse.runtime import gpu
 
+ARITY = {**dict.fromkeys(UNARY, 1), **dict.fromkeys(BINARY, 2), "fma": 3}
 NEURONS = (*cases.LAYERS, *cases.NEURONS)
 DTYPES = (torch.float32, torch.float64)
 
@@ -86,39 +86,21 @@ def test_kernels_compile_as_they_are_written(
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16, torch.float16])
 def test_a_launch_passes_what_was_compiled(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, launched: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inputs in half precision are cast before the kernel, whose arithmetic is float32."""
-    launches = []
-
-    class Launched:
-        def __init__(self, kernel: Schedule) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda **passed: launches.append((self.kernel, passed))
-
-    def kernel_of(plan: Plan, name: str) -> Launched:
-        return Launched(verify((backward_kernel if name == "backward" else forward_kernel)(plan)))
-
-    monkeypatch.setattr(gpu, "_is_interpreted", lambda: True)
-    monkeypatch.setattr(gpu, "_kernel", kernel_of)
-    triton = backend_named("triton")
-    monkeypatch.setattr(triton, "tried", False)
-    # which keeps what it found on this machine
-    monkeypatch.setattr(type(triton), "uninstalled_reason", lambda self: None)
+    schedules = {"forward": forward_kernel, "backward": backward_kernel}
+    monkeypatch.setattr(gpu, "_kernel", lambda plan, name: verify(schedules[name](plan)))
     layer = cases.layer("BSRLIF", 3).to(dtype)
     x = cases.sequence(5, 2, 3, dtype=dtype).requires_grad_()
     with fuse.backend("triton"):
         y, _ = layer.forward_sequence(x)
     assert y.dtype == dtype
     y.backward(torch.ones_like(y))
-    assert [kernel.name for kernel, _ in launches] == ["forward", "backward"]
-    arithmetic = torch.promote_types(dtype, torch.float32)
-    for kernel, passed in launches:
-        options = compile_options("cpu")
-        assert passed.keys() - options.keys() == {*arguments(kernel)}
-        assert f"torch.{kernel.dtype.value}" == str(arithmetic)
+    assert [kernel.name for kernel, _ in launched] == ["forward", "backward"]
+    for kernel, passed in launched:
+        assert passed.keys() == {*arguments(kernel)}
+        assert f"torch.{kernel.dtype.value}" == str(torch.promote_types(dtype, torch.float32))
         for buffer in kernel.buffers:
             given = passed[f"at_{buffer.label}"]
             assert str(given.dtype) == f"torch.{buffer.dtype.value}", buffer
@@ -167,27 +149,23 @@ def test_every_operation_compiles(target: str, dtype: torch.dtype) -> None:
 # Faults that are planted
 
 
-def backward(name: str) -> Schedule:
-    return kernels(cases.layer(name, 3), torch.float32)[1]
-
-
-def test_contraction_is_seen() -> None:
-    assert compiled(backward("LIF"), "sm_80", enable_fp_fusion=True).contracted > 0
-
-
-def test_registers_in_memory_are_seen() -> None:
-    assert compiled(backward("BSRLIF"), "sm_80", maxnreg=24).spilled_in_loops > 0
-
-
 @pytest.mark.parametrize(
-    ("product", "fault", "options"),
+    ("name", "product", "fault", "options"),
     [
-        ("libdevice.abs({})", "flushed", {"enable_reflect_ftz": True}),
-        ("({0}.to(tl.float64) * {1}).to(tl.float32)", "widened", {}),
+        ("LIF", None, "contracted", {"enable_fp_fusion": True}),
+        ("BSRLIF", None, "spilled_in_loops", {"maxnreg": 24}),
+        ("LIF", "libdevice.abs({})", "flushed", {"enable_reflect_ftz": True}),
+        ("LIF", "({0}.to(tl.float64) * {1}).to(tl.float32)", "widened", {}),
     ],
 )
-def test_other_arithmetic_is_seen(
-    product: str, fault: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_other_arithmetic_and_registers_in_memory_are_seen(
+    name: str,
+    product: str | None,
+    fault: str,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(targets._TRITON_FLOAT32, "mul", product)
-    assert getattr(compiled(backward("LIF"), "sm_80", **options), fault) > 0
+    if product is not None:
+        monkeypatch.setitem(targets._TRITON_FLOAT32, "mul", product)
+    _, backward = kernels(cases.layer(name, 3), torch.float32)
+    assert getattr(compiled(backward, "sm_80", **options), fault) > 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.snn.test_sparse_recurrent import poison
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.javascript import backward_source
 from tracetorch.fuse.codegen.triton_loops import triton_source
-from tracetorch.fuse.dispatch.plans import plan_of
+from tracetorch.fuse.dispatch.plans import plan_of, register
 from tracetorch.fuse.ir.plan import ABSENT, Plan
 from tracetorch.fuse.ir.schedule import backward_kernel
 from tracetorch.fuse.runtime import sparse_segments, threads
@@ -96,10 +96,10 @@ def gradients(
     return {"x": x.grad, **{name: p.grad for name, p in layer.named_parameters()}}
 
 
-def sequence() -> Tensor:
-    x = cases.sequence(5, 2, 3)
+def sequence(steps: int = 5) -> Tensor:
+    x = cases.sequence(steps, 2, 3)
     x[:, 0] = 0
-    x[-1] = 0
+    x[4:] = 0
     return x
 
 
@@ -107,12 +107,12 @@ def sequence() -> Tensor:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_are_those_of_autograd(loss: str, run: str) -> None:
     layer = Monitored().double()
-    expected = gradients(layer, sequence(), plain, LOSSES[loss])
-    found = gradients(layer, sequence(), RUNS[run], LOSSES[loss])
-    for name, grad in expected.items():
+    # a short sequence ends before a cotangent comes
+    for steps in (5, 1, 2, 3) if loss == "read two steps later" else (5,):
+        expected = gradients(layer, sequence(steps), plain, LOSSES[loss])
+        found = gradients(layer, sequence(steps), RUNS[run], LOSSES[loss])
         # one that nothing reaches is None, which an optimizer tells from zeros
-        assert (grad is None) == (found[name] is None), name
-        torch.testing.assert_close(found[name], grad, equal_nan=True, msg=name)
+        torch.testing.assert_close(found, expected, equal_nan=True)
     reads_monitor = loss in ("the monitor alone", "all")
     assert (expected["raw_share"] is not None) == reads_monitor
     if loss == "output and membrane":
@@ -123,23 +123,27 @@ def test_gradients_are_those_of_autograd(loss: str, run: str) -> None:
 def test_trajectories(recorded: tuple[str, ...]) -> None:
     found: list[dict[str, Tensor | None]] = []
     for backend in ("cpu", "eager"):
-        layer, x = Monitored().double(), sequence().requires_grad_()
-        with fuse.backend(backend):
-            y, records = layer.forward_sequence(x, record=("mem", "rms", "late"))
-        torch.stack([y[:, 1].sum(), *(records[n][:, 1].sum() for n in recorded)]).sum().backward()
-        found.append({"x": x.grad, **{n: p.grad for n, p in layer.named_parameters()}})
+
+        def run(layer: snn.Neuron, x: Tensor) -> Tensor:
+            with fuse.backend(backend):  # noqa: B023
+                y, records = layer.forward_sequence(x, record=("mem", "rms", "late"))
+            return torch.stack([y[:, 1].sum(), *(records[n][:, 1].sum() for n in recorded)])
+
+        layer = Monitored().double()
+        found.append(gradients(layer, sequence(), run, lambda sums, _: sums.sum()))
     torch.testing.assert_close(*found, equal_nan=True)
 
 
-EDGES = torch.cartesian_prod(torch.arange(6), torch.arange(6)).t()
+def edges(size: int) -> Tensor:
+    return torch.cartesian_prod(torch.arange(size), torch.arange(size)).t()
+
+
 CONNECTIONS: dict[str, Callable[[int], Any]] = {
     "linear": lambda n: torch.nn.Linear(n, n),
     "delays": lambda n: snn.DelayedLinear(n, n, max_delay=2),
-    "edges": lambda n: snn.SparseLinear(n, n, EDGES[:, (n > EDGES).all(0)]),
-    "edges of one delay": lambda n: snn.SparseLinear(n, n, EDGES[:, (n > EDGES).all(0)], delay=2),
-    "edges of delays": lambda n: snn.SparseLinear(
-        n, n, EDGES[:, (n > EDGES).all(0)], delay=torch.arange(n * n) % 3
-    ),
+    "edges": lambda n: snn.SparseLinear(n, n, edges(n)),
+    "edges of one delay": lambda n: snn.SparseLinear(n, n, edges(n), delay=2),
+    "edges of delays": lambda n: snn.SparseLinear(n, n, edges(n), delay=torch.arange(n * n) % 3),
 }
 # what comes back to one population alone begins with what it reads
 IN_A_LOOP = {
@@ -156,15 +160,9 @@ def test_in_a_recurrence(
 ) -> None:
     populations, steps = size
     poison(monkeypatch)
-    loops: list[Any] = []
-    run_written = threads.run_written
-
-    def noted(*args: Any, **kwargs: Any) -> None:
-        loops.append(args)
-        run_written(*args, **kwargs)
-
+    loops = Mock(wraps=threads.run_written)
     monkeypatch.setattr(sparse_segments, "_SEGMENT", 0)
-    monkeypatch.setattr(sparse_segments, "run_written", noted)
+    monkeypatch.setattr(sparse_segments, "run_written", loops)
 
     def run(by_step: bool) -> dict[str, Tensor | None]:
         torch.manual_seed(0)
@@ -175,16 +173,13 @@ def test_in_a_recurrence(
         with torch.no_grad():
             for parameter in rec.parameters():
                 parameter.mul_(0.1)
-        x = torch.cat([sequence()[:steps]] * populations, -1).requires_grad_()
+        x = torch.cat([sequence(steps)] * populations, -1).requires_grad_()
         y = cases.stepped(net, x) if by_step else tt.unroll(net, x)
         IN_A_LOOP[loss](y, one).backward()
         return {"x": x.grad, **{n: p.grad for n, p in net.named_parameters()}}
 
     found, expected = run(False), run(True)
-    assert bool(loops) == (kind.startswith("edges") and populations == 1)
-    assert {n for n, g in expected.items() if g is not None} == {
-        n for n, g in found.items() if g is not None
-    }
+    assert loops.called == (kind.startswith("edges") and populations == 1)
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
@@ -230,32 +225,7 @@ def test_in_rings_they_come_and_go(run: str, size: int, slope: str) -> None:
             loss = lambda y, m: getattr(m, read).sum()  # noqa: B023, E731
             expected = gradients(layer, x, plain, loss)
             found = gradients(layer, x, RUNS[run], loss)
-            for name, grad in expected.items():
-                assert (grad is None) == (found[name] is None), (read, steps, name)
-                torch.testing.assert_close(found[name], grad, equal_nan=True)
-
-
-def test_presences_in_a_ring_go_round() -> None:
-    program = cases.trace_layer(Ring(5, torch.sqrt), 2, torch.float64)
-    plan = Plan(program, "cpu", -1, (), True, program.inputs, ())
-    part = plan.without(frozenset(plan.results) - {"next_a", "next_c"})
-    assert part.presences.period == 6
-    assert part.presences.of["g_b"] == (False, True) * 3
-    assert part.presences.of["g_d"] == (False, True, False) * 2
-    assert plan.without(frozenset(plan.results) - {"output"}).presences.period == 1
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_short_sequences_end_before_a_cotangent_comes(steps: int) -> None:
-    x = cases.sequence(steps, 2, 3)
-    layer = Monitored().double()
-    for run in ("cpu", "eager"):
-        late = lambda y, m: m.later[1].sum()  # noqa: E731
-        expected = gradients(layer, x, plain, late)
-        found = gradients(layer, x, RUNS[run], late)
-        for name, grad in expected.items():
-            assert (grad is None) == (found[name] is None), name
-            torch.testing.assert_close(found[name], grad, equal_nan=True)
+            torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -274,19 +244,12 @@ def test_every_printer_spells_when_a_cotangent_is_present(layer: Any, present: s
 
 
 def test_a_plan_of_a_backward_pass_is_found_by_its_key() -> None:
-    from tracetorch.fuse.dispatch.plans import register
-
     program = cases.trace_layer(Monitored(), 2, torch.float64)
     plan = Plan(program, "cpu", -1, ("mem",), True, program.inputs, program.params)
     part = plan.given([1, None, None, 1, 1, None])
-    assert part.absent == {"next_mem", "next_rms", "record_mem"}
-    assert part.trained == ("beta", "base")
-    assert part.recomputed == plan.recomputed
+    assert (part.trained, part.recomputed) == (("beta", "base"), plan.recomputed)
     assert plan.given([1] * 6) is plan
-    assert plan.given([1, None, None, 1, 1, None]) is part
     register(plan)
     assert plan_of(part.key) is part
-    assert ABSENT in part.key
-    with contextlib.suppress(KeyError):
+    with pytest.raises(KeyError):
         plan_of(f"nothing{ABSENT}output")
-        pytest.fail("a plan that nobody registered")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
+from unittest.mock import Mock, create_autospec
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import CONFIGURATIONS, agree, ends, fused, make, name_of
 from tests.snn import test_inputs
 from tracetorch import fuse, snn
-from tracetorch.core.torch_private import TorchDispatchMode
 from tracetorch.fuse.dispatch import backends, plans, trial
 from tracetorch.fuse.dispatch.backends import backend_named
 from tracetorch.fuse.ir.trace import Program
@@ -42,12 +44,10 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Count the trials: whether each was of a backward kernel."""
     found: list[bool] = []
     failure_of = trial.failure_of
-
-    def noted(*given: Any, backward: bool) -> str | None:
-        found.append(backward)
-        return failure_of(*given, backward=backward)
-
-    monkeypatch.setattr(trial, "failure_of", noted)
+    monkeypatch.setattr(
+        *(trial, "failure_of"),
+        lambda *given, backward: found.append(backward) or failure_of(*given, backward=backward),
+    )
     return found
 
 
@@ -72,22 +72,18 @@ def spike_in_the_last_place(self: Any, plan: Any, layout: Any, given: Operands) 
     return [spikes, *FORWARD(self, plan, layout, given)[1:]]
 
 
-def results(change: Callable[[list[Tensor]], object]) -> Callable[..., list[Tensor]]:
+def changes(
+    kernel: Callable[..., list[Tensor]], change: Callable[[list[Tensor]], object]
+) -> Callable[..., list[Tensor]]:
     def planted(self: Any, *given: Any) -> list[Tensor]:
-        found = FORWARD(self, *given)
+        found = kernel(self, *given)
         change(found)
         return found
 
     return planted
 
 
-def gradients(change: Callable[[list[Tensor]], object]) -> Callable[..., list[Tensor]]:
-    def planted(self: Any, *given: Any) -> list[Tensor]:
-        found = BACKWARD(self, *given)
-        change(found)
-        return found
-
-    return planted
+results, gradients = partial(changes, FORWARD), partial(changes, BACKWARD)
 
 
 def other_checkpoints(
@@ -124,25 +120,18 @@ def test_faults(
         return layer.forward_sequence(x, record=["mem"])
 
     expected = ends(layer, x, run, live=True)
-    kernel_calls = 0
-
-    def counted(*given: Any) -> list[Tensor]:
-        nonlocal kernel_calls
-        kernel_calls += 1
-        return planted(*given)
-
     monkeypatch.setattr(plans, "_programs", {})
     plans.plan_for_needs.cache_clear()
-    monkeypatch.setattr(CpuBackend, which, counted)
+    kernel = create_autospec(planted, side_effect=planted)
+    monkeypatch.setattr(CpuBackend, which, kernel)
     layer = cases.layer("LIF", 7)
     for _ in range(3):  # where it fails, and where it has failed
         found = ends(layer, x, run, live=True)
-        calls = kernel_calls
-        for values, others in zip(found, expected, strict=True):
-            torch.testing.assert_close(values, others, rtol=1e-6, atol=1e-6)
+        calls = kernel.call_count
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
         assert torch.equal(found[0]["output"], expected[0]["output"])
     ends(cases.layer("LIF", 5), x[..., :5], run)  # of the same program
-    assert kernel_calls == calls <= 4
+    assert kernel.call_count == calls <= 4
     (message,) = warnings_of(caplog)
     assert message.startswith("LIF runs step by step in plain PyTorch: the cpu kernel ")
     (program,) = plans._programs.values()
@@ -163,44 +152,31 @@ def test_a_spike_in_the_last_place(
         plans._programs.clear()
 
 
-def test_prepared_sequences_too(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("place", [nullcontext, partial(FlopCounterMode, display=False)])
+def test_prepared_sequences_and_operators_too(
+    place: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    x = cases.sequence(9, 2, 7).float()
-    expected = ends(cases.layer("LIF", 7), x, cases.stepped)
-    plans.plan_for_needs.cache_clear()
-    for which in ("forward", "backward"):
-        monkeypatch.setattr(CpuBackend, which, raises(RuntimeError("no")))
-    layer = cases.layer("LIF", 7)
-    for _ in range(2):
-        torch.testing.assert_close(ends(layer, x, fused("auto")), expected)
-    assert len(warnings_of(caplog)) == 1
-
-
-def test_operators_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``torch.compile`` calls has the plan alone, and no layer."""
-    layer, x = cases.layer("LIF", 5, dim=-3), cases.sequence(4, 2, 5, 2, 3).float()
+    """What ``torch.compile`` calls, as a mode does, has the plan alone, and no layer."""
+    x = cases.sequence(4, 2, 5, 2, 3).float()
     x = x.permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)  # channels last
 
-    class Seeing(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            return func(*args, **(kwargs or {}))
-
     def run(layer: snn.Neuron, x: Tensor) -> Any:
-        with Seeing():
+        with place():
             return layer.forward_sequence(x)[0]
 
-    expected = ends(layer, x, run)
+    expected = ends(cases.layer("LIF", 5, dim=-3), x, run)
     plans.plan_for_needs.cache_clear()
     monkeypatch.setattr(plans, "_programs", {})
     monkeypatch.setattr(plans, "_registered", {})
     for which in ("forward", "backward"):
         monkeypatch.setattr(CpuBackend, which, raises(RuntimeError("no")))
-    found = ends(cases.layer("LIF", 5, dim=-3), x, run)
-    torch.testing.assert_close(found, expected)
-    assert found[0]["output"].stride() == expected[0]["output"].stride()
+    layer = cases.layer("LIF", 5, dim=-3)
+    first, second = ends(layer, x, run), ends(layer, x, run)
+    torch.testing.assert_close(first, expected)
+    torch.testing.assert_close(second, expected)
+    if place is not nullcontext:
+        assert first[0]["output"].stride() == expected[0]["output"].stride()
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_a_backend_requested_by_name_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,33 +189,19 @@ def test_a_backend_requested_by_name_raises(monkeypatch: pytest.MonkeyPatch) -> 
     assert "fails with RuntimeError: no" in str(fuse.unsupported_reason("cpu", layer, x))
 
 
-def test_memory_that_is_missing_is_no_fault_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_memory_is_no_fault_of_a_kernel_and_a_broken_device_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     layer, x = cases.layer("LIF", 3), torch.ones(4, 2, 3)
     monkeypatch.setattr(CpuBackend, "forward", raises(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         layer.forward_sequence(x)
     assert fuse.unsupported_reason("cpu", layer, x) is None
-
-
-def test_a_device_that_a_kernel_has_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(device: torch.device) -> None:
-        raise RuntimeError("an illegal memory access was encountered")
-
+    monkeypatch.setattr(CpuBackend, "forward", FORWARD)
+    broken = Mock(side_effect=RuntimeError("an illegal memory access was encountered"))
     monkeypatch.setattr(trial, "_wait_for", broken)
     with pytest.raises(RuntimeError, match="cpu unusable for this process, an illegal memory"):
-        cases.layer("LIF", 3).forward_sequence(torch.ones(4, 2, 3))
-
-
-def test_a_graph_of_kernels_that_is_recorded_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, trials: list[bool]
-) -> None:
-    layer, x = cases.layer("LIF", 3), torch.ones(4, 2, 3)
-    monkeypatch.setattr(trial, "is_capturing", lambda device: True)
-    layer.forward_sequence(x)
-    assert trials == []
-    monkeypatch.setattr(trial, "is_capturing", lambda device: False)
-    layer.forward_sequence(x)
-    assert trials == [False]
+        layer.forward_sequence(x)
 
 
 def test_random_numbers_too(
@@ -264,8 +226,14 @@ def test_random_numbers_too(
 # Once, and without a trace
 
 
-def test_each_kernel_is_tried_once(trials: list[bool]) -> None:
+def test_each_kernel_is_tried_once_where_no_graph_of_kernels_is_recorded(
+    trials: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plans.plan_for_needs.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "is_capturing", lambda device: True)
+        cases.layer("LIF", 3).forward_sequence(torch.ones(4, 2, 3))
+    assert trials == []
     layer, x = cases.layer("LIF", 3), torch.ones(4, 2, 3, requires_grad=True)
     with torch.no_grad():
         layer.forward_sequence(x)
@@ -282,17 +250,13 @@ def test_each_kernel_is_tried_once(trials: list[bool]) -> None:
 @pytest.mark.parametrize("around", ["no_grad", "inference_mode", "autocast", "anomaly", "hooks"])
 def test_modes_around_a_trial(around: str, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[Tensor] = []
-
-    def saved(tensor: Tensor) -> Tensor:
-        seen.append(tensor)
-        return tensor
-
+    keep = lambda tensor: seen.append(tensor) or tensor  # noqa: E731
     modes: dict[str, Any] = {
         "no_grad": torch.no_grad(),
         "inference_mode": torch.inference_mode(),
         "autocast": torch.autocast("cpu"),
         "anomaly": torch.autograd.set_detect_anomaly(True),
-        "hooks": torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor),
+        "hooks": torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     }
     plans.plan_for_needs.cache_clear()
     layer, state = cases.layer("LIF", 3), torch.get_rng_state()
@@ -365,15 +329,12 @@ def test_switch(setting: str | None, cpu: bool, gpu: bool, monkeypatch: pytest.M
     assert backends.is_wanted(TritonBackend()) == gpu
 
 
-def test_switch_refuses_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(backends.SWITCH, "yes")
-    with pytest.raises(ValueError, match=r"TRACETORCH_CHECK_KERNELS must be 1, which .* got 'yes'"):
-        backends.is_wanted(CpuBackend())
-
-
-def test_without_the_switch_nothing_is_tried(
+def test_switch_refuses_other_words_and_without_it_nothing_is_tried(
     monkeypatch: pytest.MonkeyPatch, trials: list[bool]
 ) -> None:
     monkeypatch.setattr(backend_named("cpu"), "tried", False)
     cases.layer("LIF", 3).forward_sequence(torch.ones(4, 2, 3))
     assert trials == []
+    monkeypatch.setenv(backends.SWITCH, "yes")
+    with pytest.raises(ValueError, match=r"TRACETORCH_CHECK_KERNELS must be 1, which .* got 'yes'"):
+        backends.is_wanted(CpuBackend())

@@ -25,9 +25,7 @@ from tracetorch.fuse.dispatch import plans
 class Dispatch(TorchDispatchMode):
     """Replace what every operation computes."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         return result + 1 if func is torch.ops.aten.exp.default else result
 
@@ -35,9 +33,7 @@ class Dispatch(TorchDispatchMode):
 class Function(TorchFunctionMode):
     """The same for every call of PyTorch."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         return result + 1 if func is torch.exp else result
 
@@ -106,8 +102,7 @@ class Fresh(snn.Neuron):
 
 
 def fresh() -> Fresh:
-    """Make a layer of a class of its own."""
-    return type("Fresh", (Fresh,), {})(3)
+    return type("Fresh", (Fresh,), {})(3)  # of a class of its own
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +116,7 @@ def single_steps(layer: nn.Module, x: Tensor) -> Tensor:
         return torch.stack([layer(step) for step in x.unbind(0)])
 
 
-def through_recurrence(layer: snn.Neuron, x: Tensor) -> Tensor:
+def recurrent(layer: snn.Neuron, x: Tensor) -> Tensor:
     return tt.unroll(snn.Recurrent(layer, nn.Linear(3, 3).to(x)), x)
 
 
@@ -133,7 +128,7 @@ def backward(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 # kernels of their own, which take seconds to compile
-slow = [pytest.param(use, marks=pytest.mark.slow) for use in (through_recurrence, backward)]
+slow = [pytest.param(use, marks=pytest.mark.slow) for use in (recurrent, backward)]
 X = sequence(4, 2, 3, dtype=torch.float32)
 
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import gc
 import mmap
-import os
-import signal
 import sys
 import threading
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.fuse.runtime.forks import forked, forks
 from tracetorch.fuse.runtime import allocation
 from tracetorch.fuse.runtime.allocation import large_empty
 
@@ -61,40 +60,34 @@ def test_pool_size_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         assert pool.kept == sum(size * len(free) for size, free in pool.free.items())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@forks
 def test_forked_child_writes_into_its_own_pages() -> None:
     tensor = large_empty(LARGE, torch.float32).fill_(1.0)
-    child = os.fork()
-    if child == 0:
+
+    def work() -> bool:
         torch.set_num_threads(1)  # as a DataLoader's worker does: PyTorch's own pool is gone
-        tensor.fill_(2.0)
-        os._exit(0)
-    os.waitpid(child, 0)
+        return bool(tensor.fill_(2.0).any())
+
+    assert forked(work)()
     assert tensor.sum() == tensor.numel()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@forks
 def test_child_forked_while_the_pool_is_locked_can_allocate() -> None:
-    held, forked = threading.Event(), threading.Event()
+    held, ended = threading.Event(), threading.Event()
 
     def hold() -> None:
         with allocation._pool.lock:
             held.set()
-            forked.wait(120)
+            ended.wait(120)
 
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait(120)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(120)  # ends a child that waits
-        large_empty(LARGE, torch.float32)
-        os._exit(0)
-    forked.set()
+    is_right = forked(lambda: large_empty(LARGE, torch.float32).shape == LARGE)
+    ended.set()
     holder.join()
-    assert os.waitpid(child, 0)[1] == 0
+    assert is_right()
 
 
 @pytest.mark.parametrize("fails", ["madvise", "take"])

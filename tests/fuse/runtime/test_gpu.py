@@ -241,14 +241,3 @@ def test_a_machine_that_cannot_run_kernels_says_why_and_runs_the_steps(
     layer.zero_states()
     with torch.no_grad(), fuse.backend("eager"):
         assert torch.equal(layer.forward_sequence(x)[0], y)
-
-
-@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
-def test_another_device_has_no_kernels(device: str) -> None:
-    wanted = gpu.TritonBackend().device_type()
-    reason = fuse.unavailable_reason("triton", torch.device(device))
-    assert reason == f"its kernels are for {wanted}, the input is on {device}"
-    # "auto" selects it there, to say why not
-    selected = backends.select_backend(torch.device(device))
-    assert selected is not None
-    assert selected.unavailable_reason(torch.device(device)) == reason

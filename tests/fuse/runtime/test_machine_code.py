@@ -6,23 +6,33 @@ import importlib.util
 import logging
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from tests.fuse.runtime.forks import forked, forks
 from tests.processes import Child
-from tracetorch import fuse
 from tracetorch.fuse.runtime import machine_code
 
-pytestmark = pytest.mark.skipif(
-    fuse.unavailable_reason("cpu") is not None, reason="llvmlite is missing"
-)
+
+@pytest.fixture
+def cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Path:
+    """Return a folder of kernels that is not there yet."""
+    monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.delenv("TRACETORCH_CACHE_LIMIT", raising=False)
+    monkeypatch.setattr(machine_code, "_reported", set())
+    caplog.set_level(logging.INFO, "tracetorch")
+    return tmp_path / "kernels"
+
 
 RUN = """
 import torch
@@ -78,18 +88,18 @@ def load(text: str = ONE) -> float:
     return float(array[0])
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def cut_at(keep: float, fill: bytes = b"") -> Callable[[Path], object]:
+    """Damage a file: keep a share of its bytes, and fill up with others."""
+
+    def damage(path: Path) -> None:
+        content = path.read_bytes()
+        rest = fill * len(content)
+        path.write_bytes((content[: int(keep * len(content))] + rest)[: len(content)])
+
+    return damage
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def zero_the_end(path: Path) -> None:
-    content = path.read_bytes()
-    half = len(content) // 2
-    path.write_bytes(content[:half] + bytes(len(content) - half))
+truncate = cut_at(0.5)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -103,9 +113,11 @@ def load_source(source: str = "x = 1\n") -> float:
 
 
 @pytest.mark.parametrize("run", [load, load_source])
-@pytest.mark.parametrize("damage", [truncate, empty, zero_the_end, flip_a_bit, Path.unlink])
+@pytest.mark.parametrize(
+    "damage", [truncate, cut_at(0), cut_at(0.5, b"\0"), flip_a_bit, Path.unlink]
+)
 def test_damaged_file_is_replaced(
-    damage: Callable[[Path], None], run: Callable[[], float], cache: Path
+    damage: Callable[[Path], object], run: Callable[[], float], cache: Path
 ) -> None:
     run()
     (path,) = cache.iterdir()
@@ -141,6 +153,12 @@ def test_size_is_bounded_and_the_kernel_unused_for_longest_goes_first(
     monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "0")
     assert load(sources[2]) == 3.0
     assert machine_code.cached_kernels() == []
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", 512e6), ("3", 3e6), ("inf", math.inf)])
+def test_limit_in_megabytes(value: str, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", value)
+    assert machine_code.limit() == expected
 
 
 @pytest.mark.parametrize("value", ["a lot", "-1", "nan"])
@@ -179,38 +197,38 @@ def test_unusable_folder_is_reported_once(
     assert "Set TRACETORCH_CACHE to a folder that can be written" in record.getMessage()
 
 
-def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("TRACETORCH_CACHE", "~/kernels")
-    assert machine_code.folder() == tmp_path / "kernels"
-    monkeypatch.setenv("TRACETORCH_CACHE", "~")
-    assert machine_code.folder() == tmp_path
-    monkeypatch.delenv("TRACETORCH_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "~/caches")
-    assert machine_code.folder() == tmp_path / "caches" / "tracetorch"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert machine_code.folder() == tmp_path / ".cache" / "tracetorch"
-    monkeypatch.setenv("TRACETORCH_CACHE", "~nobody-of-this-name/kernels")
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"TRACETORCH_CACHE": "~/kernels"}, "kernels"),
+        ({"TRACETORCH_CACHE": "~"}, "."),
+        ({"XDG_CACHE_HOME": "~/caches"}, "caches/tracetorch"),
+        ({}, ".cache/tracetorch"),
+        ({"TRACETORCH_CACHE": "~nobody-of-this-name/kernels"}, None),
+    ],
+)
+def test_a_tilde_is_the_home_folder(
+    variables: dict[str, str], expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TRACETORCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path), **variables}.items():
+        monkeypatch.setenv(name, value)
+    if expected is not None:
+        assert machine_code.folder() == tmp_path / expected
+        return
     with pytest.raises(OSError, match="Set TRACETORCH_CACHE to a folder"):
         machine_code.folder()
 
 
 def test_no_home_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home(path: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.delenv("TRACETORCH_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    no_home = Mock(side_effect=RuntimeError("Could not determine home directory."))
     monkeypatch.setattr(Path, "expanduser", no_home)
     assert load() == 1.0
     with pytest.raises(OSError, match=r"home directory\. Set TRACETORCH_CACHE to a folder"):
         machine_code.folder()
-
-
-@pytest.mark.parametrize(("value", "expected"), [("", 512e6), ("3", 3e6), ("inf", math.inf)])
-def test_limit_in_megabytes(value: str, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", value)
-    assert machine_code.limit() == expected
 
 
 def test_file_that_another_process_removes_is_not_counted(
@@ -235,17 +253,20 @@ def test_file_that_another_process_removes_is_not_counted(
     assert (kernel.size, kernel.used) == (4, stat(kernel.path).st_mtime)
 
 
-def test_object_code_is_kept(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_object_code_is_kept_and_is_of_one_machine(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert load() == 1.0
     assert COMPILING in caplog.text
     caplog.clear()
     assert load() == 1.0
     assert caplog.text == ""
     (kernel,) = machine_code.cached_kernels()
-    assert kernel.path.suffix == ".o"
-    assert kernel.size == kernel.path.stat().st_size
-    machine_code.clear()
-    assert not list(cache.iterdir())
+    assert (kernel.path.suffix, kernel.size) == (".o", kernel.path.stat().st_size)
+    other = machine_code.this_machine()._replace(features="")
+    monkeypatch.setattr(machine_code, "this_machine", lambda: other)
+    assert load() == 1.0
+    assert len(machine_code.cached_kernels()) == 2
 
 
 def test_code_under_the_name_of_another_is_not_loaded(cache: Path) -> None:
@@ -257,32 +278,15 @@ def test_code_under_the_name_of_another_is_not_loaded(cache: Path) -> None:
     assert [load(ONE), load(TEXT.format("2.0"))] == [1.0, 2.0]
 
 
-def test_code_is_of_one_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load()
-    other = machine_code.this_machine()._replace(features="")
-    monkeypatch.setattr(machine_code, "this_machine", lambda: other)
-    assert load() == 1.0
-    assert len(machine_code.cached_kernels()) == 2
-
-
 def test_threads_compile_a_module_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     machine_code._kernels.clear()
-    found: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(machine_code.compiled(ONE, "forward").address))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    assert len(set(found)) == 1
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: machine_code.compiled(ONE, "forward").address, range(4))
+        assert len(set(found)) == 1
     assert caplog.text.count(COMPILING) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@forks
 def test_child_forked_during_a_compilation_compiles(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,22 +306,16 @@ def test_child_forked_during_a_compilation_compiles(
     thread = threading.Thread(target=machine_code.compiled, args=(ONE, "forward"))
     thread.start()
     assert compiling.wait(120)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(120)  # ends a child that waits
-        right = ended.is_set() and [load(ONE), load(TEXT.format("2.0"))] == [1.0, 2.0]
-        os._exit(0 if right else 1)
+    assert forked(lambda: ended.is_set() and [load(ONE), load(TEXT.format("2.0"))] == [1.0, 2.0])()
     thread.join()
-    assert os.waitpid(child, 0)[1] == 0
 
 
-def test_text_that_is_no_module_is_an_error(cache: Path) -> None:
+def test_text_that_is_no_module_and_a_missing_compiler_are_named(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(RuntimeError, match="LLVM IR parsing error"):
         load("nonsense")
     assert not cache.exists() or not list(cache.iterdir())
-
-
-def test_machine_without_llvmlite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     reason = machine_code.unavailable_reason.__wrapped__()
     assert reason == "llvmlite is not installed; pip install llvmlite"

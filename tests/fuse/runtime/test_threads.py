@@ -3,10 +3,10 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,16 @@ import torch
 import tracetorch as tt
 from tests import cases
 from tests.fuse.cases import ends, fused
+from tests.fuse.runtime.forks import forked, forks
 from tests.processes import run_python
-from tracetorch import fuse, snn
+from tracetorch import snn
 from tracetorch.fuse.codegen.llvm_tasks import TaskWriter
 from tracetorch.fuse.runtime import threads as runtime
 from tracetorch.fuse.runtime.machine_code import TaskKernel, compiled
 from tracetorch.fuse.runtime.threads import run_tasks
 
 LARGE = 1 << 40  # work that is worth several threads
-needs_llvmlite = pytest.mark.skipif(
-    fuse.unavailable_reason("cpu") is not None, reason="llvmlite is missing"
-)
 needs_gomp = pytest.mark.skipif(runtime._gomp() is None, reason="PyTorch's OpenMP is not GNU's")
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-warns_of_fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 @pytest.fixture
@@ -64,7 +60,6 @@ def count(kernel: TaskKernel, tasks: int, work: int = LARGE) -> list[int]:
     return done.tolist()
 
 
-@needs_llvmlite
 @pytest.mark.parametrize("tasks", [0, 1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("work", [0, LARGE])
 def test_every_task_of_a_kernel_runs_once(
@@ -75,21 +70,12 @@ def test_every_task_of_a_kernel_runs_once(
         assert count(kernel, tasks, work) == [100] * tasks
 
 
-@needs_llvmlite
 def test_kernels_may_run_in_several_threads_at_once(kernel: TaskKernel, way: str) -> None:
-    found: list[list[int]] = []
-    callers = [
-        threading.Thread(target=lambda: found.extend(count(kernel, 50) for _ in range(20)))
-        for _ in range(4)
-    ]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert found == [[100] * 50] * 80
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: [count(kernel, 50) for _ in range(20)], range(4)))
+    assert found == [[[100] * 50] * 20] * 4
 
 
-@needs_llvmlite
 @needs_gomp
 def test_kernel_may_run_within_a_parallel_region(kernel: TaskKernel) -> None:
     found: list[list[int]] = []
@@ -99,43 +85,27 @@ def test_kernel_may_run_within_a_parallel_region(kernel: TaskKernel) -> None:
     assert found == [[100] * 9] * 2
 
 
-@needs_llvmlite
 def test_results_do_not_depend_on_the_number_of_threads(way: str) -> None:
-    layer = cases.layer("BSRLIF", 300)
-    x = cases.sequence(40, 9, 300, dtype=torch.float32)
+    """Also those of a recurrence, but for its weight's gradient, a product of PyTorch's."""
+    torch.manual_seed(0)
+    net = snn.Recurrent(cases.layer("SLIF", 40), torch.nn.Linear(40, 40))
+    layer, x = cases.layer("BSRLIF", 300), cases.sequence(40, 9, 300, dtype=torch.float32)
+
+    def run() -> list[torch.Tensor]:
+        values, gradients = ends(layer, x, fused("cpu"), live=True)
+        fed = cases.sequence(30, 70, 40, dtype=torch.float32).requires_grad_()
+        y = tt.unroll(net, fed, from_rest=True)
+        leaves = [fed, *net.neuron.parameters()]
+        fed_back = torch.autograd.grad(cases.weighted_sum(y), leaves)
+        return [*values.values(), *gradients.values(), y, *fed_back]
+
     found = []
     for number in (1, 2, 5, 8):
         torch.set_num_threads(number)
-        found.append(ends(layer, x, fused("cpu"), live=True))
-    for values, gradients in found[1:]:
-        for name, value in values.items():
-            assert torch.equal(value, found[0][0][name]), name
-        for name, gradient in gradients.items():
-            assert torch.equal(gradient, found[0][1][name]), name
+        found.append(run())
+    assert all(torch.equal(*pair) for each in found for pair in zip(each, found[0], strict=True))
 
 
-@needs_llvmlite
-def test_a_recurrence_gives_the_same_bits_with_any_number_of_threads(way: str) -> None:
-    """Its weight's gradient is one product of PyTorch's, which shares it out as it likes."""
-    torch.manual_seed(0)
-    net = snn.Recurrent(cases.layer("SLIF", 40), torch.nn.Linear(40, 40))
-    found: list[dict[str, torch.Tensor]] = []
-    for number in (1, 2, 8):
-        torch.set_num_threads(number)
-        x = cases.sequence(30, 70, 40, dtype=torch.float32).requires_grad_()
-        net.zero_grad()
-        y = tt.unroll(net, x, from_rest=True)
-        cases.weighted_sum(y).backward()
-        assert x.grad is not None
-        grads = {n: p.grad for n, p in net.neuron.named_parameters() if p.grad is not None}
-        found.append({"y": y.detach(), "x": x.grad, **grads})
-    assert len(found[0]) > 3
-    for each in found[1:]:
-        for name, value in each.items():
-            assert torch.equal(value, found[0][name]), name
-
-
-@needs_llvmlite
 @needs_gomp
 def test_kernels_run_on_the_runtime_whose_threads_pytorch_sets() -> None:
     library = ctypes.CDLL(
@@ -150,17 +120,10 @@ def test_kernels_run_on_the_runtime_whose_threads_pytorch_sets() -> None:
         torch.set_num_threads(before)
 
 
-@needs_llvmlite
-@needs_fork
-@warns_of_fork
+@forks
 def test_child_forked_after_a_parallel_region_runs_kernels(kernel: TaskKernel, way: str) -> None:
     assert count(kernel, 100) == [100] * 100
-    child = os.fork()
-    if child == 0:
-        signal.alarm(120)  # ends a child that waits
-        os._exit(0 if count(kernel, 100) == [100] * 100 else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert count(kernel, 100) == [100] * 100
+    assert forked(lambda: count(kernel, 100) == [100] * 100)()
 
 
 class Filtered(torch.utils.data.Dataset[float]):
@@ -178,9 +141,7 @@ class Filtered(torch.utils.data.Dataset[float]):
         return self.layer.forward_sequence(self.x)[0].sum().item()
 
 
-@needs_llvmlite
-@needs_fork
-@warns_of_fork
+@forks
 def test_forked_workers_of_a_data_loader_run_kernels() -> None:
     data = Filtered()
     expected = data[0]  # in a parallel region

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from tests.refusals import check, refusals
+from tests.snn.test_sparse_linear import seeded
 from tracetorch import snn
 
 LINE = torch.linspace(0, 1, 40)[:, None]
 SIZES, TABLE = (30, 20), [[0.5, 0.1], [0.0, 1.0]]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def decayed(distance: Tensor) -> Tensor:
@@ -26,6 +23,9 @@ BUILDERS: dict[str, Any] = {
     "dense in-degree": lambda **k: snn.in_degree_edges(40, 40, 30, **k),
     "distance": lambda **k: snn.distance_edges(LINE, LINE, decayed, radius=0.5, **k),
     "population": lambda **k: snn.population_edges(SIZES, SIZES, TABLE, **k),
+    "random mask": lambda **k: snn.random_mask(40, 40, 0.3, **k),
+    "in-degree mask": lambda **k: snn.in_degree_mask(40, 40, 12, **k),
+    "distance mask": lambda **k: snn.distance_mask(LINE, LINE, decayed, **k),
 }
 
 
@@ -35,19 +35,18 @@ def is_sorted(edges: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_edges_follow_their_generator(name: str) -> None:
+def test_edges_and_masks_follow_their_generator(name: str) -> None:
     build = BUILDERS[name]
     first = build(generator=seeded())
-    assert first.dtype == torch.int64
-    assert is_sorted(first)
+    assert first.dtype == (torch.bool if "mask" in name else torch.int64)
     assert torch.equal(first, build(generator=seeded()))
     assert not torch.equal(first, build(generator=seeded(1)))
     torch.manual_seed(0)
     assert torch.equal(first, build())  # PyTorch's own generator where there is none
-    assert bool((first[0] == first[1]).any())
     others = build(generator=seeded(), self_connections=False)
-    assert not bool((others[0] == others[1]).any())
-    assert is_sorted(others)
+    both = [each.t().nonzero().t() if "mask" in name else each for each in (first, others)]
+    assert all(map(is_sorted, both))
+    assert [bool((each[0] == each[1]).any()) for each in both] == [True, False]
 
 
 def test_each_edge_is_as_frequent_as_it_should_be() -> None:
@@ -119,10 +118,11 @@ def test_near_pairs_are_all_found(dims: int) -> None:
 def test_distance_is_what_the_kernel_sees() -> None:
     far, near = LINE.repeat(1, 2), torch.zeros(1000, 2)
     edges = snn.distance_edges(far, near, decayed, radius=0.9, generator=seeded())
+    mask = snn.distance_mask(far, near, decayed, generator=seeded())
     length = 2**0.5 * LINE.squeeze(1)
-    expected = torch.where(length <= 0.9, torch.exp(-length / 0.3), 0.0)
-    found = edges[1].bincount(minlength=40) / 1000
-    assert float((found - expected).abs().max()) < 4 * 0.5 / 1000**0.5
+    for found, radius in ((edges[1].bincount(minlength=40), 0.9), (mask.sum(1), math.inf)):
+        expected = torch.where(length <= radius, decayed(length), 0.0)
+        assert float((found / 1000 - expected).abs().max()) < 4 * 0.5 / 1000**0.5
 
 
 def test_populations_are_numbered_one_after_the_other() -> None:
@@ -134,60 +134,6 @@ def test_populations_are_numbered_one_after_the_other() -> None:
     expected = torch.tensor([[0.5, 0.1], [0.0, 1.0]]) * torch.tensor([[3e4, 12e4], [2e4, 8e4]])
     assert torch.allclose(counts, expected, rtol=0.03)
     assert counts[1].tolist() == [0, 80_000]
-
-
-# Masks
-
-
-MASKS: dict[str, Any] = {
-    "random": lambda **k: snn.random_mask(40, 40, 0.3, **k),
-    "in-degree": lambda **k: snn.in_degree_mask(40, 40, 12, **k),
-    "distance": lambda **k: snn.distance_mask(LINE, LINE, lambda d: torch.exp(-d / 0.3), **k),
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_masks_follow_their_generator(name: str) -> None:
-    build = MASKS[name]
-    first = build(generator=seeded())
-    assert first.dtype == torch.bool
-    assert torch.equal(first, build(generator=seeded()))
-    assert not torch.equal(first, build(generator=seeded(1)))
-    torch.manual_seed(0)
-    assert torch.equal(first, build())  # PyTorch's own generator where there is none
-    assert first.diagonal().any()
-    assert not build(generator=seeded(), self_connections=False).diagonal().any()
-
-
-def test_connections_are_as_frequent_as_they_should_be() -> None:
-    mask = snn.random_mask(300, 200, 0.2, generator=seeded())
-    assert abs(mask.double().mean() - 0.2) < 4 * (0.2 * 0.8 / mask.numel()) ** 0.5
-    assert not snn.random_mask(3, 4, 0.0).any()
-    assert snn.random_mask(3, 4, 1.0).all()
-    for self_connections in (True, False):
-        mask = snn.in_degree_mask(40, 40, 39, self_connections=self_connections, generator=seeded())
-        assert bool((mask.sum(1) == 39).all())
-    assert not mask.diagonal().any()
-    # inputs are drawn evenly: each is there a binomial number of times
-    counts = snn.in_degree_mask(4000, 10, 3, generator=seeded()).sum(0).double()
-    assert float((counts - 1200).abs().max()) < 4 * (4000 * 0.3 * 0.7) ** 0.5
-
-
-def test_distance_is_what_the_kernel_of_a_mask_sees() -> None:
-    far, near = LINE.repeat(1, 2), torch.zeros(1000, 2)
-    mask = snn.distance_mask(far, near, lambda d: torch.exp(-d / 0.5), generator=seeded())
-    expected = torch.exp(-(2**0.5) * LINE.squeeze(1) / 0.5)
-    assert float((mask.double().mean(1) - expected).abs().max()) < 4 * 0.5 / 1000**0.5
-    places = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    mask = snn.distance_mask(
-        places, places, lambda d: (d == 5).float() + d.eq(0), self_connections=False
-    )
-    assert mask.tolist() == [[False, True], [True, False]]
-
-
-# Refusals
-
-NAMES = {"torch": torch, "snn": snn, "line": LINE, "one": torch.ones_like}
 
 
 @refusals("""
@@ -209,4 +155,4 @@ NAMES = {"torch": torch, "snn": snn, "line": LINE, "one": torch.ones_like}
     snn.population_edges([1], [2], [[1.0]], self_connections=False) -> ValueError: recurrent
 """)
 def test_refused(call: str, error: str) -> None:
-    check(call, error, NAMES)
+    check(call, error, {"snn": snn, "line": LINE, "one": torch.ones_like})

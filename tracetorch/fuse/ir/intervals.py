@@ -36,12 +36,10 @@ class Interval:
 
     Args:
         low, high: the least and the largest value.
-        step: every value is a multiple of ``2^step``: 0 for integers, ``-inf`` for any real
-            numbers.
+        step: every value is a multiple of ``2^step``: 0 for integers, ``-inf`` for real numbers.
         exact: whether no rounding can have happened on the way.
         signed: whether, where values are rounded, their signs are right.
-        floored: whether rounding them down or towards zero gives what it should: of a quotient of
-            integers that fit, a rounding never reaches the next integer.
+        floored: whether rounding them down or towards zero gives what it should.
 
     Example:
         >>> Interval(-128, 127).bits, Interval(0, 0.75, step=-2).unit

@@ -158,13 +158,10 @@ def population_edges(
 ) -> Tensor:
     """Draw edges ``[2, E]`` between populations, with a probability for each pair of these.
 
-    Neurons are numbered population by population.
-
     Args:
-        outputs: sizes of the populations behind the connection.
+        outputs: sizes of the populations behind the connection, in the order of their neurons.
         inputs: sizes of those before it.
-        probability: ``probability[i][j]`` is that of an edge from population ``j`` to population
-            ``i``.
+        probability: ``probability[i][j]`` is that of an edge from population ``j`` to ``i``.
 
     Example:
         >>> edges = population_edges([3, 2], [3, 2], [[0, 1], [1, 0]])
