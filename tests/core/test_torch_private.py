@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
 from tests.cases import LAYERS, layer, sequence, stepped
+from tests.unrolling.models import dyadic, made
 from tracetorch import snn
 from tracetorch.core.torch_private import one_trace_at_a_time
 
@@ -146,10 +147,12 @@ def test_state_without_a_graph_stays_without_one() -> None:
 
 
 def test_other_errors_of_unpacking_saved_tensors_pass_unchanged() -> None:
-    broken: Any = lambda _: 1 / 0  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, broken):
+    def unpack(_: object) -> Tensor:
+        raise RuntimeError("the disk is gone")
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
         out = snn.LIF(2)(torch.ones(1, 2))
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RuntimeError, match="the disk is gone"):
         out.sum().backward()
 
 
@@ -189,15 +192,8 @@ def test_checkpoint_around_a_sequence_is_exact(reentrant: bool, resumed: bool) -
 
 def used() -> tuple[nn.Module, Tensor]:
     """Return a model that holds states, and its input."""
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(4, 5),
-        snn.SLIF(5),
-        snn.Delay(5, max_delay=3),
-        snn.Recurrent(snn.LIF(5), nn.Linear(5, 5)),
-        snn.Readout(5),
-    )
-    x = torch.rand(5, 2, 4) * 3
+    net = nn.Sequential(*made("recurrent"), snn.Delay(4, max_delay=3)).float()
+    x = dyadic(5, 2, 3).float()
     tt.unroll(net, x)
     return net, x
 

@@ -1,6 +1,6 @@
 import logging
 import math
-from collections import OrderedDict, UserDict, UserList, deque
+from collections import OrderedDict, UserDict, deque
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -71,7 +71,6 @@ CONTAINERS = {
     "dataclass": (Bag, "held.cell"),
     "slots": (Slotted, "held.cell"),
     "user dict": (lambda cell: UserDict(a=cell), "held.data.a"),
-    "user list": (lambda cell: UserList([cell]), "held.data.0"),
     "key": (lambda cell: {type("Key", (), {"__str__": raises})(): cell}, "held.<Key>"),
     "long list": (lambda cell: [*range(5000), cell], "held.5000"),
     "namespace": (lambda cell: SimpleNamespace(cell=cell), "held.cell"),

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.networks import module
+
 LINES = "".join(f"{i}\n" for i in range(99))
 CONNECTION = sqlite3.connect(":memory:")
 atexit.register(CONNECTION.close)
@@ -175,15 +177,11 @@ class Says(nn.Module):
         return self.function(x)
 
 
-class Holds(nn.Module):
-    """A module that scales by what it holds gives."""
-
-    def __init__(self, kind: Kind) -> None:
-        super().__init__()
-        self.held, self.step = kind[0](), kind[1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (1.0 + float(self.step(self.held)))
+def in_a_module(kind: Kind) -> nn.Module:
+    held: nn.Module = module(
+        lambda s, x: x * (1.0 + float(s.act(s.held))), held=kind[0](), act=kind[1]
+    )
+    return held
 
 
 def in_a_closure(kind: Kind) -> nn.Module:
@@ -198,7 +196,7 @@ def in_a_global(kind: Kind) -> nn.Module:
 
 
 WAYS: dict[str, Callable[[Kind], nn.Module]] = {
-    "a module": Holds,
+    "a module": in_a_module,
     "a closure": in_a_closure,
     "a global": in_a_global,
 }

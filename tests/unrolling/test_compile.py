@@ -107,9 +107,7 @@ GRAPHS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize(("name", "options"), GRAPHS, ids=str)
 def test_unroll_in_one_graph(name: str, options: dict[str, Any], by: By) -> None:
-    x = dyadic(4, 2, *MODELS[name][1][1:])
-    if "steps" in options:
-        x = x[0]
+    x = dyadic(4, 2, *MODELS[name][1][1:])[0 if "steps" in options else ...]
     model = made(name)
 
     def run(x: Tensor) -> Any:
@@ -209,24 +207,15 @@ def test_unroll_of_a_compiled_model(by: By) -> None:
 @pytest.mark.slow
 def test_changing_lengths_and_batches() -> None:
     model = made("dense")
-
-    def run(x: Tensor) -> Tensor:
-        tt.zero_states(model)
-        return tt.unroll(model, x)
-
+    run = lambda x: tt.unroll(model, x, from_rest=True)  # noqa: E731
     any_size = compiled(run, dynamic=True)
     for T, B in ((5, 4), (7, 3), (9, 2)):
-        x = dyadic(T, B, 3)
-        torch.testing.assert_close(any_size(x), run(x))
+        torch.testing.assert_close(any_size(dyadic(T, B, 3)), run(dyadic(T, B, 3)))
 
 
 def test_segments_break_the_graph() -> None:
     model, x = made("dense"), dyadic(5, 2, 3)
-
-    def run(x: Tensor) -> Tensor:
-        tt.zero_states(model)
-        return tt.unroll(model, x, segment=2)
-
+    run = lambda x: tt.unroll(model, x, segment=2, from_rest=True)  # noqa: E731
     with pytest.raises(torch._dynamo.exc.Unsupported, match="in_segments"):
         compiled(run)(x)
     torch.compiler.reset()

@@ -90,11 +90,6 @@ def test_weights_that_hooks_compute_anew_run_by_layer(kind: str, segment: int | 
         assert "1.mem" in step_signature(model, x[0]).states
 
 
-def keep_trace(module: Any, args: Any, output: Tensor) -> Tensor:
-    module.trace = 0.5 * getattr(module, "trace", 0.0) + output
-    return module.trace
-
-
 def keep_mask(module: Any, args: Any) -> None:
     module.weight_mask = torch.roll(module.weight_mask, 1)
 
@@ -102,7 +97,6 @@ def keep_mask(module: Any, args: Any) -> None:
 MEMORIES: dict[str, Callable[[Any], Any]] = {
     "fading": lambda m: Fading.apply(m[0], "weight"),
     "mask": lambda m: (WEIGHTS["pruned"](m), m[0].register_forward_pre_hook(keep_mask)),
-    "trace": lambda m: m[0].register_forward_hook(keep_trace),
 }
 
 
@@ -145,16 +139,12 @@ class PerSample:
             parameter.grad_sample = getattr(parameter, "grad_sample", 0.0) + values
 
 
-def frozen() -> nn.Sequential:
-    first, neurons, second, *_ = net()
-    for parameter in neurons.parameters():
-        parameter.requires_grad_(False)
-    return nn.Sequential(first, neurons, second, snn.Readout(6, learn_beta=False)).double()
-
-
 def test_gradients_per_sample_by_step_are_those_of_each_sequence() -> None:
-    model, x = frozen(), torch.rand(5, 3, 4).double() * 3
-    whole = Whole(model)
+    first, neurons, second, *_ = net()
+    neurons.requires_grad_(False)
+    readout = snn.Readout(6, learn_beta=False)
+    model, x = nn.Sequential(first, neurons, second, readout).double(), torch.rand(5, 3, 4).double()
+    x, whole = 3 * x, Whole(model)
 
     def loss(parameters: Any, x: Tensor) -> Tensor:
         y: Tensor = torch.func.functional_call(whole, parameters, (x[:, None],))
@@ -169,14 +159,11 @@ def test_gradients_per_sample_by_step_are_those_of_each_sequence() -> None:
         found = whole.get_parameter(name).grad_sample  # type: ignore[attr-defined]
         torch.testing.assert_close(found, values)
         assert values.abs().sum() > 0
-
-
-def test_an_engine_of_gradients_per_sample_gets_true_reasons() -> None:
-    learning = net()
+    learning = net()  # its neurons, whose parameters are used at every step
     PerSample(learning)
-    y = tt.unroll(learning, torch.rand(5, 3, 4).requires_grad_(), by="step")
+    y = tt.unroll(learning, torch.rand(5, 3, 4).requires_grad_(), by="step").sum()
     with pytest.raises(RuntimeError, match=r"per sample \(Opacus\).*freeze the param"):
-        y.sum().backward()
+        y.backward()
 
 
 def test_opacus_is_known_by_its_classes_and_runs_by_step() -> None:

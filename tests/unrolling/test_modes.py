@@ -110,9 +110,6 @@ def test_segments_under_autocast(dtype: torch.dtype) -> None:
     torch.testing.assert_close(grads[1][1], grads[0][1], rtol=0.05, atol=0.05)
 
 
-# Models that inference mode has made, whose tensors count no writes, work wherever others do
-
-
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(

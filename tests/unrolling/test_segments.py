@@ -126,15 +126,6 @@ def test_memory_is_that_of_the_checkpoints_and_of_one_segment(by: By) -> None:
     assert totals[segment] + cuts < totals[None] / 2
 
 
-def test_static_input_and_time_in_the_last_dimension() -> None:
-    def run(segment: int | None) -> Any:
-        model = made("dense")
-        y = tt.unroll(model, dyadic(2, 3), steps=10, segment=segment, time_dim=-1)
-        return torch.autograd.grad(weighted_sum(y), model[0].weight)
-
-    torch.testing.assert_close(*both(run))
-
-
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_dropout_repeats_its_mask_and_batch_norm_counts_once(by: By) -> None:
     """Compare with separate calls for the segments; backward keeps the running statistics."""
@@ -153,15 +144,42 @@ def test_dropout_repeats_its_mask_and_batch_norm_counts_once(by: By) -> None:
     assert found[2]["1.num_batches_tracked"] == (4 if by == "layer" else 10)
 
 
-def test_functional_parameters_are_used_in_backward() -> None:
-    def run(segment: int | None) -> Any:
-        whole = Whole(made("dense"), segment=segment)
-        parameters = {n: (p / 2).detach().requires_grad_() for n, p in whole.named_parameters()}
-        y = functional_call(whole, parameters, (dyadic(8, 2, 3),))
-        found = torch.autograd.grad(y.square().sum(), list(parameters.values()))
-        assert all(type(p) is nn.Parameter for p in whole.parameters())
-        return found
+def static(segment: int | None) -> Any:
+    model = made("dense")
+    y = tt.unroll(model, dyadic(2, 3), steps=10, segment=segment, time_dim=-1)
+    return torch.autograd.grad(weighted_sum(y), model[0].weight)
 
+
+def functional(segment: int | None) -> Any:
+    whole = Whole(made("dense"), segment=segment)
+    parameters = {n: (p / 2).detach().requires_grad_() for n, p in whole.named_parameters()}
+    y = functional_call(whole, parameters, (dyadic(8, 2, 3),))
+    found = torch.autograd.grad(y.square().sum(), list(parameters.values()))
+    assert all(type(p) is nn.Parameter for p in whole.parameters())
+    return found
+
+
+def second(segment: int | None) -> Any:
+    net = nn.Sequential(nn.Linear(3, 3), snn.Readout(3)).double()
+    x = sequence(5, 2, 3).requires_grad_()
+    with fuse.backend("eager"):
+        y = tt.unroll(net, x, segment=segment)
+        first = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(first.square().sum(), x)
+
+
+def other_mode(segment: int | None) -> Any:
+    parts = nn.Linear(3, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), layer("LIF", 8)
+    model = nn.Sequential(*parts)
+    y = tt.unroll(model, sequence(9, 2, 3).float(), by="step", segment=segment)
+    model.eval()
+    weighted_sum(y).backward()
+    assert not any(module.training for module in model.modules())
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("run", [static, functional, second, other_mode])
+def test_gradients_of_a_static_input_functional_second_and_in_another_mode(run: Any) -> None:
     torch.testing.assert_close(*both(run))
 
 
@@ -191,18 +209,6 @@ def test_truncated_and_second_backward() -> None:
     tt.unroll(model, x, segment=3).sum().backward()
 
 
-def test_second_derivatives() -> None:
-    def run(segment: int | None) -> Any:
-        net = nn.Sequential(nn.Linear(3, 3), snn.Readout(3)).double()
-        x = sequence(5, 2, 3).requires_grad_()
-        with fuse.backend("eager"):
-            y = tt.unroll(net, x, segment=segment)
-            first = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)[0]
-            return torch.autograd.grad(first.square().sum(), x)
-
-    torch.testing.assert_close(*both(run))
-
-
 @pytest.mark.parametrize("learn", [True, False])
 def test_error_names_a_parameter_changed_before_backward(learn: bool) -> None:
     model: Any = nn.Sequential(layer("LIF", 3, learn_beta=learn), nn.Linear(3, 3))
@@ -226,19 +232,6 @@ def test_parameters_may_be_frozen_or_learned_between_the_passes(frozen: bool) ->
         assert model[0].weight.requires_grad is not frozen
         assert model[0].weight.grad is None  # as in PyTorch, where neither is accumulated
         return [p.grad for p in model.parameters()][1:]
-
-    torch.testing.assert_close(*both(run))
-
-
-def test_backward_reruns_in_the_mode_of_the_forward_pass() -> None:
-    def run(segment: int | None) -> Any:
-        parts = nn.Linear(3, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), layer("LIF", 8)
-        model = nn.Sequential(*parts)
-        y = tt.unroll(model, sequence(9, 2, 3).float(), by="step", segment=segment)
-        model.eval()
-        weighted_sum(y).backward()
-        assert not any(module.training for module in model.modules())
-        return [p.grad for p in model.parameters()]
 
     torch.testing.assert_close(*both(run))
 
