@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, PLACES, SPIKING, layer
-from tests.unrolling.models import dyadic, made
+from tests.networks import Listed, module
+from tests.unrolling.models import dyadic
 from tracetorch import snn
 from tracetorch.core.torch_private import pytree
 
@@ -35,8 +36,7 @@ def at(x: Any, step: int) -> Any:
 
 def reference(model: nn.Module, x: Any) -> tuple[Any, dict[str, Tensor]]:
     """Return outputs and last states of PyTorch, from rest, in eval mode, without a graph."""
-    training = model.training
-    before = tt.get_states(model)
+    training, before = model.training, tt.get_states(model)
     tt.zero_states(model)
     model.eval()
     with torch.no_grad():
@@ -64,17 +64,9 @@ def assert_equal(one: Any, other: Any) -> None:
         assert torch.equal(a, b)
 
 
-class Hidden(snn.TTModule):
+def hidden() -> Any:
     """Layers in a plain list, which ``torch.export`` alone would not see."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cells = [nn.Linear(3, 3), layer("RLIF", 3), layer("Readout", 3)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        for cell in self.cells:
-            x = cell(x)
-        return x
+    return Listed(nn.Linear(3, 3), layer("RLIF", 3), layer("Readout", 3))
 
 
 class Adaptive(snn.Neuron):
@@ -95,33 +87,21 @@ class Adaptive(snn.Neuron):
         return fired, mem - fired * base, 0.95 * fatigue + pull * fired, fixed
 
 
-class Twelve(snn.TTModule):
-    """Every layer, with the neurons at every dimension in turn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cells = nn.ModuleDict(
-            {
-                name: layer(name, 3, dim=PLACES[i % len(PLACES)][0], **RESETS[i % len(RESETS)])
-                if name in SPIKING
-                else layer(name, 3, dim=PLACES[i % len(PLACES)][0])
-                for i, name in enumerate(LAYERS)
-            }
-        )
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:  # [B, 3, 3, 3]
-        return {name: cell(x) for name, cell in self.cells.items()}
+def twelve() -> Any:
+    """Every layer, with the neurons at every dimension of ``[B, 3, 3, 3]`` in turn."""
+    cells = {
+        name: layer(name, 3, dim=PLACES[i % 3][0], **(RESETS[i % 4] if name in SPIKING else {}))
+        for i, name in enumerate(LAYERS)
+    }
+    return module(
+        lambda self, x: {name: cell(x) for name, cell in self.cells.items()},
+        cells=nn.ModuleDict(cells),
+    )
 
 
-class Folded(snn.TTModule):
+def folded() -> Any:
     """Four groups of neurons folded into the batch: a state of ``4 * B`` rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = layer("SLIF", 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.cell(x.unflatten(1, (4, 2)).flatten(0, 1)).reshape(-1, 8)
-
-
-__all__ = ["made"]
+    return module(
+        lambda self, x: self.cell(x.unflatten(1, (4, 2)).flatten(0, 1)).reshape(-1, 8),
+        cell=layer("SLIF", 2),
+    )

@@ -19,16 +19,17 @@ from tests.cases import PLACES, configurations, examples, few, layer, sequence, 
 from tests.export.models import (
     NAMES,
     Adaptive,
-    Folded,
-    Hidden,
-    Twelve,
     assert_equal,
     at,
-    made,
+    folded,
+    hidden,
     reference,
     sample_of,
+    twelve,
 )
 from tests.networks import Parallel, module
+from tests.refusals import check, refusals
+from tests.unrolling.models import made
 from tracetorch import snn
 from tracetorch.core.torch_private import pytree
 from tracetorch.export.program import TensorSpec, named_leaves
@@ -60,13 +61,6 @@ def lif(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def skip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "skip.onnx"
-    tt.export.onnx(made("skip", torch.float32), path, (torch.rand(1, 4), torch.rand(1, 4)))
-    return path
-
-
 def assert_exact(model: nn.Module, folder: Path, sample: Any, *inputs: Any) -> Any:
     """Assert that a stream computes what PyTorch does; return it, and the last outputs."""
     tt.export.onnx(model, folder / "net.onnx", sample)
@@ -82,15 +76,12 @@ def assert_exact(model: nn.Module, folder: Path, sample: Any, *inputs: Any) -> A
 
 def test_every_layer_equals_pytorch_bit_for_bit(tmp_path: Path) -> None:
     x = sequence(40, 5, 3, 3, 3, dtype=torch.float32)
-    _, y = assert_exact(Twelve(), tmp_path, torch.rand(1, 3, 3, 3), x)
+    _, y = assert_exact(twelve(), tmp_path, torch.rand(1, 3, 3, 3), x)
     onnx.checker.check_model(tmp_path / "net.onnx", full_check=True)
     assert all(each.any() for each in y.values())
 
 
-@pytest.mark.parametrize(
-    "name",
-    few(NAMES, "skip", "conv"),
-)
+@pytest.mark.parametrize("name", few(NAMES, "skip", "conv"))
 def test_models_with_dyadic_weights_equal_pytorch_bit_for_bit(name: str, tmp_path: Path) -> None:
     # onnxruntime convolves in single precision alone
     dtype = torch.float32 if name == "conv" else torch.float64
@@ -144,13 +135,14 @@ def delayed() -> nn.Module:
 
 
 def test_unregistered_layers_and_user_defined_neurons(tmp_path: Path) -> None:
-    model = Parallel([Hidden(), Adaptive(3), delayed()])
+    model = Parallel([hidden(), Adaptive(3), delayed()])
     tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 3))
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(20, 4, 3, dtype=torch.float32)
     y, states = reference(model, x)
-    assert_agree(streamed(stream, x), flat(y), {}, {})
-    assert_agree(None, None, stream.get_states(), states)
+    found = streamed(stream, x), stream.get_states()
+    # across a matrix product
+    torch.testing.assert_close(found, (flat(y), states), rtol=1e-5, atol=1e-6)
 
 
 def test_a_mask_restarts_samples_from_what_a_neuron_starts_from(tmp_path: Path) -> None:
@@ -170,17 +162,16 @@ def test_a_mask_restarts_samples_from_what_a_neuron_starts_from(tmp_path: Path) 
     assert_equal(stream.get_states(), before)
     tt.zero_states(net, where=mask)
     stream.zero_states(where=mask)
-    expected, found = tt.get_states(net), stream.get_states()
-    for name, state in expected.items():
-        assert torch.equal(found[name], state)
-        assert torch.equal(found[name][1:3], before[name][1:3])
-    assert not torch.equal(found["0.v"][0], before["0.v"][0])
+    found = stream.get_states()
+    torch.testing.assert_close(found, tt.get_states(net), rtol=0, atol=0)
     assert found["0.v"][0].tolist() == [-65.0] * 3
+    assert not torch.equal(found["0.v"][0], before["0.v"][0])
+    assert torch.equal(found["0.v"][1:3], before["0.v"][1:3])
 
 
 def test_a_state_may_be_a_multiple_of_the_batch(tmp_path: Path) -> None:
     x = sequence(5, 3, 8, dtype=torch.float32)
-    stream, _ = assert_exact(Folded(), tmp_path, torch.rand(1, 8), x)
+    stream, _ = assert_exact(folded(), tmp_path, torch.rand(1, 8), x)
     with pytest.raises(IndexError, match="boolean index did not match"):
         stream.zero_states(where=torch.tensor([True, False, True]))
 
@@ -191,19 +182,12 @@ def test_a_state_may_be_a_multiple_of_the_batch(tmp_path: Path) -> None:
 def test_configurations_equal_pytorch_bit_for_bit(
     synapse: bool, recurrence: bool, tmp_path: Path
 ) -> None:
-    every = list(configurations(synapse, recurrence))
-    chosen = random.Random(0).sample(every, 24)
+    chosen = random.Random(0).sample(list(configurations(synapse, recurrence)), 24)
     cells = [snn.LeakyIntegrator(3, dim=PLACES[i % 3][0], **c) for i, c in enumerate(chosen)]
     model = Parallel(cells)
     vary(model)
     x = sequence(30, 2, 3, 3, 3, dtype=torch.float32)
     assert_exact(model, tmp_path, torch.rand(1, 3, 3, 3), x)
-
-
-def assert_agree(y: Any, expected: Any, states: dict[str, Tensor], last: dict[str, Tensor]) -> None:
-    """Compare values across a matrix product, to rtol 1e-5."""
-    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(states, last, rtol=1e-5, atol=1e-6)
 
 
 def test_bsrlif_streams_500_steps_bit_for_bit(tmp_path: Path) -> None:
@@ -213,117 +197,80 @@ def test_bsrlif_streams_500_steps_bit_for_bit(tmp_path: Path) -> None:
     assert (y < 0).any()
 
 
-def test_inputs_and_outputs_have_the_names_of_arguments_and_states(skip: Path) -> None:
-    stream = tt.export.OnnxStream(skip)
-    states = [
-        "cells.0.mem",
-        "cells.0.syn",
-        "cells.1.mem",
-        "cells.1.rec",
-        "cells.1.prev_output",
-        "out.mem",
-        "out.rec",
-        "out.prev_output",
-    ]
-    file = onnx.load(skip)
-    assert [each.name for each in file.graph.input] == ["x", "gate", *states]
-    assert [each.name for each in file.graph.output] == [
-        "y.out",
-        "y.aux.0",
-        "y.aux.1",
-        *(f"{state}.next" for state in states),
-    ]
-    assert not any("raw_" in each.name for each in file.graph.initializer)
+def test_inputs_and_outputs_have_the_names_of_arguments_and_states(tmp_path: Path) -> None:
     x, gate = torch.rand(2, 4), torch.rand(2, 4)
+    tt.export.onnx(made("skip", torch.float32), tmp_path / "skip.onnx", (x, gate))
+    stream = tt.export.OnnxStream(tmp_path / "skip.onnx")
+    states = [f"{cell}.{name}" for cell, names in (
+        ("cells.0", "mem syn"), ("cells.1", "mem rec prev_output"), ("out", "mem rec prev_output"),
+    ) for name in names.split()]  # fmt: skip
+    outputs = ["y.out", "y.aux.0", "y.aux.1"]
+    graph = onnx.load(tmp_path / "skip.onnx").graph
+    assert [each.name for each in graph.input] == ["x", "gate", *states]
+    assert [each.name for each in graph.output] == [*outputs, *(f"{s}.next" for s in states)]
+    assert not any("raw_" in each.name for each in graph.initializer)
     positional = stream(x, gate)
+    assert [*positional] == outputs
     stream.zero_states()
-    by_name = stream(gate=gate.numpy(), x=x)
-    assert_equal(positional, by_name)
-    assert [*by_name] == ["y.out", "y.aux.0", "y.aux.1"]
+    assert_equal(stream(gate=gate.numpy(), x=x), positional)
     stream.zero_states()
     arrays = stream(x.numpy(), gate=gate.numpy())
     assert isinstance(arrays["y.out"], np.ndarray)
-    np.testing.assert_array_equal(arrays["y.out"], by_name["y.out"].numpy())
+    np.testing.assert_array_equal(arrays["y.out"], positional["y.out"].numpy())
     assert "gate: [batch, 4], float32" in repr(stream)
     assert "8 states" in repr(stream)
 
 
 def test_states_are_read_and_set_by_name(lif: Path) -> None:
-    stream = tt.export.OnnxStream(lif)
+    stream, model = tt.export.OnnxStream(lif), layer("SLIF", 3)
     assert stream.get_states() == {}
     x = sequence(9, 4, 3, dtype=torch.float32)
-    whole = streamed(stream, x)
-    stream.zero_states()
+    whole, last = reference(model, x)
     first = streamed(stream, x[:5])
     states = stream.get_states()
     other = tt.export.OnnxStream(lif, threads=2)
     other.set_states({name: state.numpy() for name, state in states.items()})
     states["mem"].fill_(7.0)  # a copy
     assert_equal(torch.cat([first, streamed(other, x[5:])]), whole)
+    other.set_states(reference(model, x[:5])[1])  # those of the model are the same
+    assert_equal(torch.cat([first, streamed(other, x[5:])]), whole)
+    assert_equal(other.get_states(), last)
     stream.set_states({**stream.get_states(), "mem": torch.full((4, 3), 100.0)})
     assert stream(x[0]).all()
     stream.set_states({})
     assert_equal(streamed(stream, x), whole)
 
 
-def test_a_stream_continues_from_the_states_of_the_model(lif: Path) -> None:
-    model = layer("SLIF", 3)
-    x = sequence(9, 4, 3, dtype=torch.float32)
-    y, last = reference(model, x)
-    first, states = reference(model, x[:4])
-    stream = tt.export.OnnxStream(lif)
-    stream.set_states(states)
-    assert_equal(torch.cat([first, streamed(stream, x[4:])]), y)
-    assert_equal(stream.get_states(), last)
+TWO: dict[str, Any] = {"mem": torch.zeros(2, 3), "syn": torch.zeros(2, 3)}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((torch.rand(2, 4),), ValueError, r"'x' must have the shape \[batch, 3\].*got \[2, 4\]"),
-        ((torch.rand(3),), ValueError, r"got \[3\]"),
-        ((torch.rand(0, 3),), ValueError, r"got \[0, 3\]"),
-        ((torch.rand(4, 3),), ValueError, r"a batch of 2, the input has 4. Call zero_states\(\)"),
-        ((torch.rand(2, 3).double(),), TypeError, "'x' must be float32, got float64"),
-        (([[1.0] * 3] * 2,), TypeError, "'x' must be float32, got float64"),
-        ((), TypeError, r"takes \['x'\], each once; got 0 by position and \[\] by name"),
-        ((torch.rand(2, 3), torch.rand(2, 3)), TypeError, "each once; got 2 by position"),
-    ],
+@refusals(
+    r"""
+    (torch.rand(2, 4)) -> ValueError: 'x' must have the shape \[batch, 3\].*got \[2, 4\]
+    (torch.rand(3)) -> ValueError: got \[3\]
+    (torch.rand(0, 3)) -> ValueError: got \[0, 3\]
+    (torch.rand(4, 3)) -> ValueError: a batch of 2, the input has 4. Call zero_states\(\)
+    (torch.rand(2, 3).double()) -> TypeError: 'x' must be float32, got float64
+    ([[1.0] * 3] * 2) -> TypeError: 'x' must be float32, got float64
+    () -> TypeError: takes \['x'\], each once; got 0 by position and \[\] by name
+    (torch.rand(2, 3), torch.rand(2, 3)) -> TypeError: each once; got 2 by position
+    (y=torch.rand(2, 3)) -> TypeError: got 0 by position and \['y'\] by name
+    .set_states({"men": TWO["mem"]}) -> ValueError: all states are needed.* Did you mean 'mem'
+    .set_states({"mem": TWO["mem"]}) -> ValueError: or none: \['mem', 'syn'\], got \['mem'\]
+    .set_states({**TWO, "syn": torch.zeros(2, 4)})
+        -> ValueError: the state 'syn' must have the shape \[batch, 3\].*got \[2, 4\]
+    .set_states({**TWO, "syn": torch.zeros(4, 3)}) -> ValueError: the states differ in batch
+    .set_states({**TWO, "syn": np.zeros((2, 3))})
+        -> TypeError: the state 'syn' must be float32, got float64
+    """
 )
-def test_inputs_that_do_not_fit_are_refused_and_leave_the_states_unchanged(
-    lif: Path, arguments: tuple[Any, ...], error: type[Exception], message: str
+def test_what_does_not_fit_is_refused_and_leaves_the_states(
+    lif: Path, call: str, error: str
 ) -> None:
     stream = tt.export.OnnxStream(lif)
     stream(torch.rand(2, 3))
     before = stream.get_states()
-    with pytest.raises(error, match=message):
-        stream(*arguments)
-    assert_equal(stream.get_states(), before)
-    with pytest.raises(TypeError, match=r"got 0 by position and \['y'\] by name"):
-        stream(y=torch.rand(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("states", "error", "message"),
-    [
-        ({"men": torch.zeros(2, 3)}, ValueError, "all states are needed.* Did you mean 'mem'"),
-        ({"mem": torch.zeros(2, 3)}, ValueError, r"or none: \['mem', 'syn'\], got \['mem'\]"),
-        ({"mem": torch.zeros(2, 3), "syn": torch.zeros(2, 4)}, ValueError,
-         r"the state 'syn' must have the shape \[batch, 3\].*got \[2, 4\]"),
-        ({"mem": torch.zeros(2, 3), "syn": torch.zeros(4, 3)}, ValueError,
-         "the states differ in batch"),
-        ({"mem": torch.zeros(2, 3), "syn": np.zeros((2, 3))}, TypeError,
-         "the state 'syn' must be float32, got float64"),
-    ],
-)  # fmt: skip
-def test_states_that_do_not_fit_are_refused_and_change_nothing(
-    lif: Path, states: Any, error: type[Exception], message: str
-) -> None:
-    stream = tt.export.OnnxStream(lif)
-    stream(torch.rand(2, 3))
-    before = stream.get_states()
-    with pytest.raises(error, match=message):
-        stream.set_states(states)
+    check(f"stream{call}", error, {**globals(), "stream": stream})
     assert_equal(stream.get_states(), before)
 
 
@@ -378,21 +325,22 @@ def test_a_graph_may_fix_the_batch_or_call_it_anything(lif: Path, tmp_path: Path
         assert torch.equal(y, tt.export.OnnxStream(lif)(x))
 
 
-def returns(outputs: Callable[[Tensor], Any]) -> Any:
-    return module(lambda self, x: outputs(self.cell(x)), cell=layer("LIF", 3))
-
-
 def test_outputs_of_forward_are_named_or_refused(tmp_path: Path) -> None:
+    def export(outputs: Callable[[Tensor], Any]) -> None:
+        model = module(lambda self, x: outputs(self.cell(x)), cell=layer("LIF", 3))
+        tt.export.onnx(model, path, torch.rand(1, 3))
+
     path = tmp_path / "returns.onnx"
-    tt.export.onnx(returns(lambda y: [y]), path, torch.rand(1, 3))
+    export(lambda y: [y])
     before = path.read_bytes()
     assert [*tt.export.OnnxStream(path)(torch.rand(1, 3))] == ["y.0"]
     with pytest.raises(TypeError, match=r"the output y\.1 of forward is no tensor"):
-        tt.export.onnx(returns(lambda y: (y, 3)), path, torch.rand(1, 3))
+        export(lambda y: (y, 3))
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["returns.onnx"]
+    path = tmp_path / "absent" / "net.onnx"
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        tt.export.onnx(returns(lambda y: [y]), tmp_path / "absent" / "net.onnx", torch.rand(1, 3))
+        export(lambda y: [y])
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 40))
@@ -403,11 +351,6 @@ def test_a_spec_is_inferred_from_two_batches(factors: list[int], batch: int) -> 
     sizes = spec.sizes(batch)
     assert sizes == (*(f * batch for f in factors), 7)
     assert spec.batch_of(sizes) == batch
-    assert spec.batch_of((*sizes[:-1], 8)) is None
-    assert spec.batch_of(sizes[1:]) is None
-
-
-def test_sizes_that_do_not_follow_the_batch_are_refused() -> None:
-    tensors = [torch.zeros(4), torch.zeros(9)]
+    assert spec.batch_of((*sizes[:-1], 8)) is spec.batch_of(sizes[1:]) is None
     with pytest.raises(ValueError, match=r"x has the shapes \[\(4,\), \(9,\)\] for batches of"):
-        TensorSpec.inferred("x", tensors, (2, 3))
+        TensorSpec.inferred("x", [torch.zeros(4), torch.zeros(9)], (2, 3))

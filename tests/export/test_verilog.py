@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Interpreter, Node
 
 import tracetorch as tt
@@ -24,6 +24,7 @@ from tests.export.verilog_code.networks import (
     spiking,
 )
 from tests.networks import module
+from tests.refusals import check, refusals
 from tracetorch import integers
 from tracetorch.core.torch_private import pytree
 from tracetorch.export.c_code.reader import operation_of
@@ -36,10 +37,10 @@ from tracetorch.unrolling.inputs import parse_inputs
 _EQUAL = re.compile(r"^equal: (\d+) steps, (\d+) to (\d+) cycles, (\d+) in all$", re.MULTILINE)
 
 
-def exported(name: str, folder: Path, lanes: int = 1) -> tuple[tt.export.VerilogReport, Any]:
-    """Export one of the networks; return the report and the sample."""
+def exported(name: str, folder: Path, lanes: int = 1) -> tt.export.VerilogReport:
+    """Export one of the networks."""
     model, sample = network_and_sample(name)
-    return tt.export.verilog(model, folder, sample, lanes=lanes), sample
+    return tt.export.verilog(model, folder, sample, lanes=lanes)
 
 
 @needs_iverilog
@@ -125,7 +126,7 @@ def test_testbench_finds_a_fault(tmp_path: Path) -> None:
 
 
 def test_report_names_memories_and_cycles(tmp_path: Path) -> None:
-    report, _ = exported("dense", tmp_path, 4)
+    report = exported("dense", tmp_path, 4)
     # five sums of 8 bits and more in two words of four lanes
     assert report.memory_bits["in_x"] == 8
     assert report.event_cycles == {"x": 2, "1 (LeakyIntegrator)": 1}
@@ -139,56 +140,40 @@ def test_report_names_memories_and_cycles(tmp_path: Path) -> None:
         report.cycles({"z": 1})
 
 
-@pytest.mark.parametrize(
-    ("model", "sample", "message"),
-    [
-        (nn.Linear(2, 2), torch.ones(3, 1, 2), "weights that are no integers. Quantise the"),
-        (nn.AvgPool2d(2), torch.ones(3, 1, 1, 4, 4), "averages, and an average is no integer"),
-        (spiking(2), torch.full((3, 1, 2), 0.5), "holds what is no integer"),
-        (nn.Softmax(-1), torch.ones(3, 1, 2), "there is no _?softmax"),
-        (spiking(2), torch.ones(3, 0, 2), "its batch is 0"),
-        (
-            module(lambda self, x: x.sum()),
-            torch.ones(3, 1, 2),
-            r"y has shape \[\] for a batch of 1: a circuit computes one",
-        ),
-        (
-            module(lambda self, x: x.sum(0)),
-            torch.ones(3, 2, 4),
-            r"y has shape \[4\] for a batch of 2",
-        ),
-    ],
+ONES = torch.ones(3, 1, 2)
+SUM, SUM_OF_ALL = module(lambda self, x: x.sum(0)), module(lambda self, x: x.sum())
+
+
+@refusals(
+    r"""
+    nn.Linear(2, 2), ONES -> ValueError: weights that are no integers. Quantise the
+    nn.AvgPool2d(2), torch.ones(3, 1, 1, 4, 4) -> ValueError: averages, and an average is no integer
+    spiking(2), ONES / 2 -> ValueError: holds what is no integer
+    nn.Softmax(-1), ONES -> ValueError: there is no _?softmax
+    spiking(2), ONES[:, :0] -> ValueError: its batch is 0
+    SUM_OF_ALL, ONES -> ValueError: y has shape \[\] for a batch of 1: a circuit computes one
+    SUM, torch.ones(3, 2, 4) -> ValueError: y has shape \[4\] for a batch of 2
+    spiking(2), ONES, lanes=0 -> ValueError: lanes must be 1, 2, 4, 8, 16 or 32, got 0
+    spiking(2), ONES, lanes=3 -> ValueError: lanes must be 1, 2, 4, 8, 16 or 32, got 3
+    spiking(2), ONES, lanes=64 -> ValueError: lanes must be 1, 2, 4, 8, 16 or 32, got 64
+    """
 )
-def test_refused(model: nn.Module, sample: Tensor, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        tt.export.verilog(model, tmp_path / "new", sample)
+def test_refused(call: str, error: str, tmp_path: Path) -> None:
+    def export(model: Any, sample: Any, **options: Any) -> None:
+        tt.export.verilog(model, tmp_path / "new", sample, **options)
+
+    check(f"export({call})", error, {**globals(), "export": export})
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("lanes", [0, 3, 64, -1])
-def test_lanes_are_a_power_of_two(lanes: int, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"lanes must be 1, 2, 4, 8, 16 or 32, got {lanes}"):
-        tt.export.verilog(spiking(2), tmp_path, torch.ones(3, 1, 2), lanes=lanes)
-
-
-@needs_iverilog
-def test_names_from_outside_stay_outside(tmp_path: Path) -> None:
-    """Names of modules, and of a layer's class, never reach the text as they are."""
-    model = nn.Sequential()
-    model.add_module("endmodule*/`x", integer_linear(2, 2))
-    model.add_module("wire", spiking(2))
-    tt.export.verilog(model, tmp_path, torch.ones(3, 1, 2))
-    text = "".join(each.read_text() for each in tmp_path.glob("*.v"))
-    assert "`" not in text
-    assert _EQUAL.search(make(tmp_path, "sim"))
 
 
 @needs_iverilog
 def test_quantize_in_front_is_left_to_the_caller(tmp_path: Path) -> None:
-    model = nn.Sequential(
-        integers.Quantize(0.25, 4), integer_linear(3, 2), spiking(2, pos_threshold=20)
-    )
+    """And names of modules never reach the text as they are."""
+    model = nn.Sequential(integers.Quantize(0.25, 4))
+    model.add_module("endmodule*/`x", integer_linear(3, 2))
+    model.add_module("wire", spiking(2, pos_threshold=20))
     report = tt.export.verilog(model, tmp_path, torch.randn(9, 2, 3))
     assert report.input_range["x"][0] >= -8
     assert "divide by it" in (tmp_path / "network.v").read_text()
+    assert "`" not in "".join(each.read_text() for each in tmp_path.glob("*.v"))
     assert _EQUAL.search(make(tmp_path, "sim"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.networks import module
 from tracetorch import chips, integers, snn
 
 needs_iverilog = pytest.mark.skipif(shutil.which("iverilog") is None, reason="needs iverilog")
@@ -26,7 +27,6 @@ def make(folder: Path, target: str) -> str:
 
 
 def integer_linear(inputs: int, outputs: int, bias: bool = True, **options: Any) -> nn.Module:
-    """Return a linear layer of random integers."""
     return filled(integers.Linear(inputs, outputs, bias, **options))
 
 
@@ -45,45 +45,43 @@ def spiking(neurons: int, dim: int = -1, **options: Any) -> integers.LeakyIntegr
     return integers.LeakyIntegrator(neurons, dim, **options)
 
 
-class Residual(nn.Module):
+def residual(self: Any, x: Tensor) -> Tensor:
     """A branch that is added, and one that is joined to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = integer_linear(5, 5), integer_linear(5, 5, shift=1)
-        self.one, self.other = spiking(5), spiking(5, alpha=100)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.one(self.first(x))
-        return torch.cat([self.other(self.second(y) + self.first(x)), y.flip(1)], 1)
+    y = self.one(self.first(x))
+    return torch.cat([self.other(self.second(y) + self.first(x)), y.flip(1)], 1)
 
 
-class Views(nn.Module):
+def _residual() -> nn.Module:
+    products: dict[str, Any] = {
+        "first": integer_linear(5, 5),
+        "second": integer_linear(5, 5, shift=1),
+    }
+    return module(residual, **products, one=spiking(5), other=spiking(5, alpha=100))
+
+
+def views(self: Any, x: Tensor) -> Tensor:
     """Copies in other orders, parts, sums and a step on a transposed view."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.product, self.neuron = filled(integers.Conv2d(2, 3, 1)), spiking(3, -3)
-        self.rows, self.last = integer_linear(3, 4), spiking(4, alpha=50)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.neuron(self.product(x))
-        y = self.rows(y.permute(0, 2, 3, 1))
-        # two sums, of rows and of both, and chosen places
-        y = y.sum(1) + y.sum((1, 2), keepdim=True)[:, 0]
-        return self.last(y.roll(1, 1))[:, ::2] * 3
+    y = self.neuron(self.product(x))
+    y = self.rows(y.permute(0, 2, 3, 1))
+    # two sums, of rows and of both, and chosen places
+    y = y.sum(1) + y.sum((1, 2), keepdim=True)[:, 0]
+    return self.last(y.roll(1, 1))[:, ::2] * 3
 
 
-class Pair(nn.Module):
+def _views() -> nn.Module:
+    product, rows = filled(integers.Conv2d(2, 3, 1)), integer_linear(3, 4)
+    neurons: dict[str, Any] = {"neuron": spiking(3, -3), "last": spiking(4, alpha=50)}
+    return module(views, product=product, rows=rows, **neurons)
+
+
+def pair(self: Any, spikes: Tensor, current: Tensor) -> dict[str, Tensor]:
     """Two inputs, one of them analog, and two outputs."""
+    y = self.neuron(self.product(spikes) + current)
+    return {"spikes": y, "doubled": 2 * y + current}
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.product, self.neuron = integer_linear(4, 3), spiking(3, neg_threshold=80)
 
-    def forward(self, spikes: Tensor, current: Tensor) -> dict[str, Tensor]:
-        y = self.neuron(self.product(spikes) + current)
-        return {"spikes": y, "doubled": 2 * y + current}
+def _pair() -> nn.Module:
+    return module(pair, product=integer_linear(4, 3), neuron=spiking(3, neg_threshold=80))
 
 
 class Counter(snn.Neuron):
@@ -95,14 +93,9 @@ class Counter(snn.Neuron):
         super().__init__(neurons)
         self.weight("drop", torch.randint(1, 9, (neurons,)).float(), rank=1, learnable=False)
 
-    def initial_state(
-        self, name: str, shape: Any, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """Return a level that is not zero, another for each neuron."""
-        if name != "level":
-            return torch.zeros(shape, dtype=dtype, device=device)
-        levels = 40.0 + torch.arange(self.num_neurons, dtype=dtype, device=device)
-        return levels.expand(shape).clone()
+    def initial_state(self, name: str, shape: torch.Size, *kind: Any) -> Tensor:
+        start = super().initial_state(name, shape, *kind)
+        return start + 40.0 + torch.arange(self.num_neurons) if name == "level" else start
 
     @staticmethod
     def step(x: Tensor, mem: Tensor, level: Tensor, quiet: Tensor, *, drop: Tensor) -> Any:
@@ -191,9 +184,9 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
     "sequence": (_sequence, lambda: _spikes(2, 9)),
     "recurrent": (_recurrent, lambda: _spikes(5)),
     "delayed": (_delayed, lambda: _spikes(4)),
-    "residual": (Residual, lambda: _spikes(5)),
-    "views": (Views, lambda: _spikes(2, 3, 2)),
-    "pair": (Pair, lambda: (_spikes(4), _graded(3, least=-60, most=60))),
+    "residual": (_residual, lambda: _spikes(5)),
+    "views": (_views, lambda: _spikes(2, 3, 2)),
+    "pair": (_pair, lambda: (_spikes(4), _graded(3, least=-60, most=60))),
     "own": (_own, lambda: _spikes(4)),
     "wide": (_wide, lambda: _spikes(4).double()),
     "xylo": (

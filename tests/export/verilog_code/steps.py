@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tracetorch import chips, integers, snn
 from tracetorch.export.c_code.arrangement import living
 from tracetorch.export.c_code.recorded import read_step
-from tracetorch.export.c_code.stages import Copy, Pointwise, Role, StepProgram, View
+from tracetorch.export.c_code.stages import Copy, Pointwise, Role, StepProgram
 from tracetorch.export.c_code.widths import Widths, found_widths
 from tracetorch.export.verilog_code.circuit import Circuit, step_circuit
 from tracetorch.export.verilog_code.step_module import step_module
@@ -127,40 +127,33 @@ def drawn(step: Step, count: int, seed: int = 0) -> dict[str, Tensor]:
     return values
 
 
-def expected(step: Step, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what PyTorch makes of inputs and states: outputs and next states, by name."""
-    layer: Any = step.layer
-    for name in step.program.states:
-        setattr(layer, name, values[name].clone())
-    with torch.no_grad():
-        y = layer(*(values[name] for name in step.program.inputs))
-    (output,) = step.program.outputs
-    return {output: y, **{name: getattr(layer, name) for name in step.program.states}}
-
-
-def places(view: View, values: Tensor) -> np.ndarray[Any, Any]:
-    """Return what a view of an array has of its values ``[count, size]``."""
-    return values.flatten(1)[:, view.places().flatten()].double().numpy()
-
-
 def port_values(step: Step, values: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
     """Return what each port reads, ``[count * 3]``."""
     names = {id(array): name for name, array in step.program.ends.items()}
     count = len(next(iter(values.values())))
     found = {}
     for name, view in step.stage.reads.items():
-        if view.array.role is Role.TABLE:
-            given = view.array.values.flatten().expand(count, -1)
-            read = places(view, given) * 2.0 ** step.widths.points.get(view.array, 0)
-        else:
-            read = places(view, values[names[id(view.array)]])
-        found[name] = read.astype(np.int64).flatten()
+        table = view.array.role is Role.TABLE
+        given = (
+            view.array.values.flatten().expand(count, -1)
+            if table
+            else values[names[id(view.array)]]
+        )
+        read = given.flatten(1)[:, view.places().flatten()].double().numpy()
+        points = step.widths.points.get(view.array, 0) if table else 0
+        found[name] = (read * 2.0**points).astype(np.int64).flatten()
     return found
 
 
 def expected_ports(step: Step, values: dict[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return what each port writes, as PyTorch has it."""
-    results = expected(step, values)
+    """Return what each port writes, as PyTorch has it: outputs and next states."""
+    layer: Any = step.layer
+    for name in step.program.states:
+        setattr(layer, name, values[name].clone())
+    with torch.no_grad():
+        y = layer(*(values[name] for name in step.program.inputs))
+    (output,) = step.program.outputs
+    results = {output: y, **{name: getattr(layer, name) for name in step.program.states}}
     names = {id(array): name for name, array in step.program.ends.items()}
     # what is copied to a state, or to an output, at the end
     for copy in step.program.stages:
