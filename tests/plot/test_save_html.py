@@ -205,12 +205,13 @@ def test_spikes_are_distinguished_from_states(values: Array, expected: bool) -> 
 
 
 def test_pages_are_shown_whole_and_keep_when_the_file_is_gone(tmp_path: Path) -> None:
+    shown: Any
     for write, shown in (
         (tt.plot.save_html, {"0.mem": torch.rand(5, 1, 3)}),
         (tt.plot.save_animation, torch.ones(3, 1, 2, 4, 4)),
     ):
         path = tmp_path / 'a "page" & <more>.html'
-        write(shown, path, title="A run")  # type: ignore[operator]
+        write(shown, path, title="A run")
         page = tt.plot.show_html(str(path), height=321)
         text = path.read_text()
         path.unlink()
