@@ -115,22 +115,6 @@ def test_html_page_is_self_contained_and_has_a_title(tmp_path: Path) -> None:
     assert "<title>film</title>" in (tmp_path / "film.html").read_text()
 
 
-def test_failed_save_keeps_the_previous_file(tmp_path, monkeypatch) -> None:
-    from matplotlib.animation import PillowWriter
-
-    target = tmp_path / "film.gif"
-    target.write_bytes(b"before")
-
-    def fail(self: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(PillowWriter, "finish", fail)
-    with pytest.raises(OSError, match="disk full"):
-        tt.plot.save_animation(uniform(2, 1, 1, 4, 4), target)
-    assert target.read_bytes() == b"before"
-    assert list(tmp_path.iterdir()) == [target]
-
-
 def test_a_run_appears_step_by_step() -> None:
     spikes, states = (uniform(6, 2, 4, seed=1) < 0.5).float(), uniform(6, 2, 4)
     options: Any = {"neurons": [0, 2], "thresholds": 0.9, "sample": 1, "limit": 3, "dt": 2.0}

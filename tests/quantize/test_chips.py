@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -151,53 +150,6 @@ OUT = (nn.Linear(3, 1), snn.LIF(1))
 
 def hidden(*modules: nn.Module, out: Any = OUT) -> nn.Sequential:
     return nn.Sequential(*modules, *out)
-
-
-def prepared_for(chip: Any, model: nn.Module, x: Tensor = X) -> Callable[[], Any]:
-    return lambda: quantize.prepare(model, x, chip)
-
-
-ONE = hidden(nn.Linear(2, 3), snn.LIF(3))
-FED_BACK = snn.Recurrent(snn.LIF(1), nn.Linear(1, 1, False))
-XYLO = xylo.XYLO_2
-ERRORS = [
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], snn.Readout(1)))),
-     "3: quantised models have neurons that spike: Xylo 2 returns spikes"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.BLIF(3))), "1: .* one sign and size"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.RLIF(3))), "no recurrent trace on Xylo"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)))),
-     "no bias in the connection of a Recurrent"),
-    (prepared_for(xylo.XYLO_1, ONE), "no bias on Xylo 1"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LeakyIntegrator(
-        3, pos_threshold_setup={}, bias_setup={}))), "one bias for a neuron on Xylo 2"),
-    (prepared_for(XYLO, nn.Sequential(nn.Linear(2, 3), snn.LIF(3))), "hidden and output"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), snn.Delay(3, max_delay=1, delay=1.0))),
-     "Linear and neurons alone"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), snn.SEWBlock(
-        nn.Sequential(nn.Linear(3, 3), snn.LIF(3))))), "the model: .* Xylo, without .* branches"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], FED_BACK))),
-     "among the outputs"),
-    (prepared_for(XYLO, hidden(snn.DelayedLinear(2, 3, max_delay=2), snn.LIF(3))),
-     "0: quantised models have no delays on Xylo, which has none: Linear instead"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.Recurrent(
-        snn.LIF(3), snn.DelayedLinear(3, 3, False, max_delay=2)))),
-     r"1\.connection: quantised models have no delays on Xylo"),
-    (prepared_for(XYLO, ONE, -X), "inputs that are no spikes"),
-    (prepared_for(XYLO, ONE, X - 1), "Xylo 2 takes 0 to 15 of"),
-    (prepared_for(tt.chips.Chip(**{**vars(XYLO), "name": "Another"}), ONE),
-     "one that tt.chips has, Xylo 1, Xylo 2, XyloAudio 3, XyloIMU, got Another"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "message"), ERRORS)
-def test_errors(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_a_chip_has_weights_of_eight_bits_at_most() -> None:
-    with pytest.raises(ValueError, match="weight_bits must be 2 to 8, got 9"):
-        quantize.prepare(hidden(nn.Linear(2, 3), snn.LIF(3)), X, xylo.XYLO_2, weight_bits=9)
 
 
 def test_rates_become_numbers_of_spikes_on_xylo() -> None:
