@@ -25,7 +25,6 @@ def spread() -> Any:
 
 
 def proved(step: Any, *wrap: Any) -> Any:
-    """Prove a neuron of a step for inputs from 0 to 9."""
     kind: Any = type("Mine", (snn.Neuron,), {"states": ("held",), "step": staticmethod(step)})
     layer = kind(1)
     for each in wrap:

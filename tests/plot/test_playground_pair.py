@@ -23,7 +23,6 @@ PAIRED = (("LIF", "LIF"), ("BSRLIF", "ALIF"), ("SLIF", "SReadout"), ("AdLIF", "R
 
 
 def pair_settings(names: tuple[str, str], seed: int) -> dict[str, object]:
-    """Draw random settings of two neurons."""
     draw = random.Random(f"{names} {seed}")
     first, second = (settings_of(playground.neurons()[name], draw) for name in names)
     shown = draw.choice([1, 2])
@@ -39,7 +38,6 @@ def pair_settings(names: tuple[str, str], seed: int) -> dict[str, object]:
 
 
 def sides(seen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return both neurons as the page has drawn them, the first one first."""
     both = [seen, seen["other"]]
     return both[::-1] if seen["pair"]["shown"] else both
 
@@ -113,7 +111,6 @@ def test_two_neurons_are_an_snn_recurrent(opened: Open, names: tuple[str, str], 
 
 
 def take(page: Page, name: str) -> dict[str, Any]:
-    """Press the button of a pair."""
     page.get_by_role("button", name=name, exact=True).click()
     wait_for_frame(page)
     return read(page)

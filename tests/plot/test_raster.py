@@ -16,7 +16,6 @@ from tracetorch.plot.axes import COLOURS
 
 
 def ticks(ax: Axes) -> dict[str, list[tuple[float, float]]]:
-    """Return the (step, middle) of all ticks by their colour."""
     found: dict[str, list[tuple[float, float]]] = {}
     for lines in ax.collections:
         colour = "down" if lines.get_color()[0][:3].tolist() == list(to_rgb(COLOURS[1])) else "up"  # type: ignore[attr-defined]
@@ -105,7 +104,6 @@ def test_rows_are_labelled_from_0_by_at_most_12_numbers(rows: int, every: int) -
 
 
 def levels(ax: Any) -> list[float]:
-    """Heights of the dashed lines."""
     return sorted(line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--")
 
 
