@@ -15,8 +15,6 @@ from tracetorch import chips, quantize, snn
 
 
 class Calls(nn.Module):
-    """Modules by name, called in order."""
-
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         super().__init__()
         for name, module in modules.items():
@@ -29,7 +27,6 @@ class Calls(nn.Module):
 
 
 def widths(*sizes: int) -> list[nn.Module]:
-    """Linear layers and neurons in turn."""
     pairs = itertools.pairwise(sizes)
     return [module for a, b in pairs for module in (nn.Linear(a, b), snn.LIF(b))]
 

@@ -34,12 +34,10 @@ def refuse(*modules: nn.Module, x: Tensor = X, chip: Any = None, **options: Any)
 
 
 def narrow(*modules: nn.Module, **options: Any) -> None:
-    """Refuse a chain of two values each."""
     refuse(nn.Sequential(*modules), x=NARROW, **options)
 
 
 def behind(*modules: nn.Module) -> None:
-    """Refuse what stands behind a product of six outputs."""
     refuse(first(), *modules)
 
 
@@ -71,7 +69,6 @@ def hooked(module: nn.Module, path: str = "") -> nn.Module:
 
 
 def calls(between: Any) -> nn.Module:
-    """A model that changes what its first module returns, or its second."""
     torch.manual_seed(0)
     return widened(
         Net(lambda net, x: between(2, net.b(between(1, net.a(x)))), a=nn.Linear(4, 6), b=snn.LIF(6))
@@ -96,7 +93,6 @@ def at_times() -> Any:
 
 
 def beside(net: Any, x: Tensor) -> Tensor:
-    """Call a module for nothing."""
     y: Tensor = net.b(net.a(x))
     net.c(y)
     return y
@@ -113,7 +109,6 @@ def with_nan(path: str) -> nn.Module:
 
 
 def starting(neuron: Any, init: float) -> nn.Module:
-    """Neurons with a state that is declared to start from a value."""
     neuron.state("mem", init=init)
     return nn.Sequential(first(), neuron)
 
@@ -156,7 +151,6 @@ def spread_on_xylo(bias: bool, beta: Any) -> None:
 
 
 def sharing(share: Any) -> None:
-    """Refuse two products of four neurons that share a tensor, or memory."""
     a, b, c, d = nn.Linear(4, 4), snn.LIF(4), nn.Linear(4, 4), snn.LIF(4)
     share(a, c)
     quantize.prepare(nn.Sequential(a, b, c, d), X)
