@@ -22,9 +22,9 @@ def test_grey_images_are_scaled_to_their_range_and_colours_bytes_and_size_are_ke
     image = 10 * uniform(4, 5) - 3
     for given in (image, image[None]):
         ax = tt.plot.render_image(given, title="grey")
-        shown = ax.images[0]
-        assert np.allclose(shown.get_array(), image)
-        assert shown.get_clim() == (image.min().item(), image.max().item())
+        grey = ax.images[0]
+        assert np.allclose(grey.get_array(), image)
+        assert grey.get_clim() == (image.min().item(), image.max().item())
         assert len(ax.figure.axes) == 2  # and its colour bar
     for channels in (1, 3):  # of one value
         shown = tt.plot.render_image(torch.full((channels, 2, 2), 0.5), vmin=0.5, vmax=0.5).images[
