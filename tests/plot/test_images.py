@@ -27,10 +27,9 @@ def test_grey_images_are_scaled_to_their_range_and_colours_bytes_and_size_are_ke
         assert grey.get_clim() == (image.min().item(), image.max().item())
         assert len(ax.figure.axes) == 2  # and its colour bar
     for channels in (1, 3):  # of one value
-        shown = tt.plot.render_image(torch.full((channels, 2, 2), 0.5), vmin=0.5, vmax=0.5).images[
-            0
-        ]
-        assert np.isfinite(shown.get_array()).all()
+        flat = torch.full((channels, 2, 2), 0.5)
+        drawn = tt.plot.render_image(flat, vmin=0.5, vmax=0.5).images[0]
+        assert np.isfinite(drawn.get_array()).all()
     assert tt.plot.render_image(uniform(4, 5), vmin=-1, vmax=2).images[0].get_clim() == (-1, 2)
     image = uniform(3, 4, 5)
     image[0, 0, 0] = 1.5
