@@ -36,7 +36,6 @@ def run(script: str, out: Path, *arguments: str) -> int:
 
 
 def saved_files(out: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
-    """Return the only model of a folder and the size of its only figure."""
     (model,) = out.glob("*.safetensors")
     (figure,) = out.glob("*.png")
     assert figure.stem == model.stem

@@ -14,7 +14,6 @@ from tracetorch.fuse import unsupported_reason
 
 
 def assert_compiled_is_eager(eager: Any, x: Tensor) -> Tensor:
-    """Return the output."""
     fused = copy.deepcopy(eager)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     assert unsupported_reason("cpu", fused, inputs[1]) is None

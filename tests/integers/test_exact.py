@@ -107,15 +107,6 @@ def test_states_are_proved_as_wide_as_they_are(bits: int, overflow: Any) -> None
     assert found.outputs["next_mem"].low == integers.limits(bits)[0]
 
 
-def test_every_line_has_a_width() -> None:
-    layer = integers.LeakyIntegrator(2, beta=128, pos_threshold=100)
-    found = integers.prove(layer, {"x": Interval(-64, 63)}, ndim=3, dtype=torch.float64)
-    graph_lines = [line.name for line, _ in found.lines]
-    assert len(set(graph_lines)) == len(graph_lines) > 5
-    widths = [interval.bits for _, interval in found.lines if not interval.signed]
-    assert all(1 <= width <= 40 for width in widths)
-
-
 class Sum(snn.Neuron):
     states = ("total",)
 

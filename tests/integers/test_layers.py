@@ -126,21 +126,6 @@ def test_operations_of_a_delayed_product_are_counted() -> None:
     assert (found.effective, found.dense) == (5 * 4 * 3, 3 * 5 * 4 * 3)
 
 
-@pytest.mark.parametrize("assign", [False, True])
-def test_delays_that_are_assigned_or_loaded_are_whole(assign: bool) -> None:
-    layer = filled(DELAYED["Linear"][0])
-    before = layer.raw_delay.clone()
-    trained = snn.DelayedLinear(5, 3, max_delay=3, delay=1.25).raw_delay.detach()
-    values = {**layer.state_dict(), "raw_delay": trained}
-    with pytest.raises(RuntimeError, match=r"raw_delay: holds 1\.25, .* has integers of 0 to 3"):
-        layer.load_state_dict(values, assign=assign)
-    assert torch.equal(layer.raw_delay, before)
-    layer.delay = 2
-    assert bool((layer.raw_delay == 2).all())
-    layer.load_state_dict({**values, "raw_delay": before}, assign=assign)
-    assert torch.equal(layer.raw_delay, before)
-
-
 def test_products_and_pools_run_over_time() -> None:
     model = nn.Sequential(
         filled(CASES["Conv2d"][0]),

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.quantize.networks import case
-from tracetorch import chips, integers, quantize, snn
+from tracetorch import chips, integers, snn
 
 LIF = integers.LeakyIntegrator
 
@@ -98,38 +97,6 @@ def test_numbers_that_a_layer_does_not_have_are_not_loaded(name: str, assign: bo
             {f"0.{key}": each for key, each in others.items()}, False
         )
     assert_kept(layer, before)
-
-
-WIDTHS: dict[str, tuple[dict[str, int], str]] = {
-    "states": ({"state_bits": 10}, "1[.].*_extra_state: made with another .* state_bits=10"),
-    "weights": ({"weight_bits": 4}, "0[.].*_extra_state: made with another .*_bits=4"),
-}
-
-
-@pytest.mark.parametrize("kind", WIDTHS)
-@pytest.mark.parametrize("converted", [False, True])
-def test_a_quantised_network_of_other_widths_is_refused(
-    kind: str, converted: bool, tmp_path: Path
-) -> None:
-    model, x, _ = case("delayed")
-    given, (narrow, message) = quantize.prepare(model, x), WIDTHS[kind]
-    made: nn.Module = quantize.prepare(model, x, **narrow)  # type: ignore[arg-type]
-    wide: nn.Module = given
-    if converted:
-        (wide, _), (made, _) = quantize.convert(given), quantize.convert(made)  # type: ignore[arg-type]
-    message = message.replace("1[.]", "2[.]")  # a delayed product, a norm, and the neurons
-    before = tensors_of(made)
-    with pytest.raises(RuntimeError, match=message):
-        copy.deepcopy(made).load_state_dict(wide.state_dict())
-    for name, save in {"described": tt.save, "not": saved_by_torch}.items():
-        save(wide, tmp_path / name)
-        with pytest.raises((RuntimeError, ValueError), match="bits"):
-            tt.load(tmp_path / name, made)
-        assert_kept(made, before)
-
-
-def saved_by_torch(model: nn.Module, path: Path) -> None:
-    torch.save(model.state_dict(), path)
 
 
 def chain() -> nn.Sequential:

@@ -25,7 +25,6 @@ def spread() -> Any:
 
 
 def proved(step: Any, *wrap: Any) -> Any:
-    """Prove a neuron of a step for inputs from 0 to 9."""
     kind: Any = type("Mine", (snn.Neuron,), {"states": ("held",), "step": staticmethod(step)})
     layer = kind(1)
     for each in wrap:
@@ -44,13 +43,10 @@ def whole(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     i.limits(1) -> ValueError: bits must be 2 to 53, got 1
     i.limits(54, signed=False) -> ValueError: bits must be 1 to 53, got 54
     i.limits(8.0) -> TypeError: bits must be an integer, got 8.0
-    i.limits(8, signed=1) -> TypeError: signed must be True or False
     i.saturate(X, 99) -> ValueError: bits must be 2 to 53
     i.shift_right(X, 32) -> ValueError: bits must be 0 to 31, got 32
-    i.shift_right(X, -1) -> ValueError: bits must be 0 to 31, got -1
     i.shift_right(X, 1, "up") -> ValueError: or .at_least_one., got .up
     i.multiply(X, 1, 1, "at_least_one") -> ValueError: .nearest., got
-    i.multiply(X, 1, True) -> TypeError: must be an integer
     i.Multiplier(17) -> ValueError: bits must be 1 to 16, got 17
     i.Multiplier(8, "at_least_one") -> ValueError: .nearest., got
     i.Shift("up") -> ValueError: rounding must be .floor., .trunc., .nearest. or
@@ -58,21 +54,16 @@ def whole(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     i.Linear(2, 3, shift=17) -> ValueError: shift must be 0 to 16, got 17
     i.Linear(2, 3, weight_bits=1) -> ValueError: weight_bits must be 2 to 16, got 1
     i.Linear(0, 3) -> ValueError: in_features must be at least 1
-    i.Linear(2, 3, bias=1) -> TypeError: bias must be True or False
     i.Conv1d(3, 4, 3, groups=2) -> ValueError: groups must divide both channels, 3 and
     i.Conv2d(3, 4, (3, 3, 3)) -> ValueError: kernel_size must be an integer of at least
     i.Conv2d(3, 4, 3, padding=-1) -> ValueError: padding must be an integer
     i.Quantize(0.0) -> ValueError: scale must be
-    i.Quantize(1.0, bits=99) -> ValueError: bits must be 2 to 53
     i.DelayedLinear(2, 3, max_delay=2, delay=0.5) -> ValueError: whole steps, got 0.5
     i.DelayedLinear(2, 3, max_delay=2, delay=3.0) -> ValueError: between 0 and max_
     i.DelayedLinear(2, 3, max_delay=0) -> ValueError: max_delay must be at least 1
-    i.DelayedLinear(2, 3, max_delay=1, shift=17) -> ValueError: shift must be 0 to 16
-    i.DelayedLinear(2, 3, max_delay=1, weight_bits=1) -> ValueError: 2 to 16, got 1
     DELAYED(torch.ones(1, 4)) -> ValueError: has 2 neurons
     DELAYED(torch.ones(1, 2).half()) -> TypeError: float32 or float64, got torch.float16: x.float
     setattr(DELAYED, "delay", 1.5) -> ValueError: delay must be whole steps, got .*Round it
-    setattr(DELAYED, "delay", 0.5 * DELAYED.delay) -> ValueError: must be whole steps, got .*Round
     spread()(torch.ones(1, 2)) -> ValueError: has sigma=0\.5, and integers take delays in
     tt.init.fluctuation_(nn.Sequential(DELAYED, snn.LIF(3)))
         -> ValueError: there is nothing to initialise
@@ -102,7 +93,6 @@ def whole(x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     proved(whole, nn.Sequential)
         -> TypeError: layer must be a neuron layer with a step, got Sequential
     Interval(0, 1, float("-inf")).bits -> ValueError: no width that holds every real number
-    Interval(0, float("inf")).bits -> ValueError: no width that holds every real number
     """
 )
 def test_wrong_arguments_are_refused(call: str, error: str) -> None:

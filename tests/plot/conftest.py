@@ -12,7 +12,6 @@ from tests.browser import Page, Visits
 
 @pytest.fixture(scope="session")
 def playground_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the page of the documentation once: every layer is traced."""
     path = tmp_path_factory.mktemp("page") / "playground.html"
     playground.write(path)
     return path
@@ -20,7 +19,6 @@ def playground_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def network_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the page of networks of the documentation once."""
     path = tmp_path_factory.mktemp("page") / "network.html"
     playground.write_network(path)
     return path
@@ -28,8 +26,6 @@ def network_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(visits: Visits, playground_page: Path) -> Callable[..., Page]:
-    """Open the page of the documentation, or another one of a neuron."""
-
     def open_(fragment: str = "", path: Path = playground_page, **options: Any) -> Page:
         page = visits.open(path, fragment=fragment, **options)
         page.wait_for_selector("body[data-ready='true']")

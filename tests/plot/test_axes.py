@@ -52,7 +52,6 @@ def test_plots_draw_on_ax_with_labels_and_new_figures_have_no_overlapping_text(n
 
 
 def texts(ax: Axes) -> list[Text]:
-    """Title, labels, legend and those tick labels that are within the axes' limits."""
     found = [ax.title, ax.xaxis.label, ax.yaxis.label]
     if (legend := ax.get_legend()) is not None:
         found += legend.get_texts()

@@ -9,12 +9,165 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import SURROGATES
+from tests.plot.cases import model, spikes
+from tracetorch import snn
 from tracetorch.functional import Surrogate
 from tracetorch.plot import MeasurementManager
+
+
+def normal(count: int, mean: float = 0.0, seed: int = 0) -> Tensor:
+    return mean + torch.randn(count, generator=torch.Generator().manual_seed(seed))
+
+
+def curve(line: Any) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+
+
+def test_curves_are_densities_of_the_values() -> None:
+    ax = tt.plot.distributions({"a": normal(4000), "b": normal(4000, 5.0, 1)}, "two")
+    for line, mean in zip(ax.lines, (0.0, 5.0), strict=True):
+        x, density = curve(line)
+        assert density.sum() * (x[1] - x[0]) == pytest.approx(1.0, abs=1e-3)
+        exact = np.exp(-0.5 * (x - mean) ** 2) / math.sqrt(2 * math.pi)
+        assert np.abs(density - exact).max() < 0.03
+
+
+def test_bandwidth_is_the_standard_deviation_of_the_kernel_by_silvermans_rule() -> None:
+    ax = tt.plot.distributions([torch.tensor([-10.0, 10.0])], "two", bandwidths=[0.5])
+    _, density = curve(ax.lines[0])
+    assert density.max() == pytest.approx(0.5 / (0.5 * math.sqrt(2 * math.pi)), rel=1e-3)
+    values = [torch.tensor([0.0, 2.0]), torch.tensor([1.0, 10.0])]
+    ax = tt.plot.distributions(values, "two", bandwidths=[0.5, 1.0])
+    assert ax.get_xlim() == pytest.approx((-2.0, 13.0))
+    assert ax.get_ylim()[0] == 0
+    x = normal(200)
+    width = x.std().item() * (4 / (3 * 200)) ** 0.2
+    left, right = (tt.plot.distributions([x], "t", bandwidths=b) for b in (None, [width]))
+    assert np.allclose(curve(left.lines[0]), curve(right.lines[0]))
+
+
+def test_subsampled_values_have_the_same_density_and_equal_ones_are_lines() -> None:
+    many = normal(50_000)
+    few = tt.plot.distributions([many], "few", max_kde_samples=500, n_grid=101, bandwidths=[0.2])
+    all_ = tt.plot.distributions([many], "all", n_grid=101, bandwidths=[0.2])
+    x, density = curve(few.lines[0])
+    assert len(x) == 101
+    assert np.abs(np.interp(x, *curve(all_.lines[0])) - density).max() < 0.01
+    ax: Any = tt.plot.distributions(
+        [torch.ones(5), torch.arange(101.0)], "t", show_percentile_lines=True
+    )
+    assert list(ax.lines[0].get_xdata()) == [1, 1]
+    assert [line.get_xdata()[0] for line in ax.lines[2:]] == [25, 50, 75]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["layer 0", "layer 1"]
+
+
+def test_decays_are_copies_for_every_layer() -> None:
+    net: Any = snn.TTModule()
+    net.cells = [snn.SRLIF(3, alpha=0.3, beta=0.8, gamma=0.6), nn.Linear(3, 3)]
+    net.readout = snn.Readout(2, beta_rank=0)
+    copied = tt.plot.decays(net)
+    assert sorted(copied) == ["cells.0.alpha", "cells.0.beta", "cells.0.gamma", "readout.beta"]
+    with torch.no_grad():
+        for raw in net.cells[0].parameters():
+            raw.add_(1.0)
+    for path, value in (("alpha", 0.3), ("beta", 0.8), ("gamma", 0.6)):
+        torch.testing.assert_close(copied[f"cells.0.{path}"], torch.full((3,), value))
+    assert not torch.equal(tt.plot.decays(net)["cells.0.beta"], copied["cells.0.beta"])
+    assert list(tt.plot.decays(snn.LIF(2))) == ["beta"]
+
+
+def test_rows_are_histograms_of_halflives_before_and_after() -> None:
+    net = nn.Sequential(snn.LIF(3, beta=tt.functional.halflife_to_decay(torch.tensor([2.0, 2, 8]))))
+    ax = tt.plot.halflives(net, bins=10)
+    (bars,) = ax.patches
+    height, edges, _ = bars.get_data()  # type: ignore[attr-defined]
+    filled = np.nonzero(height)[0]
+    assert height[filled].tolist() == pytest.approx([0.85, 0.425])
+    assert all(edges[i] <= h <= edges[i + 1] for i, h in zip(filled, (2, 8), strict=True))
+    assert ax.get_xscale() == "log"
+    assert ax.get_legend() is None
+    before = tt.plot.decays(model())
+    ax = tt.plot.halflives(before, model(2.0))
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["before", "after"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0.alpha", "0.beta", "1.beta"]
+    dots: Any = [line for line in ax.lines if line.get_marker() == "o"]
+    halflife = pytest.approx(tt.functional.decay_to_halflife(0.9), rel=1e-5)
+    assert [line.get_xdata()[0] for line in dots] == [halflife] * 2
+    means = []
+    for bars in ax.patches[2:4]:  # of 0.beta
+        height, edges, floor = bars.get_data()  # type: ignore[attr-defined]
+        means.append(np.average(np.log(edges[:-1]), weights=height - floor))
+    assert means[1] - means[0] == pytest.approx(np.log(2), abs=0.15)
+
+
+def test_histogram_counts_neurons_by_rate_silent_ones_too() -> None:
+    output = torch.zeros(10, 2, 4)
+    output[:5, :, 1] = 1  # rate 0.5
+    output[:, :, 2] = -1  # rate 1, downwards
+    output[0, 0, 3] = 0.25  # rate 0.05, scaled
+    ax = tt.plot.rate_histogram(output, bins=10)
+    (bars,) = ax.patches
+    data = bars.get_data()  # type: ignore[attr-defined]
+    assert data.values.tolist() == [50, 0, 0, 0, 0, 25, 0, 0, 0, 25]
+    assert data.edges.tolist() == pytest.approx(np.linspace(0, 1, 11).tolist())
+    assert bars.get_label() == "all neurons\nmean 0.388, 25 % silent"
+    two: Any = tt.plot.rate_histogram({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)}, bins=4)
+    assert two.patches[0].get_data().values.tolist() == [100, 0, 0, 0]
+    assert two.patches[1].get_data().values.tolist() == [0, 0, 0, 100]
+    quiet = torch.zeros(3, 2, 4)
+    assert tt.plot.rate_histogram(quiet).patches[0].get_data().values[0] == 100  # type: ignore[attr-defined]
+    mesh = tt.plot.rate_map(quiet).collections[0]
+    assert mesh.get_array().max() == 0
+    assert mesh.get_clim() == (0, 1)
+
+
+def test_map_shows_every_neuron_at_every_step_and_layers_share_their_colours() -> None:
+    output = spikes(7, 5, 3)
+    ax = tt.plot.rate_map(output)
+    assert np.allclose(ax.collections[0].get_array(), output.mean(1).T)
+    assert ax.get_ylim() == (2.5, -0.5)
+    ax = tt.plot.rate_map({"a": torch.zeros(4, 1, 2), "b": torch.ones(4, 1, 8)})
+    assert {mesh.get_clim() for mesh in ax.collections} == {(0.0, 1.0)}
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a\n2 neurons", "b\n8 neurons"]
+
+
+@given(steps=st.integers(1, 12), window=st.integers(1, 15))
+def test_partial_windows_average_their_own_steps(steps: int, window: int) -> None:
+    output = spikes(steps, 2, 3)
+    mesh = tt.plot.rate_map(output, window=window).collections[0]
+    expected = torch.stack([part.mean((0, 1)) for part in output.split(window)], 1)
+    assert np.allclose(mesh.get_array(), expected)
+    columns = mesh.get_coordinates()[0, :, 0]  # type: ignore[attr-defined]
+    assert columns[0] == -0.5
+    assert columns[-1] == steps - 0.5
+
+
+def test_cells_are_the_norms_of_layers_at_steps_and_marked_where_not_finite() -> None:
+    gradients = {"a": torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "b": torch.ones(2, 2, 2, 4)}
+    ax = tt.plot.gradient_flow(gradients)
+    (mesh,) = ax.collections
+    norms: Any = mesh.get_array()
+    assert norms.filled(-1).tolist() == [[5.0, -1.0], [4.0, 4.0]]
+    assert mesh.get_clim() == (4.0, 5.0)
+    assert ax.get_ylim() == (2, 0)
+    gradients = {"a": torch.tensor([1.0, torch.nan, torch.inf, 0.0])}
+    drawn: Any = tt.plot.gradient_flow(gradients)
+    flow, broken = (mesh.get_array() for mesh in drawn.collections)
+    assert flow.mask.tolist() == [[False, True, True, True]]
+    assert broken.mask.tolist() == [[True, False, False, True]]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, torch.nan])
+def test_equal_or_missing_norms_have_a_colour_scale(value: float) -> None:
+    ax = tt.plot.gradient_flow({"a": torch.full((3, 2), value)})
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    low, high = ax.collections[0].get_clim()
+    assert 0 < low < high
+    assert np.isfinite(high)
 
 
 def test_values_are_drawn_over_steps_in_a_colour_and_a_legend_of_their_own() -> None:

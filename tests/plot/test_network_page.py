@@ -56,7 +56,6 @@ def update(page: Page, times: int) -> None:
 
 
 def trained(model: nn.Sequential, x: Tensor, labels: Tensor, updates: int) -> list[float]:
-    """Train a model as the page does; return the loss before each update."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for _ in range(updates):
@@ -70,7 +69,6 @@ def trained(model: nn.Sequential, x: Tensor, labels: Tensor, updates: int) -> li
 
 
 def compare(page: Page, model: nn.Sequential, x: Tensor, labels: Tensor) -> None:
-    """Assert that losses and learned tensors are PyTorch's after some updates of both."""
     model, x = model.double(), x.double()
     update(page, UPDATES)
     seen, losses = read(page), trained(model, x, labels, UPDATES)

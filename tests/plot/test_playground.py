@@ -37,7 +37,6 @@ LOAD = """(text) => new Promise((done) => {
 
 
 def go(page: Page, **settings: object) -> dict[str, Any]:
-    """Load settings through the fragment, and return the numbers that are drawn."""
     page.evaluate(LOAD, urlencode(settings))
     return read(page)
 
@@ -49,7 +48,6 @@ def read(page: Page) -> dict[str, Any]:
 
 
 def made(text: str) -> snn.Neuron:
-    """Return the neuron that the copied Python makes."""
     with torch.no_grad():
         scope: dict[str, Any] = dict(NAMES)
         exec(text, scope)
@@ -100,7 +98,6 @@ def compare(seen: Mapping[str, Any], layer: snn.Neuron) -> None:
 
 
 def settings_of(layer: snn.Neuron, draw: random.Random) -> dict[str, object]:
-    """Draw random settings of the page for a layer."""
     settings: dict[str, object] = {}
     for name, constraint in layer.constraints.items():
         ends = {"sigmoid": (-0.5, 1.5), "unbounded": (-1.5, 1.5)}.get(constraint.name, (-1, 0.5))

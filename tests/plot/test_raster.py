@@ -16,7 +16,6 @@ from tracetorch.plot.axes import COLOURS
 
 
 def ticks(ax: Axes) -> dict[str, list[tuple[float, float]]]:
-    """Return the (step, middle) of all ticks by their colour."""
     found: dict[str, list[tuple[float, float]]] = {}
     for lines in ax.collections:
         colour = "down" if lines.get_color()[0][:3].tolist() == list(to_rgb(COLOURS[1])) else "up"  # type: ignore[attr-defined]
@@ -61,6 +60,9 @@ def test_limit_sorts_active_neurons_by_activity_and_selects_evenly() -> None:
     counts = [sum(y == row for _, y in ticks(ax)["up"]) for row in range(3)]
     assert counts == [4, 2, 1]
     assert ax.get_ylabel() == "3 of 4 neurons"
+    for silent in (tt.plot.raster(torch.zeros(4, 1, 2), limit=each) for each in (None, 3)):
+        assert ticks(silent) in ({}, {"up": []})
+        assert silent.get_xlim() == (-0.5, 3.5)
     many = spikes(20, 1, 1000)
     rows = [y for _, y in ticks(tt.plot.raster(many, limit=30))["up"]]
     fired = torch.tensor([rows.count(row) for row in range(30)])
@@ -69,13 +71,6 @@ def test_limit_sorts_active_neurons_by_activity_and_selects_evenly() -> None:
     assert fired[0] == order[0]
     assert (fired.diff() <= 0).all()
     assert fired[15] == pytest.approx(order[len(order) // 2].item(), abs=1)
-
-
-@pytest.mark.parametrize("limit", [None, 3])
-def test_silent_layers_are_drawn(limit: int | None) -> None:
-    ax = tt.plot.raster(torch.zeros(4, 1, 2), limit=limit)
-    assert ticks(ax) in ({}, {"up": []})
-    assert ax.get_xlim() == (-0.5, 3.5)
 
 
 def test_rows_of_trains_are_shades_or_ticks() -> None:
@@ -95,17 +90,13 @@ def test_rows_of_trains_are_shades_or_ticks() -> None:
     assert {float(np.ptp(s[:, 1])) for s in lines.get_segments()} == {1.5}  # type: ignore[attr-defined]
     assert lines.get_linewidth()[0] == 0.7  # type: ignore[index]
     assert ax.get_title() == "ticks"
-
-
-@pytest.mark.parametrize(("rows", "every"), [(12, 1), (13, 2), (30, 3)])
-def test_rows_are_labelled_from_0_by_at_most_12_numbers(rows: int, every: int) -> None:
-    ax = tt.plot.spike_train(list(torch.ones(rows, 2)), 2.0)
-    labels = [(tick.get_text(), tick.get_position()[1]) for tick in ax.get_yticklabels()]
-    assert labels == [(str(row), 2.0 * row) for row in range(0, rows, every)]
+    for rows, every in ((12, 1), (13, 2), (30, 3)):  # at most 12 numbers, from 0
+        ax = tt.plot.spike_train(list(torch.ones(rows, 2)), 2.0)
+        labels = [(tick.get_text(), tick.get_position()[1]) for tick in ax.get_yticklabels()]
+        assert labels == [(str(row), 2.0 * row) for row in range(0, rows, every)]
 
 
 def levels(ax: Any) -> list[float]:
-    """Heights of the dashed lines."""
     return sorted(line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--")
 
 
@@ -143,13 +134,10 @@ def test_thresholds_are_read_from_the_layer(layer, shape, neuron, expected) -> N
     assert levels(ax) == [pytest.approx(level) for level in expected]
 
 
-@pytest.mark.parametrize("value", [0.5, torch.tensor(0.5), [0.5], (torch.full((4,), 0.5),)])
-def test_thresholds_can_be_numbers_or_tensors(value: Any) -> None:
-    ax = tt.plot.state_trace(recording()["2.mem"], neurons=[0, 1], thresholds=value)
-    assert levels(ax) == [0.5]
-
-
 def test_thresholds_have_the_colours_of_neurons_and_recordings_are_drawn() -> None:
+    for value in (0.5, torch.tensor(0.5), [0.5], (torch.full((4,), 0.5),)):
+        ax = tt.plot.state_trace(recording()["2.mem"], neurons=[0, 1], thresholds=value)
+        assert levels(ax) == [0.5]
     each = torch.tensor([0.1, 0.2, 0.3, 0.4])
     ax = tt.plot.state_trace(recording()["2.mem"], neurons=[1, 3], thresholds=each)
     dashed = [line for line in ax.lines if line.get_linestyle() == "--"]

@@ -19,8 +19,6 @@ NAMES = {"Doubled": Doubled, "Twice": Twice}
 
 
 class Plain(snn.Neuron):
-    """Plain neuron, whose constructor takes no parameter."""
-
     states = ("mem",)
 
     def __init__(self, num_neurons: int, dim: int = -1, tau: float = 5.0) -> None:

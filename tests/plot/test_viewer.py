@@ -22,8 +22,6 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def opened(visits: Visits, tmp_path: Path) -> Open:
-    """Open recordings."""
-
     def open_(recording: Any, **options: Any) -> Page:
         place = tmp_path / f"run{len(visits.contexts)}.html"
         tt.plot.save_html(recording, place, **options)
@@ -39,7 +37,6 @@ def panel(page: Page, path: str) -> Page:
 
 
 def centre(page: Page, path: str, step: float, row: float = 0.5, rows: float = 1.0) -> list[float]:
-    """Return the position of a step and a row on the screen, while all rows are shown."""
     shown = steps(page)
     frame = panel(page, path).locator("canvas").bounding_box()
     wide, high = frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
@@ -48,14 +45,12 @@ def centre(page: Page, path: str, step: float, row: float = 0.5, rows: float = 1
 
 
 def drawing(page: Page) -> tuple[Page, float, float]:
-    """Return the canvas of the first plot, and the width and the height of what it shows."""
     canvas = page.locator(".panel canvas").first
     frame = canvas.bounding_box()
     return canvas, frame["width"] - LEFT - RIGHT, frame["height"] - TOP - BOTTOM
 
 
 def steps(page: Page) -> tuple[int, int]:
-    """Return the first and the last visible step."""
     wait_for_frame(page)
     text = page.locator("#span").inner_text().replace(",", "")
     numbers = [int(n) for n in re.findall(r"\d+", text)]

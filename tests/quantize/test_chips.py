@@ -1,10 +1,11 @@
-"""Networks quantised for a chip equal its simulator; layers without a place are refused."""
+"""Networks quantised for a chip equal its simulator; masks and signs of connections are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,20 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import few
+from tests.cases import few, weighted_sum
 from tests.chips.test_xylo import expected, simulated
-from tests.quantize.networks import Residual, on_chip, spikes, widened
+from tests.export.c_programs import CNetwork, needs_compiler
+from tests.quantize.networks import Residual, case, on_chip, spikes, widened
 from tracetorch import chips, quantize, snn
 from tracetorch.chips import xylo
 from tracetorch.chips.target import ChipTarget, IntegerNeuron, Stage, register
+from tracetorch.quantize.build import product_of
+from tracetorch.snn.connectivity import RAW_WEIGHT, Connectivity, connectivity
 
 
 @pytest.mark.parametrize("seed", few(range(8), 3))
 @pytest.mark.parametrize("version", [1, 2])
 def test_xylo_equals_int64_and_the_simulator(version: int, seed: int) -> None:
-    """After a step of training too."""
     model, x, arguments = on_chip(f"Xylo {version}", seed)
     prepared = quantize.prepare(model, x, **arguments)
     optimiser = torch.optim.Adam(prepared.parameters(), 3e-2)
@@ -153,55 +156,111 @@ def hidden(*modules: nn.Module, out: Any = OUT) -> nn.Sequential:
     return nn.Sequential(*modules, *out)
 
 
-def prepared_for(chip: Any, model: nn.Module, x: Tensor = X) -> Callable[[], Any]:
-    return lambda: quantize.prepare(model, x, chip)
-
-
-ONE = hidden(nn.Linear(2, 3), snn.LIF(3))
-FED_BACK = snn.Recurrent(snn.LIF(1), nn.Linear(1, 1, False))
-XYLO = xylo.XYLO_2
-ERRORS = [
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], snn.Readout(1)))),
-     "3: quantised models have neurons that spike: Xylo 2 returns spikes"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.BLIF(3))), "1: .* one sign and size"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.RLIF(3))), "no recurrent trace on Xylo"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.Recurrent(snn.LIF(3), nn.Linear(3, 3)))),
-     "no bias in the connection of a Recurrent"),
-    (prepared_for(xylo.XYLO_1, ONE), "no bias on Xylo 1"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LeakyIntegrator(
-        3, pos_threshold_setup={}, bias_setup={}))), "one bias for a neuron on Xylo 2"),
-    (prepared_for(XYLO, nn.Sequential(nn.Linear(2, 3), snn.LIF(3))), "hidden and output"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), snn.Delay(3, max_delay=1, delay=1.0))),
-     "Linear and neurons alone"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), snn.SEWBlock(
-        nn.Sequential(nn.Linear(3, 3), snn.LIF(3))))), "the model: .* Xylo, without .* branches"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.LIF(3), out=(OUT[0], FED_BACK))),
-     "among the outputs"),
-    (prepared_for(XYLO, hidden(snn.DelayedLinear(2, 3, max_delay=2), snn.LIF(3))),
-     "0: quantised models have no delays on Xylo, which has none: Linear instead"),
-    (prepared_for(XYLO, hidden(nn.Linear(2, 3), snn.Recurrent(
-        snn.LIF(3), snn.DelayedLinear(3, 3, False, max_delay=2)))),
-     r"1\.connection: quantised models have no delays on Xylo"),
-    (prepared_for(XYLO, ONE, -X), "inputs that are no spikes"),
-    (prepared_for(XYLO, ONE, X - 1), "Xylo 2 takes 0 to 15 of"),
-    (prepared_for(tt.chips.Chip(**{**vars(XYLO), "name": "Another"}), ONE),
-     "one that tt.chips has, Xylo 1, Xylo 2, XyloAudio 3, XyloIMU, got Another"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "message"), ERRORS)
-def test_errors(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_a_chip_has_weights_of_eight_bits_at_most() -> None:
-    with pytest.raises(ValueError, match="weight_bits must be 2 to 8, got 9"):
-        quantize.prepare(hidden(nn.Linear(2, 3), snn.LIF(3)), X, xylo.XYLO_2, weight_bits=9)
-
-
 def test_rates_become_numbers_of_spikes_on_xylo() -> None:
     model = hidden(nn.Linear(2, 3), snn.SLIF(3))
     border = quantize.prepare(model, torch.rand(4, 2, 2), xylo.XYLO_2).get_submodule("input")
     assert isinstance(border, tt.integers.Quantize)
     assert (border.bits, border.signed) == (4, False)
+
+
+NAMES = ("connected", pytest.param("connected channels", marks=pytest.mark.slow))
+
+
+def rules(model: nn.Module) -> list[Connectivity]:
+    return [rule for m in model.modules() if (rule := connectivity(m)) is not None]
+
+
+def integer_weights(model: nn.Module) -> list[Tensor]:
+    found = [m for m in model.modules() if hasattr(m, "weight_bits")]
+    return [product_of(m)[0].weight.detach().float() for m in found]
+
+
+def assert_kept(kept: list[Connectivity], weights: list[Tensor]) -> None:
+    assert len(kept) == len(weights) > 2
+    for rule, weight in zip(kept, weights, strict=True):
+        assert rule.mask is not None
+        assert rule.signs is not None
+        assert bool((weight[~rule.mask] == 0).all())
+        assert bool((weight * rule.signs >= 0).all())
+        assert bool(weight.any())
+
+
+def train(prepared: Any, x: Tensor, steps: int = 3) -> None:
+    optimizer = torch.optim.AdamW(prepared.parameters(), 5e-2, weight_decay=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        weighted_sum(tt.unroll(prepared, x, from_rest=True)).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_integers_keep_masks_and_signs(name: str) -> None:
+    model, x, _ = case(name)
+    kept = rules(model)
+    prepared = quantize.prepare(model, x)
+    before = [w.clone() for w in integer_weights(prepared)]
+    assert_kept(kept, before)
+    assert all(layer.weight_error < 0.02 for layer in quantize.convert(prepared)[1].layers)
+    train(prepared, x)
+    after = integer_weights(prepared)
+    assert_kept(kept, after)
+    assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    integer, _ = quantize.convert(prepared)
+    assert all(torch.equal(a, b) for a, b in zip(after, integer_weights(integer), strict=True))
+
+
+def test_a_weight_that_learning_has_taken_past_zero_is_mirrored() -> None:
+    """As in the float layer: the raw value acts by its size."""
+    layer = snn.connect(nn.Linear(3, 2, bias=False), signs=torch.tensor([1, -1, 1]))
+    x = (torch.rand(9, 2, 3) < 0.5).float()
+    prepared = quantize.prepare(nn.Sequential(layer, snn.LIF(2)), x)
+    raw = prepared.get_parameter("0.parametrizations.weight.original")
+    before = integer_weights(prepared)[0]
+    with torch.no_grad():
+        raw.neg_()
+    assert torch.equal(integer_weights(prepared)[0], before)
+    integer, report = quantize.convert(prepared)
+    assert torch.equal(integer_weights(integer)[0], before)
+    assert report.layers[0].weight_error < 0.05
+
+
+def test_what_does_not_learn_stays_so_and_copies_go_their_own_way() -> None:
+    layer = snn.connect(nn.Linear(3, 2), mask=torch.eye(2, 3) > 0)
+    layer.get_parameter(RAW_WEIGHT).requires_grad_(False)
+    x = (torch.rand(9, 2, 3) < 0.5).float()
+    prepared = quantize.prepare(nn.Sequential(layer, snn.LIF(2)), x)
+    assert not prepared.get_parameter("0.parametrizations.weight.original").requires_grad
+    again = copy.deepcopy(prepared)
+    again.load_state_dict(prepared.state_dict())
+    assert torch.equal(tt.unroll(again, x), tt.unroll(prepared, x))
+    (rule,) = rules(layer)
+    assert again.get_buffer("0.parametrizations.weight.0.mask") is not rule.mask
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", few(["connected", "residual", "unlike branches"], "connected"))
+def test_c_is_what_training_ran_through(name: str, tmp_path: Path) -> None:
+    model, x, _ = case(name)
+    prepared = quantize.prepare(model.eval(), x[:, :1])
+    integer, _ = quantize.convert(prepared)
+    net = CNetwork(integer, x[:, :1], tmp_path, dtype="int")
+    with torch.no_grad():
+        expected = tt.unroll(prepared, x[:, :1], from_rest=True).flatten(1)
+    assert torch.equal(net(x[:, :1]), expected.double())
+    assert expected.any()
+
+
+def test_masks_and_signs_are_kept_on_a_chip() -> None:
+    torch.manual_seed(0)
+    products = [nn.Linear(5, 8, bias=False), nn.Linear(8, 3, bias=False)]
+    for product in products:
+        mask = torch.rand(product.weight.shape) < 0.5
+        snn.connect(product, mask=mask, signs=torch.tensor([1, -1] * 4)[: mask.shape[1]])
+    layers = products[0], snn.SLIF(8, beta=0.75), products[1], snn.SLIF(3, beta=0.75)
+    model, x = nn.Sequential(*layers), (torch.rand(9, 2, 5) < 0.5).float()
+    prepared = quantize.prepare(model, x, chip=tt.chips.xylo.XYLO_2)
+    train(prepared, x, 1)
+    integer, _ = quantize.convert(prepared)
+    for rule, weight in zip(rules(model), integer_weights(integer), strict=True):
+        assert torch.equal(rule.nearest(weight), weight)
+        assert weight.any()

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.cases import stepped, weighted_sum
-from tests.networks import Doubled, Residual
-from tests.quantize.networks import CASES, CHIPS, FEW_CASES, case, convolutional, spikes, widened
+from tests.quantize.networks import CHIPS, FEW_CASES, case, convolutional, spikes, widened
 from tracetorch import integers, quantize, snn
 from tracetorch.quantize.build import common_scale
 from tracetorch.quantize.reader import read_chain
@@ -49,6 +48,9 @@ def assert_equal(one: nn.Module, other: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
+SILENT = ("random 12", "Xylo 2 3")  # the only cases in which no neuron of the output fires
+
+
 @pytest.mark.parametrize("name", FEW_CASES)
 def test_the_trained_forward_is_the_integer_model(name: str) -> None:
     """Before training and after it, on other inputs than the sample too."""
@@ -57,8 +59,9 @@ def test_the_trained_forward_is_the_integer_model(name: str) -> None:
     optimiser = torch.optim.Adam(prepared.parameters(), 1e-2)
     others = x.flip(0), x
     for other in others:
-        integer, _ = quantize.convert(prepared)
-        assert_equal(prepared, integer, other)
+        integer, report = quantize.convert(prepared)
+        assert assert_equal(prepared, integer, other).any() or name in SILENT
+        assert max(layer.saturated_states for layer in report.layers) == 0
         for _ in range(2):
             optimiser.zero_grad()
             weighted_sum(tt.unroll(prepared, x, from_rest=True)).backward()
@@ -70,16 +73,13 @@ def test_the_trained_forward_is_the_integer_model(name: str) -> None:
     assert not [p for p in integer.parameters() if p.requires_grad]
 
 
-def test_a_sample_is_run_twice_to_prepare_and_once_to_convert(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_sample_is_run_twice_to_prepare_and_once_to_convert(monkeypatch) -> None:
     model, x, _ = case("random 3")
     calls, forward = [], nn.Sequential.forward
 
     def counting(self: nn.Sequential, given: Tensor) -> Tensor:
         calls.append(type(self))
-        result: Tensor = forward(self, given)
-        return result
+        return forward(self, given)
 
     monkeypatch.setattr(nn.Sequential, "forward", counting)
     prepared = quantize.prepare(model, x)
@@ -118,19 +118,6 @@ def test_a_residual_network_of_the_models_is_quantised() -> None:
     integer, report = quantize.convert(prepared)
     assert assert_equal(prepared, integer, x).unique().numel() > 10
     assert max(layer.output_error for layer in report.layers[:-1]) < 0.05
-
-
-@pytest.mark.slow
-def test_the_cases_are_awake() -> None:
-    """Most of them fire, and saturate neither all nor never."""
-    firing = 0
-    for name in CASES:
-        model, x, arguments = case(name)
-        integer, report = quantize.convert(quantize.prepare(model, x, **arguments))
-        y = tt.unroll(integer, x)
-        firing += int(len(y.unique()) > 1)
-        assert max(layer.saturated_states for layer in report.layers) == 0
-    assert firing > 0.9 * len(CASES)
 
 
 @pytest.mark.parametrize("name", cases.LAYERS)
@@ -231,32 +218,15 @@ def test_training_through_four_bits_gains() -> None:
     assert -8 <= weight.min() <= weight.max() <= 7
 
 
-def test_the_model_is_left_alone_and_its_forward_may_be_its_own() -> None:
-    class Net(snn.TTModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Sequential(nn.Linear(4, 6), snn.LIF(6))
-            self.readout = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 2), snn.Readout(2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.readout(self.first[1](self.first[0](x)))
-            return y
-
-    torch.manual_seed(0)
-    net, x = Net(), spikes(8, 2, 4)
-    before, held = copy.deepcopy(net.state_dict()), net.first[1]
-    tt.unroll(net, x)
-    mem: Any = held.mem
-    prepared = quantize.prepare(net, x)
-    assert held.mem is mem
-    assert net.training
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert [name for name, _ in prepared.named_children()] == [
-        *("first_0", "first_1", "readout_1", "readout_2")
-    ]
-    assert [layer.path for layer in quantize.convert(prepared)[1].layers] == [
-        *("first.0", "readout.1")
-    ]
+def test_the_forward_of_a_model_may_be_its_own() -> None:
+    first, readout = (nn.Sequential(*each) for each in (
+        (nn.Linear(4, 6), snn.LIF(6)), (nn.Dropout(0.5), nn.Linear(6, 2), snn.Readout(2))
+    ))  # fmt: skip
+    net = cases.Net(lambda n, x: n.readout(n.first[1](n.first[0](x))), first=first, readout=readout)
+    prepared = quantize.prepare(net, spikes(8, 2, 4))
+    names = [name for name, _ in prepared.named_children()]
+    assert names == ["first_0", "first_1", "readout_1", "readout_2"]
+    assert [each.path for each in quantize.convert(prepared)[1].layers] == ["first.0", "readout.1"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -274,24 +244,6 @@ def test_a_state_dict_changes_nothing_where_it_comes_from(dtype: torch.dtype) ->
     units = [getattr(neuron, "unit", None) for neuron in prepared]
     after = prepared.output_scale, *units, *(layer.unit for layer in prepared.plan.layers)
     assert all(map(np.array_equal, before, after))
-
-
-@pytest.mark.parametrize("name", ["random 3", "delayed"])
-def test_a_prepared_model_is_copied_and_saved_while_it_learns(name: str) -> None:
-    model, x, arguments = case(name)
-    prepared = quantize.prepare(model, x, **arguments)
-    tt.unroll(prepared, x)  # holds states with a graph
-    copied = copy.deepcopy(prepared)
-    assert copied.output_scale == prepared.output_scale
-    with torch.no_grad():
-        for parameter in copied.parameters():
-            parameter.add_(0.4)
-    assert not torch.equal(
-        tt.unroll(prepared, x, from_rest=True), tt.unroll(copied, x, from_rest=True)
-    )
-    copied.load_state_dict(prepared.state_dict())
-    assert_equal(prepared, copied, x)
-    assert_equal(quantize.convert(copied)[0], prepared, x)
 
 
 def test_the_report_says_what_became_of_each_layer() -> None:
@@ -404,104 +356,6 @@ def test_inputs_that_are_integers_need_no_border() -> None:
         assert np.isclose(float(border.scale), float(x.abs().max()) / 127)
 
 
-ANY: Any = quantize
-LIF = nn.Sequential(nn.Linear(2, 3), snn.LIF(3))
-X = spikes(4, 2, 2)
-
-
-class Late(snn.DelayedLinear):
-    """A subclass, whose forward may be any."""
-
-
-def with_norm(layer: snn.DelayedLinear) -> nn.Module:
-    nn.utils.parametrizations.weight_norm(layer.linear)
-    return layer
-
-
-def chain(*modules: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*modules)
-
-
-SHARED = snn.LIF(2)
-
-
-def turned(weight: float) -> nn.Module:
-    norm = nn.BatchNorm1d(2)
-    nn.init.constant_(norm.weight, weight)
-    return chain(snn.connect(nn.Linear(2, 2), signs=torch.tensor([1, -1])), norm, snn.LIF(2))
-
-
-def twice_parametrized() -> nn.Module:
-    layer = snn.connect(nn.Linear(2, 2), signs=torch.tensor([1, -1]))
-    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Identity())
-    return layer
-
-
-ERRORS: list[tuple[Any, type[Exception], str]] = [
-    (lambda: ANY.prepare(LIF, [X]), TypeError, "sample must be a tensor of floats"),
-    (lambda: ANY.prepare(LIF, X.long()), TypeError, r"got torch.int64: give torch.as_tensor"),
-    (lambda: ANY.prepare(LIF, 0 * X), ValueError, "sample is zero everywhere, and the scales"),
-    (lambda: ANY.prepare(LIF, X[..., :1]), ValueError, r"fails on a step .*, \[4, 2, 1\]"),
-    (lambda: ANY.prepare(LIF, X.double()), ValueError, "must have the same dtype"),
-    (lambda: ANY.prepare(nn.Conv1d(2, 3, 4, padding="same"), torch.rand(4, 2, 2, 5)), ValueError,
-     r"\(Conv1d\) pads one zero more at one end .*kernel of 4\).* a number as padding"),
-    (lambda: ANY.prepare(nn.Conv1d(2, 3, 3, padding=1, padding_mode="reflect"),
-     torch.rand(4, 2, 2, 5)), ValueError, "padding_mode='reflect', and integers pad with zeros"),
-    (lambda: ANY.prepare(LIF, X[0]), ValueError, "sample must be a sequence"),
-    (lambda: ANY.prepare("LIF", X), TypeError, "expected an nn.Module, got str"),
-    (lambda: ANY.prepare(LIF, X, "xylo"), TypeError, "chip must be a tt.chips.Chip or None"),
-    (lambda: ANY.prepare(LIF, X, weight_bits=17), ValueError, "weight_bits must be 2 to 16, got"),
-    (lambda: ANY.prepare(LIF, X, state_bits=7), ValueError, "state_bits must be 8 to 24, got 7"),
-    (lambda: ANY.prepare(chain(Residual(nn.Linear(2, 2)), snn.LIF(2)), X), ValueError,
-     r"0\.body \(Linear\) is added to another branch, and its values are too wide"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), SHARED, nn.Linear(2, 2), SHARED), X), ValueError,
-     "is called twice in a step"),
-    (lambda: ANY.prepare(chain(snn.LIF(2)), X), ValueError, r"0 \(LIF\) has no product before it"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), nn.Linear(2, 2)), X), ValueError,
-     r"1 \(Linear\) follows a product or a readout"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), nn.ReLU()), X), ValueError,
-     r"1 \(ReLU\) has no integer form. What has one: Linear"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), tt.neurons.ALIF(2)), X), ValueError,
-     r"1 \(ALIF\) has no integer form"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), Doubled(2)), X), ValueError, "no integer form"),
-    (lambda: ANY.prepare(chain(nn.BatchNorm1d(2), nn.Linear(2, 2)), X), ValueError,
-     r"0 \(BatchNorm1d\) is folded into the product right before it"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), X),
-     ValueError, "no running statistics to fold"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Delay(2, max_delay=3, sigma=0.5)), X),
-     ValueError, r"1 \(Delay\) spreads its delays over several steps, sigma=0.5, .*or round_\(\)"),
-    (lambda: ANY.prepare(chain(snn.DelayedLinear(2, 2, max_delay=3, sigma=2.0)), X), ValueError,
-     r"0 \(DelayedLinear\) spreads its delays over several steps, sigma=2"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Recurrent(snn.LIF(2),
-     snn.DelayedLinear(2, 2, max_delay=1, sigma=1.0))), X), ValueError, r"\(DelayedLinear\) spr"),
-    (lambda: ANY.prepare(chain(with_norm(snn.DelayedLinear(2, 2, max_delay=3))), X), ValueError,
-     r"0 \(DelayedLinear\) is parametrized"),
-    (lambda: ANY.prepare(chain(Late(2, 2, max_delay=3)), X), ValueError,
-     r"0 \(Late\) has no integer form"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Recurrent(snn.Readout(2), nn.Linear(2, 2))), X),
-     ValueError, r"1 \(Recurrent\) feeds back the values of a readout"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Recurrent(snn.LIF(2), nn.Tanh())), X),
-     ValueError, r"1 \(Recurrent\) has a connection that is no .*: connection \(Tanh\)"),
-    (lambda: ANY.prepare(chain(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), X),
-     ValueError, r"0 \(Linear\) is parametrized"),
-    (lambda: ANY.prepare(chain(twice_parametrized()), X), ValueError,
-     r"0 \(Linear\) is parametrized"),
-    (lambda: ANY.prepare(turned(-1.0), X), ValueError,
-     r"1 \(BatchNorm1d\) has a negative weight, which turns the signs around"),
-    (lambda: ANY.prepare(chain(nn.Linear(2, 2), snn.Readout(2, beta=0.99999)), X), ValueError,
-     r"1: beta=0\.9999\d+ becomes 1 in integers of 12 bits.* below 0.999878"),
-    (lambda: ANY.prepare(nn.Dropout(), X), ValueError, "no Linear or convolution"),
-    (lambda: ANY.convert(LIF), TypeError, "what tt.quantize.prepare returned, got Sequential"),
-]  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize(("call", "error", "message"), ERRORS)
-def test_errors(call: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()
-
-
 def test_integers_load_into_those_of_another_sample(tmp_path: Path) -> None:
     """Shifts, and the binary point of a recurrent weight, go with the weights."""
 
@@ -609,20 +463,12 @@ def test_a_convolution_pads_as_its_name_says(padding: Any, zeros: Any) -> None:
     assert repr(one) == repr(other)
 
 
-def test_integers_have_no_nir() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), snn.LIF(3))
-    prepared = quantize.prepare(model, spikes(4, 2, 4))
-    for each in (prepared, quantize.convert(prepared)[0]):
-        with pytest.raises(ValueError, match=r"0 .* has no counterpart in NIR"):
-            tt.nir.to_nir(each, (4,))
-
-
 @pytest.mark.parametrize(
     "name",
     [
         "Xylo 2 1",
-        "along a line",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("random 1", "Xylo 2 2")),
+        "delayed",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("along a line", "random 1")),
     ],
 )
 def test_a_state_dict_holds_what_the_sample_decided(name: str) -> None:
@@ -632,6 +478,13 @@ def test_a_state_dict_holds_what_the_sample_decided(name: str) -> None:
         for parameter in other.parameters():
             parameter.mul_(torch.linspace(0.1, 3, parameter.numel()).reshape(parameter.shape))
     prepared = quantize.prepare(model, x, **arguments)
+    tt.unroll(prepared, x)  # holds states with a graph
+    copied = copy.deepcopy(prepared)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.add_(0.4)
+        ends = [tt.unroll(each, x, from_rest=True) for each in (prepared, copied)]
+    assert not torch.equal(*ends)
     loaded = quantize.prepare(other, x[:6], **arguments)
     loaded.load_state_dict(prepared.state_dict())
     assert loaded.output_scale == prepared.output_scale
@@ -649,13 +502,6 @@ def test_a_state_dict_holds_what_the_sample_decided(name: str) -> None:
     grads = [{n: p.grad for n, p in each.named_parameters()} for each in (prepared, loaded)]
     for path, grad in grads[0].items():
         torch.testing.assert_close(grad, grads[1][path], rtol=0, atol=0, msg=path)
-
-
-def test_a_part_of_a_prepared_model_is_none() -> None:
-    prepared = quantize.prepare(nn.Sequential(nn.Linear(4, 5), snn.LIF(5)), spikes(9, 2, 4))
-    assert isinstance(prepared[1], integers.LeakyIntegrator)
-    with pytest.raises(TypeError, match=r"what tt.quantize.prepare returned, got Sequential"):
-        quantize.convert(prepared[:1])
 
 
 def test_the_scale_of_a_report_is_that_of_the_states_behind_a_pool() -> None:
