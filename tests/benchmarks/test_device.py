@@ -37,14 +37,16 @@ def test_a_missing_gpu_is_named(monkeypatch, capsys):
 
 
 class Fake:
-    """Count what is wanted of ``torch.cuda``."""
-
     def __init__(self):
         self.calls = []
 
     def __getattr__(self, name):
-        found = {"is_available": True, "memory_allocated": 100, "max_memory_allocated": 740}
-        return lambda *_: self.calls.append(name) or found.get(name, "a card")
+        def call(*_):
+            self.calls.append(name)
+            found = {"is_available": True, "memory_allocated": 100, "max_memory_allocated": 740}
+            return found.get(name, "a card")
+
+        return call
 
 
 @pytest.fixture

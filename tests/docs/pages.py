@@ -17,13 +17,11 @@ TUTORIALS = sorted(f"tutorials/{path.stem}" for path in (DOCS / "tutorials").glo
 
 
 def converter() -> Any:
-    """Import the Sphinx extension that converts a page to a notebook."""
     pytest.importorskip("myst_nb")
     return extension("notebooks")
 
 
 def extension(name: str) -> Any:
-    """Import one of the pages' own extensions of Sphinx."""
     sys.path.insert(0, str(DOCS / "_extensions"))
     try:
         return import_module(name)
@@ -33,12 +31,10 @@ def extension(name: str) -> Any:
 
 @cache
 def notebook(page: str) -> Any:
-    """Read the cells of a page, ``course/1_membrane``."""
     return converter().read((DOCS / f"{page}.md").read_text())
 
 
 def cells(page: str) -> list[str]:
-    """Return the sources of the code cells of a page."""
     return [cell.source for cell in notebook(page).cells if cell.cell_type == "code"]
 
 

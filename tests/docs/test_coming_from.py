@@ -23,7 +23,6 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.M | re.S)
 
 
 def pairs() -> list[tuple[str, str, str, str]]:
-    """Collect the pairs of blocks: the peer, the heading, the peer's block and ours."""
     found = []
     for part in re.split(r"^## ", PAGE, flags=re.M)[1:]:
         peer = PEERS.get(part.partition("\n")[0])
@@ -49,7 +48,6 @@ def executed(block: str) -> dict[str, Any]:
 
 
 def results(names: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the output of a block, and gradients by their names here."""
     y: Tensor = names["membrane"] if "membrane" in names else names["spikes"]
     wanted, signs = {"x": names["x"]}, {"raw_beta": 1}
     layers = (names["first"], names["second"]) if "first" in names else names.get("net", ())

@@ -38,7 +38,6 @@ os.listdir("docs/use")
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, dict[str, str]]:
-    """Return the extension, a small repository, and the files that a page of it opened."""
     root = tmp_path_factory.mktemp("repository")
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

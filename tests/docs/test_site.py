@@ -42,7 +42,6 @@ LOOK = """() => {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of each built page."""
     if "page" in metafunc.fixturenames:
         folder: Path | None = metafunc.config.getoption("--built")
         pages = [] if folder is None else sorted(folder.resolve().rglob("*.html"))
@@ -60,7 +59,6 @@ def site(request: pytest.FixtureRequest) -> Path:
 
 @cache
 def anchors(page: Path) -> frozenset[str]:
-    """What a fragment of a page may name."""
     names = {"", "top"}
 
     class Parser(HTMLParser):
@@ -109,7 +107,6 @@ class Tab:
             self.reported.append(f"network: {url}")
 
     def visit(self, page: Path, width: int) -> list[str]:
-        """Load a page in a width, and return what is wrong in it."""
         self.reported.clear()
         self.tab.set_viewport_size({"width": width, "height": 844})
         self.tab.goto(page.as_uri())
@@ -133,7 +130,6 @@ def test_every_page_is_whole(tab, page) -> None:
 
 @pytest.mark.slow
 def test_every_public_name_has_an_address(site: Path) -> None:
-    """Read the inventory that other projects' documentation links by."""
     _, _, _, _, compressed = (site / "objects.inv").read_bytes().split(b"\n", 4)
     names = {line.split(" ")[0] for line in zlib.decompress(compressed).decode().splitlines()}
     assert public_names() - names == set()

@@ -25,7 +25,6 @@ N, T, B, RATE = 24, 120, 16, 0.1
 
 
 def attention() -> nn.Module:
-    """Return a block with a shortcut around its attention."""
     return Net(
         lambda m, x: m.lif(x + m.attention(x, x, x)[0]),
         attention=nn.MultiheadAttention(N, 2, batch_first=True),
@@ -49,7 +48,6 @@ def behind(*between: nn.Module) -> nn.Sequential:
 
 
 def computed(function: Callable[[Any, Tensor], Tensor]) -> nn.Sequential:
-    """Return neurons behind what a function makes of two linear layers and an input."""
     net = Net(lambda m, x: m.lif(function(m, x)), a=linear(), b=linear(), lif=snn.LIF(N))
     return nn.Sequential(linear(), snn.LIF(N), net)
 
@@ -243,7 +241,6 @@ def test_padding_counts_as_if_it_were_cut_out() -> None:
 
 @pytest.mark.parametrize("name", marked(["chain", "recurrence", "residual sum"], ["chain"]))
 def test_real_steps_have_the_target(name: str) -> None:
-    """Membranes at padding are left out, in every layer, when they are simulated apart."""
     torch.manual_seed(0)
     net = HELD[name][0]()
     x = spikes(N, seed=1)[:50]

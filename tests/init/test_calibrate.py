@@ -135,7 +135,6 @@ def test_errors_change_nothing(call: str, error: str) -> None:
 
 
 def branches(shared: bool = False) -> nn.Module:
-    """Call both products before any neurons; or one product, that drives both."""
     parts = {"first": nn.Linear(3, 3), "second": nn.Linear(3, 3), "a": snn.LIF(3), "b": snn.LIF(3)}
 
     def forward(m: Any, x: Tensor) -> Tensor:

@@ -234,7 +234,6 @@ def test_what_cannot_be_initialised_is_refused_and_unchanged(call: str, error: s
 
 
 def grouped(shared: bool = False) -> Any:
-    """Return linear layers registered before neurons, whatever the order of the calls."""
     parts = {"f1": nn.Linear(3, 3), "f2": nn.Linear(3, 3), "a": snn.LIF(3), "b": snn.LIF(3)}
     parts["f2"] = parts["f1"] if shared else parts["f2"]
     return Net(lambda m, x: m.b(m.f2(m.a(m.f1(x)))), **parts)

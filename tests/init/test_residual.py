@@ -117,7 +117,6 @@ def net(function: Any) -> nn.Module:
 
 
 def unlike() -> nn.Module:
-    """Return a norm of two channels before four thresholds."""
     last = snn.LIF(4, pos_threshold=torch.arange(1.0, 5.0))
     return nn.Sequential(nn.Unflatten(1, (2, 2)), nn.BatchNorm1d(2), nn.Flatten(), last)
 

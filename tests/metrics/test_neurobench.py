@@ -58,7 +58,6 @@ def made(name: str, kind: str) -> tuple[nn.Module, Tensor]:
 
 
 def benchmarked(model: Any, x: Tensor, static: list[str], workload: list[str]) -> dict[str, Any]:
-    """Measure a model of NeuroBench's with it."""
     from neurobench.benchmarks import Benchmark
     from neurobench.metrics import static as of_model
     from neurobench.metrics import workload as of_run
@@ -70,7 +69,6 @@ def benchmarked(model: Any, x: Tensor, static: list[str], workload: list[str]) -
 
 
 def wrapped(model: nn.Module) -> Any:
-    """Make a model of ours one of NeuroBench's."""
     from neurobench.models import NeuroBenchModel
 
     class Wrapped(NeuroBenchModel):  # type: ignore[misc]

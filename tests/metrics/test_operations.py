@@ -61,25 +61,21 @@ def test_operations_equal_a_brute_force_count(module: Any, shape: tuple[int, ...
     assert found.effective < found.dense
 
 
-def patches_model() -> nn.Module:
-    """Return a model that folds the patches of a sample into the batch."""
-
-    def forward(m: Any, x: Tensor) -> Tensor:
-        return m.neurons(m.each(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(1))
-
-    return Net(forward, each=nn.Linear(3, 3), neurons=snn.LIF(3))
-
-
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("patches", [2, 4])
 def test_steps_are_separated_where_patches_are_folded_into_the_batch(patches: int, by: Any) -> None:
     """Also with as many patches as steps; one real-valued patch makes its whole step MACs."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.neurons(m.each(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(1))
+
+    net = Net(forward, each=nn.Linear(3, 3), neurons=snn.LIF(3))
     x = torch.ones(4, 2, patches, 3)
     x[0, :, 0] = 0.5
-    found = metrics.synaptic_operations(patches_model(), x, by=by)
+    found = metrics.synaptic_operations(net, x, by=by)
     step = patches * 3 * 3
     assert found == metrics.SynapticOperations(step, 3 * step, 4 * step)
-    row = metrics.profile(patches_model(), x, by=by).rows[0]
+    row = metrics.profile(net, x, by=by).rows[0]
     assert (row.macs, row.acs, row.shape) == (step, 3 * step, (3,))
 
 
@@ -199,7 +195,6 @@ def ragged() -> tuple[Tensor, Tensor]:
 
 
 def alone(figure: Any, by: By) -> list[Any]:
-    """Measure each sequence by itself, without its padding."""
     x, _ = ragged()
     return [figure(network(), x[:n, i : i + 1], by=by) for i, n in enumerate(LENGTHS)]
 

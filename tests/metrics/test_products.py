@@ -120,7 +120,6 @@ WAYS: dict[str, tuple[Any, Any]] = {
 
 
 def inputs() -> Tensor:
-    """Return steps of spikes, of real values, of both, and of silence."""
     torch.manual_seed(1)
     x = (torch.rand(T, B, 3, L, N) < 0.5).float()
     x[1] *= torch.rand(B, 3, L, N)
@@ -196,8 +195,6 @@ def test_a_compiled_model_is_counted_as_it_is(by: By) -> None:
 
 
 class LowRank(nn.Linear):
-    """A linear layer with a product of its own beside that of its weight."""
-
     def __init__(self) -> None:
         super().__init__(N, N)
         self.down, self.up = nn.Parameter(torch.randn(N, 1)), nn.Parameter(torch.randn(1, N))

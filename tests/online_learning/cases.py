@@ -12,7 +12,6 @@ STEPS = 12
 
 
 def network(*middle: nn.Module) -> nn.Sequential:
-    """Two products around neurons, and a nonlinearity without memory behind them."""
     torch.manual_seed(0)
     first = nn.Linear(6, 5)
     with torch.no_grad():
@@ -30,7 +29,6 @@ def convolution() -> nn.Sequential:
 
 
 def step_losses(y: Tensor) -> Tensor:
-    """Return a loss at every step, ``[T]``, each with weights of its own."""
     weights = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)
     return (weights * y + y.square()).flatten(1).sum(1)
 

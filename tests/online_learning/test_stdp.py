@@ -91,9 +91,8 @@ def test_triplets_depend_on_the_rate_of_pairs_as_in_cortex() -> None:
     Pfister and Gerstner: at 10 and 50 Hz 0.14 and 0.56 for a lag of 10 ms, -0.41 and 0.75 for -10.
     """
     for preset in TripletRule.presets.values():
-        causal, acausal = (
-            [pairing(preset, lag, p) for p in (100, 50, 25, 20)] for lag in (10, -10)
-        )
+        periods = (100, 50, 25, 20)
+        causal, acausal = ([pairing(preset, lag, p) for p in periods] for lag in (10, -10))
         assert causal == sorted(causal)
         assert acausal[0] < -0.2
         assert causal[0] == pytest.approx(0.14, abs=0.15)
@@ -104,18 +103,10 @@ def test_triplets_depend_on_the_rate_of_pairs_as_in_cortex() -> None:
     assert pairing(pair, 10, 20) < pairing(pair, 10, 100)
 
 
-def reference(
-    rule: PairRule | TripletRule,
-    pre: np.ndarray,
-    post: np.ndarray,
-    mask: np.ndarray | None = None,
-    reward: np.ndarray | None = None,
-    tau: float | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+def reference(rule, pre, post, mask=None, reward=None, tau=None):
     """Sum potentiation and depression, one weight and one sample at a time, from the equations."""
     full = rule.triplet() if isinstance(rule, PairRule) else rule
-    steps, batch, inputs = pre.shape
-    outputs = post.shape[2]
+    (steps, batch, inputs), outputs = pre.shape, post.shape[2]
     up, down = np.zeros((outputs, inputs)), np.zeros((outputs, inputs))
     for b, i, j in itertools.product(range(batch), range(inputs), range(outputs)):
         r1 = r2 = o1 = o2 = eligible = 0.0
@@ -135,7 +126,6 @@ def reference(
                 up[j, i] += gain
                 down[j, i] += cost
             else:
-                assert reward is not None
                 eligible = eligible * np.exp(-1 / tau) + gain - cost
                 up[j, i] += reward[t, b] * eligible
     return up, down
@@ -154,8 +144,8 @@ def test_weights_are_those_of_the_reference(name, masked, rewarded, reduction):
     tau = 9.0 if rewarded else None
     stdp = STDP(linear(), RULES[name], reduction=reduction, tau_eligibility=tau)
     others = {"reward": reward, "mask": mask}
-    arrays = [None if each is None else each.numpy() for each in (mask, reward)]
-    up, down = reference(RULES[name], pre.numpy(), post.numpy(), *arrays, tau)
+    arrays = {name: x if x is None else x.numpy() for name, x in others.items()}
+    up, down = reference(RULES[name], pre.numpy(), post.numpy(), **arrays, tau=tau)
     expected = torch.from_numpy(up - down) / (B if reduction == "mean" else 1)
     if mask is not None:
         pre[~mask], post[~mask] = torch.nan, torch.inf

@@ -31,12 +31,11 @@ def parallel() -> Any:
         drive = torch.tanh(m.first(x)) * 2 + m.second(x)
         return m.left(drive) * m.right(m.third(x).relu_())
 
-    products = {name: nn.Linear(6, 5) for name in ("first", "second", "third")}
+    products: Any = {name: nn.Linear(6, 5) for name in ("first", "second", "third")}
     return module(forward, **products, left=layer("SLIF", 5), right=layer("RLIF", 5))
 
 
 def fed(forward: Any) -> Any:
-    """A product, noise and a layer."""
     parts = {"product": nn.Linear(6, 5), "noise": snn.Noise(5, seed=0), "neuron": layer("SLIF", 5)}
     return module(forward, **parts)
 
@@ -68,8 +67,6 @@ def hooked() -> nn.Module:
 
 
 class Inner(snn.Neuron):
-    """A noise of its own, and an input that is given, whose sizes are learned."""
-
     inputs = ("x", "noise", "modulator")
     states = ("mem",)
 
@@ -88,7 +85,6 @@ class Inner(snn.Neuron):
 
 
 def modulated(named: bool, gradient: bool = False) -> Any:
-    """A neuron with three inputs: the product, its noise, and a value for each sample."""
 
     def forward(m: Any, x: Tensor) -> Any:
         modulator = m.gate * x.detach().mean(-1, keepdim=True).abs()

@@ -95,7 +95,6 @@ def data(batch: int = B) -> tuple[Tensor, Tensor]:
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """Apply ``fully_shard`` to every layer that has parameters, then to the model."""
     for module in list(model.modules()):
         if module is not model and list(module.parameters(recurse=False)):
             fully_shard(module)
@@ -143,7 +142,6 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def gradients_where(wrapped, engine, way, x, y, mine) -> dict[str, Tensor]:
-    """Return gradients where the engine wraps one time step, or a forward that unrolls."""
     if wrapped == "model":
         model = ENGINES[engine](net().to(x.device))
         out = tt.unroll(model, x[:, mine], **WAYS[way])
@@ -175,7 +173,6 @@ def noise_of_processes(x: Tensor, rank: int) -> dict[str, Tensor]:
 
 
 def train(model: nn.Module, optimizer: Any, x: Tensor, y: Tensor, steps: int) -> None:
-    """Train for some steps, with an evaluation without a graph after each."""
     for _ in range(steps):
         optimizer.zero_grad()
         cross_entropy(model(x).mean(0), y).backward()

@@ -35,7 +35,6 @@ FOLDER: list[Path] = []  # where the processes have written
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def results(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Run the jobs in two processes, once; return their results."""
     folder = tmp_path_factory.mktemp("processes")
     FOLDER.append(folder)
     job, rest = ["-m", "tests.scale_out.jobs", str(folder)], [str(WORLD), request.param]

@@ -46,7 +46,6 @@ def after_a_pass(model: nn.Module) -> nn.Module:
 
 
 def distributed(placement: Any) -> Callable[[nn.Module], nn.Module]:
-    """Return a function that makes parameters and buffers DTensors, as tensor parallelism does."""
 
     def apply(model: nn.Module) -> nn.Module:
         mesh = init_device_mesh("cpu", (1,))
@@ -93,7 +92,7 @@ def test_a_sharded_model_is_refused_by_name(kind: str, call: str, tmp_path: Path
     tt.save(net(), tmp_path / "old")
     model = SHARDED[kind](net())
     names = {**globals(), "model": model, "path": tmp_path, "x": data()[0]}
-    name = re.match(r" *(tt\.\w+)", call)[1]  # type: ignore[index]
+    name = re.match(r" *(tt\.\w+)", call)[1]
     gathers = "set_model_state_dict" if name == "tt.load" else "get_model_state_dict"
     with pytest.raises(ValueError, match=rf"sharded .*{name} needs all\. .*{gathers}"):
         eval(call.strip(), names)
