@@ -72,10 +72,9 @@ def calibrate_(
     varies on this batch, or 3 times, because it has too few steps for the neurons.
 
     Args:
-        model: any module that :func:`tracetorch.unroll` runs; each neuron layer is driven by the
-            linear layer, convolution, attention or batch norm with a weight that is called last
-            before it, together with those whose output is added where that one alone is not enough.
-            Others are left as they are.
+        model: any module that :func:`tracetorch.unroll` runs; a neuron layer is driven by the
+            linear layer, convolution, attention or batch norm that is called last before it, and
+            those whose output is added where it alone is not enough. Others stay as they are.
         x: a batch, as ``unroll`` takes it: ``[T, B, ...]``.
         target: deviation of the membranes, in distances from rest to threshold; above 0.
         mean: mean of the membranes in the same unit; out of reach for a layer without a bias.

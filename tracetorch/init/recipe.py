@@ -114,11 +114,10 @@ def plan_spread(
             reason = "left: shared with a layer above"
         raws.add(id(raw))
         halflives = None
+        exponents = torch.linspace(0, 1, module.num_neurons, dtype=torch.float64, device="cpu")
         if not reason and not spikes:
-            number = torch.ones(module.num_neurons, dtype=torch.float64, device="cpu")
-            halflives = number * cast(int, reach) / 8
+            halflives = torch.full_like(exponents, cast(int, reach) / 8)
         elif not reason:
-            exponents = torch.linspace(0, 1, module.num_neurons, dtype=torch.float64, device="cpu")
             device = None if generator is None else generator.device
             order = torch.randperm(module.num_neurons, generator=generator, device=device)
             longest = reach if reach and id(module) in fed_back else steps
@@ -277,8 +276,7 @@ def recipe(
     check_unsharded(model, "tt.recipe")
     check_has_values(model)
     total_steps = check_count("total_steps", total_steps)
-    if lr is not None:
-        lr = check_positive("lr", lr)
+    lr = None if lr is None else check_positive("lr", lr)
     inputs = parse_inputs(batch, steps, time_dim)
     mask, reach = mask_first(mask, inputs, time_dim), None
     # a mask of another kind is refused by trial_on
