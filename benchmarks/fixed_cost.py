@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,6 +127,29 @@ def single_calls() -> dict[str, Callable[[], Any]]:
     return found
 
 
+def single_steps() -> dict[str, Callable[[], Any]]:
+    """Return one step of one sample without a graph, as a robot takes it, by name."""
+    x = torch.rand(1, N, generator=torch.Generator().manual_seed(0))
+    three = nn.Sequential(nn.Linear(N, N), snn.LIF(N), nn.Linear(N, N), snn.LIF(N), snn.Readout(N))
+    modules: dict[str, Callable[[Tensor], Any]] = {
+        "Linear": nn.Linear(N, N),
+        "LIF": snn.LIF(N),
+        "Delay": snn.Delay(N, max_delay=T),
+        "DelayedLinear": snn.DelayedLinear(N, N, max_delay=T),
+        "Recurrent(LIF, Linear)": snn.Recurrent(snn.LIF(N), nn.Linear(N, N)),
+        "BatchNorm1d.eval()": nn.BatchNorm1d(N).eval(),
+        "BatchNormThroughTime.eval()": snn.BatchNormThroughTime(N, steps=T).eval(),
+        "Linear-LIF-Linear-LIF-Readout": three,
+        "Stream of it": tt.Stream(three),
+    }
+    found: dict[str, Callable[[], Any]] = {}
+    for name, module in modules.items():
+        found[name] = partial(torch.no_grad()(module), x)
+        for _ in range(20):
+            found[name]()
+    return found
+
+
 def times(function: Callable[[], Any], rounds: int) -> tuple[float, float]:
     """Return medians in microseconds: of runs that follow each other, and of cold ones."""
     a, b = torch.rand(_SIDE, _SIDE), torch.rand(_SIDE, _SIDE)
@@ -173,6 +197,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, function in single_calls().items():
         counted = package_calls(function)
         print(f"| {name} | {counted.calls} | {counted.changes} |")
+    print("\n| one step, B=1, without a graph | hot, us | cold, us |")
+    print("|---|---|---|")
+    for name, function in single_steps().items():
+        hot, cold = times(function, rounds)
+        print(f"| {name} | {hot:.1f} | {cold:.0f} |", flush=True)
     return 0
 
 
