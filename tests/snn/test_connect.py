@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-from torch.nn.utils.parametrizations import weight_norm
 
 import tracetorch as tt
 from tests.cases import layer, sequence, thinned, weighted_sum
@@ -356,14 +355,6 @@ def test_calibrate_scales_what_is_there(kind: str) -> None:
     assert not net[0].weight[~live].any()
 
 
-def test_another_parametrization_is_refused_as_before() -> None:
-    both: Any = snn.connect(nn.Linear(4, 3), mask=torch.ones(3, 4, dtype=torch.bool))
-    nn.utils.parametrizations.spectral_norm(both)
-    assert plain_class(both) is type(both)
-    with pytest.raises(ValueError, match="is parametrized"):
-        tt.init.fluctuation_(nn.Sequential(both, snn.LIF(3)))
-
-
 @pytest.mark.parametrize("reward", [False, True])
 @pytest.mark.parametrize("conv", [False, True])
 def test_stdp_moves_what_is_there_within_its_sign(conv: bool, reward: bool) -> None:
@@ -406,7 +397,8 @@ def test_online_rules_follow_a_connected_product(rule: Any) -> None:
 
 
 GOOD = torch.ones(2, 3, dtype=torch.bool)
-L, connect, ones, norm = lambda: nn.Linear(3, 2), snn.connect, torch.ones, weight_norm
+L, connect, ones = lambda: nn.Linear(3, 2), snn.connect, torch.ones
+norms = nn.utils.parametrizations
 
 
 @refusals("""
@@ -422,7 +414,9 @@ L, connect, ones, norm = lambda: nn.Linear(3, 2), snn.connect, torch.ones, weigh
     connect(connect(L(), mask=GOOD), mask=GOOD) -> ValueError: parametrized, pruned
     connect(prune.identity(L(), "weight"), mask=GOOD) -> ValueError: parametrized, pruned
     snn.disconnect(snn.LIF(3)) -> ValueError: LIF has no weight with the mask and signs
-    tt.init.fluctuation_(nn.Sequential(norm(L()), snn.LIF(2))) -> ValueError: '1', is parametri
+    tt.init.fluctuation_(nn.Sequential(norms.weight_norm(L()), snn.LIF(2))) -> ValueError: '1', is par
+    tt.init.fluctuation_(nn.Sequential(norms.spectral_norm(connect(L(), mask=GOOD)), snn.LIF(2)))
+        -> ValueError: is parametrized
 """)
 def test_refused(call: str, error: str) -> None:
     check(call, error, globals())
