@@ -25,10 +25,9 @@ def mask_like(weight: Tensor, seed: int = 0) -> Tensor:
     return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
-def rules(weight: Tensor, inputs: int, kind: str) -> dict[str, Tensor]:
+def rules(weight: Tensor, kind: str) -> dict[str, Tensor]:
     """Return the arguments of ``connect`` for a kind of connection."""
-    signs = SIGNS.repeat(3)[:inputs]
-    every = {"mask": mask_like(weight), "signs": signs}
+    every = {"mask": mask_like(weight), "signs": SIGNS}
     return {name: value for name, value in every.items() if name in kind}
 
 
@@ -56,7 +55,7 @@ def pair(holder: str, kind: str) -> tuple[Any, Any, Any, Any, Tensor]:
     made: Any = make().double()
     connection = inside(made)
     dense = copy.deepcopy(made)
-    assert snn.connect(connection, **rules(connection.weight, INPUTS, kind)) is connection
+    assert snn.connect(connection, **rules(connection.weight, kind)) is connection
     with torch.no_grad():
         inside(dense).weight.copy_(connection.weight)
     spikes = (sequence(9, 3, INPUTS, *shape) > 0.5).double()
@@ -343,7 +342,7 @@ def test_the_bias_before_makes_up_for_a_connection_of_one_sign() -> None:
 def test_calibrate_scales_what_is_there(kind: str) -> None:
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(INPUTS, OUTPUTS), snn.LIF(OUTPUTS))
-    snn.connect(net[0], **rules(net[0].weight, INPUTS, kind))
+    snn.connect(net[0], **rules(net[0].weight, kind))
     before = net[0].weight.detach().clone()
     x = (torch.rand(50, 16, INPUTS) < 0.2).float()
     reached = tt.init.calibrate_(net, x)
@@ -414,7 +413,7 @@ norms = nn.utils.parametrizations
     connect(connect(L(), mask=GOOD), mask=GOOD) -> ValueError: parametrized, pruned
     connect(prune.identity(L(), "weight"), mask=GOOD) -> ValueError: parametrized, pruned
     snn.disconnect(snn.LIF(3)) -> ValueError: LIF has no weight with the mask and signs
-    tt.init.fluctuation_(nn.Sequential(norms.weight_norm(L()), snn.LIF(2))) -> ValueError: '1', is par
+    tt.init.fluctuation_(nn.Sequential(norms.weight_norm(L()), snn.LIF(2))) -> ValueError: '1', is
     tt.init.fluctuation_(nn.Sequential(norms.spectral_norm(connect(L(), mask=GOOD)), snn.LIF(2)))
         -> ValueError: is parametrized
 """)
