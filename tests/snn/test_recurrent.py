@@ -241,18 +241,14 @@ def test_connection_shared_by_two_layers(fused: list[bool]) -> None:
     assert fused == [True, True]
 
 
-@pytest.mark.parametrize("options", [{}, {"max_delay": 2, "sigma": 0.7}], ids=str)
-def test_gradcheck(options: dict[str, Any], fused: list[bool]) -> None:
+def gradcheck_from(model: nn.Module, x: Tensor, states: dict[str, Tensor]) -> None:
     """Compare gradients, those by first states too, with finite differences."""
-    previous, mem = (0.3 * sequence(2, 2, 3, seed=1)).unbind()
-    past = {"connection.past": 0.3 * sequence(2, 3, 2, seed=2)} if options else {}
-    states = {"prev_output": previous, "neuron.mem": mem, **past}
 
     def forward(net: Any, x: Tensor, states: dict[str, Tensor]) -> Any:
         tt.set_states(net.model, states)
         return tt.unroll(net.model, x), *tt.get_states(net.model).values()
 
-    net = Net(forward, model=made("Smooth", 3, **options))
+    net = Net(forward, model=model)
     names = [name for name, _ in net.named_parameters()]
 
     def run(x: Tensor, *tensors: Tensor) -> Any:
@@ -260,8 +256,16 @@ def test_gradcheck(options: dict[str, Any], fused: list[bool]) -> None:
         parts = ({name: given[name] for name in some} for some in (names, states))
         return torch.func.functional_call(net, next(parts), (x, next(parts)))
 
-    given = [sequence(4, 2, 3), *net.parameters(), *states.values()]
+    given = [x, *net.parameters(), *states.values()]
     assert torch.autograd.gradcheck(run, [t.detach().clone().requires_grad_() for t in given])
+
+
+@pytest.mark.parametrize("options", [{}, {"max_delay": 2, "sigma": 0.7}], ids=str)
+def test_gradcheck(options: dict[str, Any], fused: list[bool]) -> None:
+    previous, mem = (0.3 * sequence(2, 2, 3, seed=1)).unbind()
+    past = {"connection.past": 0.3 * sequence(2, 3, 2, seed=2)} if options else {}
+    states = {"prev_output": previous, "neuron.mem": mem, **past}
+    gradcheck_from(made("Smooth", 3, **options), sequence(4, 2, 3), states)
     assert all(fused)
 
 
