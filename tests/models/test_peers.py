@@ -267,7 +267,7 @@ def copied(case: Case) -> tuple[Any, Any, list[tuple[Any, Any]]]:
     return ours, theirs, pairs
 
 
-# of full width, as the peer has no other; what combines is tested in tests/snn/test_residual.py
+# of full width, as the peer has no other; what combines is tested in tests/snn/test_populations.py
 FAST = CASES.keys() - {"sew-50", "sew-18-and", "sew-18-iand"}
 
 

@@ -1,17 +1,21 @@
-"""Behaviour of the neurons: adaptation, refractory periods, patterns of spikes, resonance."""
+"""Behaviour of the neurons, and of those of voltage beside their equations, solved finely."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
 
 import tracetorch as tt
-from tests.cases import stepped
-from tracetorch import neurons, snn
+from tests.cases import layer, sequence, stepped
+from tests.fuse.cases import agree
+from tracetorch import fuse, neurons, snn
 
 
 def spike_times(layer: snn.Neuron, current: float | Tensor, steps: int) -> Tensor:
@@ -141,3 +145,165 @@ def test_a_gated_neuron_of_closed_gates_is_an_lif() -> None:
     gates: Any = {"leak_gate": 1 - 1e-7, "input_gate": 1e-7, "reset_gate": 1 - 1e-7}
     lif = snn.LIF(3, beta=0.8, pos_threshold=0.5, reset="zero")
     assert torch.equal(stepped(neurons.GLIF(3, **gates, beta=0.8), x), stepped(lif, x))
+
+
+Array = npt.NDArray[np.float64]
+Slopes = Callable[..., tuple[Array, ...]]
+
+FINE = 0.02  # ms
+
+
+def solve(slopes: Slopes, start: list[float], x: Array, peak: float, reset: Any) -> Array:
+    """Return the spikes in each millisecond, by the midpoint method; ``x`` is ``[ms, neurons]``."""
+    states: list[Array] = [np.full(x.shape[1], value) for value in start]
+    spikes = np.zeros_like(x)
+    for t, drive in enumerate(x):
+        for _ in range(round(1 / FINE)):
+            half = [s + 0.5 * FINE * d for s, d in zip(states, slopes(*states, drive), strict=True)]
+            change = slopes(*half, drive)
+            states = [s + FINE * d for s, d in zip(states, change, strict=True)]
+            fired = states[0] > peak
+            spikes[t] += fired
+            after = reset(*states)
+            states = [np.where(fired, a, s) for a, s in zip(after, states, strict=True)]
+    return spikes
+
+
+def eif(x: Array) -> Array:
+    """Fourcaud-Trocme et al. 2003, equation 1 with its constants."""
+
+    def slopes(v: Array, drive: Array) -> tuple[Array, ...]:
+        grown = 3.48 * np.exp(np.minimum((v + 59.9) / 3.48, 10))
+        return ((-(v + 65) + grown + drive) / 10,)
+
+    return solve(slopes, [-65.0], x, -42.5, lambda v: (-68.0,))
+
+
+def qif(x: Array) -> Array:
+    """Latham et al. 2000."""
+
+    def slopes(v: Array, drive: Array) -> tuple[Array, ...]:
+        return (((v + 65) * (v + 50) / 15 + drive) / 10,)
+
+    return solve(slopes, [-65.0], x, -30.0, lambda v: (-68.0,))
+
+
+def adex(x: Array, p: dict[str, float]) -> Array:
+    """Brette and Gerstner 2005, in pF, nS, mV, ms and pA."""
+
+    def slopes(v: Array, w: Array, drive: Array) -> tuple[Array, ...]:
+        grown = p["g"] * p["delta"] * np.exp(np.minimum((v - p["v_t"]) / p["delta"], 10))
+        current = -p["g"] * (v - p["rest"]) + grown - w + drive
+        return current / p["c"], (p["a"] * (v - p["rest"]) - w) / p["tau_w"]
+
+    peak = p["v_t"] + 5 * p["delta"]
+    return solve(slopes, [p["rest"], 0.0], x, peak, lambda v, w: (p["reset"], w + p["b"]))
+
+
+PAPER = {"c": 281.0, "g": 30.0, "rest": -70.6, "v_t": -50.4, "delta": 2.0, "tau_w": 144.0}
+PAPER |= {"a": 4.0, "b": 80.5, "reset": -70.6}
+# Naud et al. 2008, table 1: delayed regular bursting, at 110 pA
+BURSTING = {"c": 100.0, "g": 10.0, "rest": -65.0, "v_t": -50.0, "delta": 2.0, "tau_w": 90.0}
+BURSTING |= {"a": -10.0, "b": 30.0, "reset": -47.0}
+
+
+def izhikevich(x: Array) -> Array:
+    """Izhikevich 2003, fast spiking."""
+
+    def slopes(v: Array, u: Array, drive: Array) -> tuple[Array, ...]:
+        return 0.04 * v * v + 5 * v + 140 - u + drive, 0.1 * (0.2 * v - u)
+
+    return solve(slopes, [-65.0, -13.0], x, 30.0, lambda v, u: (-65.0, u + 2))
+
+
+def spikes(made: Any, x: Array) -> Array:
+    """Return the spikes ``[ms, neurons]`` of a layer, in float64."""
+    with torch.no_grad(), fuse.backend("eager"):
+        return tt.unroll(made.double(), torch.from_numpy(x)[:, None])[:, 0].numpy()
+
+
+# Constant inputs, from strong inhibition to a strong drive, in each neuron's unit.
+DECLARED = {
+    "EIF": (eif, [-300.0, -30.0, 1.0, 8.0, 20.0, 40.0]),
+    "QIF": (qif, [-300.0, -30.0, 3.0, 10.0, 40.0, 100.0]),
+    "AdEx": (lambda x: adex(30 * x, PAPER), [-300.0, -30.0, 10.0, 33.3, 50.0, 100.0]),
+    "Izhikevich": (izhikevich, [-300.0, -30.0, 2.0, 5.0, 10.0, 20.0]),
+}
+
+
+def declared(name: str, num_neurons: int, **arguments: Any) -> Any:
+    preset = neurons.Izhikevich.presets["FS"] if name == "Izhikevich" else {}
+    return getattr(neurons, name)(num_neurons, **preset, **arguments)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_spikes_converge_to_the_equations(name: str) -> None:
+    reference, inputs = DECLARED[name]
+    x = np.tile(inputs, (250, 1))
+    expected = reference(x).sum(0)
+    assert (expected == 0).sum() == 3
+    assert (expected[3:] > 2).all()
+    faults = {}
+    for substeps in (1, 4, 16):
+        found = spikes(declared(name, len(inputs), substeps=substeps), x).sum(0)
+        faults[substeps] = np.abs(found - expected)
+    assert not any(fault[:3].any() for fault in faults.values())
+    assert faults[1].sum() >= 2 * faults[4].sum() >= 2 * faults[16].sum()
+    assert faults[1].sum() >= 4
+    assert (faults[16] <= 1 + 0.05 * expected).all()
+
+
+@pytest.mark.parametrize("name", DECLARED)
+@pytest.mark.parametrize("x", [-100.0, -300.0, -3000.0, -30000.0])
+def test_no_inhibition_makes_it_fire(name: str, x: float) -> None:
+    for substeps in (1, 3):
+        made = getattr(neurons, name)(1, substeps=substeps)
+        assert not spikes(made, np.full((60, 1), x)).any()
+        assert -9 * abs(x) - 300 < made.v.item() < -65
+
+
+def test_bursts_need_small_steps() -> None:
+    p, x = BURSTING, np.full((240, 1), 110.0)
+    expected = np.flatnonzero(adex(x, p))
+    names: dict[str, Any] = {"v_rest": p["rest"], "v_t": p["v_t"], "delta": p["delta"]}
+    names |= {"beta": math.exp(-p["g"] / p["c"]), "rho": math.exp(-1 / p["tau_w"])}
+    names |= {"a": p["a"] / p["g"], "b": p["b"] / p["g"]}
+    names |= {"v_reset": p["reset"], "v_peak": p["v_t"] + 5 * p["delta"]}
+
+    def bursts(times: npt.NDArray[Any]) -> list[int]:
+        return [len(b) for b in np.split(times, np.flatnonzero(np.diff(times) > 25) + 1)]
+
+    assert bursts(expected) == [4, 4, 4]
+    sent = {k: spikes(neurons.AdEx(1, substeps=k, **names), x / p["g"]) for k in (1, 16)}
+    found = {k: np.flatnonzero(each) for k, each in sent.items()}
+    assert bursts(found[16]) == bursts(expected)
+    assert np.abs(found[16] - expected).max() <= 2
+    assert len(found[1]) == 15
+    assert 4 not in bursts(found[1])
+    # several spikes in a step are counted
+    assert neurons.EIF(1, substeps=10)(torch.full((1, 1), 3000.0)).item() > 1
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "QIF" else pytest.param(n, marks=pytest.mark.slow) for n in DECLARED]
+)
+def test_kernels_of_substeps_equal_stepping(name: str) -> None:
+    scale = {"EIF": 40.0, "QIF": 60.0, "AdEx": 60.0, "Izhikevich": 20.0}[name]
+    made, x = layer(name, 3, substeps=2), scale * sequence(16, 2, 3, dtype=torch.float32).abs()
+    assert fuse.unsupported_reason("cpu", made, x) is None
+    agree(made, x, "cpu")
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_gradient_of_substeps_is_that_of_the_value(name: str) -> None:
+    flat = tt.functional.boxcar_surrogate(1e-3)  # below the peak nothing jumps
+    made = getattr(neurons, name)(1, substeps=4, surrogate_derivative=flat).double()
+    x = torch.full((6, 1, 1), 4.0, dtype=torch.float64, requires_grad=True)
+
+    def voltage(x: Tensor) -> Tensor:
+        made.zero_states()
+        with fuse.backend("eager"):
+            assert not tt.unroll(made, x).any()
+        return made.v
+
+    assert torch.autograd.gradcheck(voltage, (x,))

@@ -363,10 +363,9 @@ SAVED: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "held, into an equal one": (lambda kind: learned(kind(3, rho=0.9), -1.0), {"rho": 0.9}),
     "above": (lambda kind: kind(3), {"rho": 0.9}),
 }
-WAYS = ("state_dict", "torch.save", "onto meta", "tt.save")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["state_dict", "torch.save", "onto meta", "tt.save"])
 @pytest.mark.parametrize("case", SAVED)
 def test_a_rho_loads_as_it_was_whatever_the_bounds(case: str, way: str, tmp_path: Path) -> None:
     build, arguments = SAVED[case]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-from torch.nn.utils.parametrizations import weight_norm
 
 import tracetorch as tt
 from tests.cases import layer, sequence, thinned, weighted_sum
@@ -26,10 +25,9 @@ def mask_like(weight: Tensor, seed: int = 0) -> Tensor:
     return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
-def rules(weight: Tensor, inputs: int, kind: str) -> dict[str, Tensor]:
+def rules(weight: Tensor, kind: str) -> dict[str, Tensor]:
     """Return the arguments of ``connect`` for a kind of connection."""
-    signs = SIGNS.repeat(3)[:inputs]
-    every = {"mask": mask_like(weight), "signs": signs}
+    every = {"mask": mask_like(weight), "signs": SIGNS}
     return {name: value for name, value in every.items() if name in kind}
 
 
@@ -57,7 +55,7 @@ def pair(holder: str, kind: str) -> tuple[Any, Any, Any, Any, Tensor]:
     made: Any = make().double()
     connection = inside(made)
     dense = copy.deepcopy(made)
-    assert snn.connect(connection, **rules(connection.weight, INPUTS, kind)) is connection
+    assert snn.connect(connection, **rules(connection.weight, kind)) is connection
     with torch.no_grad():
         inside(dense).weight.copy_(connection.weight)
     spikes = (sequence(9, 3, INPUTS, *shape) > 0.5).double()
@@ -344,7 +342,7 @@ def test_the_bias_before_makes_up_for_a_connection_of_one_sign() -> None:
 def test_calibrate_scales_what_is_there(kind: str) -> None:
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(INPUTS, OUTPUTS), snn.LIF(OUTPUTS))
-    snn.connect(net[0], **rules(net[0].weight, INPUTS, kind))
+    snn.connect(net[0], **rules(net[0].weight, kind))
     before = net[0].weight.detach().clone()
     x = (torch.rand(50, 16, INPUTS) < 0.2).float()
     reached = tt.init.calibrate_(net, x)
@@ -354,14 +352,6 @@ def test_calibrate_scales_what_is_there(kind: str) -> None:
     rows = [row[there] for row, there in zip(ratio, live, strict=True) if there.any()]
     assert all(torch.allclose(row, row[:1].expand_as(row), rtol=1e-4) for row in rows)
     assert not net[0].weight[~live].any()
-
-
-def test_another_parametrization_is_refused_as_before() -> None:
-    both: Any = snn.connect(nn.Linear(4, 3), mask=torch.ones(3, 4, dtype=torch.bool))
-    nn.utils.parametrizations.spectral_norm(both)
-    assert plain_class(both) is type(both)
-    with pytest.raises(ValueError, match="is parametrized"):
-        tt.init.fluctuation_(nn.Sequential(both, snn.LIF(3)))
 
 
 @pytest.mark.parametrize("reward", [False, True])
@@ -406,7 +396,8 @@ def test_online_rules_follow_a_connected_product(rule: Any) -> None:
 
 
 GOOD = torch.ones(2, 3, dtype=torch.bool)
-L, connect, ones, norm = lambda: nn.Linear(3, 2), snn.connect, torch.ones, weight_norm
+L, connect, ones = lambda: nn.Linear(3, 2), snn.connect, torch.ones
+norms = nn.utils.parametrizations
 
 
 @refusals("""
@@ -422,7 +413,9 @@ L, connect, ones, norm = lambda: nn.Linear(3, 2), snn.connect, torch.ones, weigh
     connect(connect(L(), mask=GOOD), mask=GOOD) -> ValueError: parametrized, pruned
     connect(prune.identity(L(), "weight"), mask=GOOD) -> ValueError: parametrized, pruned
     snn.disconnect(snn.LIF(3)) -> ValueError: LIF has no weight with the mask and signs
-    tt.init.fluctuation_(nn.Sequential(norm(L()), snn.LIF(2))) -> ValueError: '1', is parametri
+    tt.init.fluctuation_(nn.Sequential(norms.weight_norm(L()), snn.LIF(2))) -> ValueError: '1', is
+    tt.init.fluctuation_(nn.Sequential(norms.spectral_norm(connect(L(), mask=GOOD)), snn.LIF(2)))
+        -> ValueError: is parametrized
 """)
 def test_refused(call: str, error: str) -> None:
     check(call, error, globals())

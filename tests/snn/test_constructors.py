@@ -1,14 +1,17 @@
-"""Signatures of the layers: one grammar, errors that explain, and a ``repr`` that is the call."""
+"""Constructors of layers: their signatures, a ``repr`` that is the call, the meta device."""
 
 import copy
 import functools
 import inspect
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 import torch
+from torch import nn
 
-from tests.cases import LAYERS, SPIKING
+import tracetorch as tt
+from tests.cases import LAYER_MAKERS, LAYERS, NEURONS, SPIKING, sequence
 from tests.refusals import check, refusals
 from tracetorch import snn
 from tracetorch.functional import atan_surrogate, boxcar_surrogate
@@ -77,14 +80,9 @@ def test_every_argument_sets_its_parameter_and_nothing_else(name: str) -> None:
         elif argument.endswith("surrogate_derivative"):
             value = boxcar_surrogate(3.0)
         assert settings(layer(3, **{argument: value})) == {**plain, argument: value}, argument
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_repr_is_the_call(name: str) -> None:
-    made = getattr(snn, name)(32, beta=0.95, dim=-3)
+    made = layer(32, beta=0.95, dim=-3)
     assert repr(made) == f"{name}(32, beta=0.95, dim=-3)"
-    again = eval(repr(made), vars(snn))
-    assert torch.equal(again.raw_beta, made.raw_beta)
+    assert torch.equal(eval(repr(made), vars(snn)).raw_beta, made.raw_beta)
 
 
 def test_repr_shows_what_was_given_and_assigned() -> None:
@@ -166,3 +164,69 @@ def test_custom_constructors_keep_their_own_arguments() -> None:
         assert made.pos_threshold.tolist() == [0.5, 0.5]
     Decorated(2, extra=1)
     assert Own(2, tau=4.0).tau == 4.0  # which no layer here has
+
+
+T, B, N = 5, 2, 4
+
+
+def made_on_meta(name: str, way: str) -> nn.Module:
+    if way == "moved":
+        return LAYER_MAKERS[name]().to("meta")
+    with torch.device("meta"):
+        return LAYER_MAKERS[name]()
+
+
+@pytest.mark.parametrize("way", ["built", pytest.param("moved", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in {*LAYERS, *NEURONS} - {"BSRLIF"}))
+        for name in LAYER_MAKERS
+    ],
+)
+def test_a_layer_on_meta_runs_and_is_loaded(name: str, way: str, tmp_path: Path) -> None:
+    model, true = made_on_meta(name, way), LAYER_MAKERS[name]()
+    shape = (T, B, N, 6) if "Conv" in name else (T, B, N)
+    x = sequence(*shape, dtype=torch.float32) * NEURONS.get(name.partition(",")[0], 1.0)
+    assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    shapes = {key: value.shape for key, value in true.state_dict().items()}
+    assert {key: value.shape for key, value in model.state_dict().items()} == shapes
+    unknown = x.to("meta")
+    for training in (True, False):
+        model.train(training)
+        for by in ("layer", "step"):
+            y = tt.unroll(model, unknown, by=by, from_rest=True)
+            assert y.is_meta
+            assert y.shape == x.shape[:2] + y.shape[2:]
+            if y.requires_grad:
+                y.sum().backward()
+        for _ in range(2):  # a second step finds states
+            assert model(unknown[0]).is_meta
+        with torch.no_grad():
+            for _ in range(3):
+                assert model(unknown[0]).is_meta
+    tt.detach_states(model)
+    assert all(state.is_meta for state in tt.get_states(copy.deepcopy(model)).values())
+    tt.save(true, tmp_path / "file")
+    if shapes:
+        with pytest.raises(ValueError, match=r"on the device meta .*to_empty"):
+            tt.load(tmp_path / "file", model)
+    model.to_empty(device="cpu")
+    assert not tt.get_states(model)
+    tt.load(tmp_path / "file", model)
+    with tt.fuse.backend("eager"):
+        for training in (False, True):
+            torch.manual_seed(0)
+            expected = tt.unroll(true.train(training), x, from_rest=True)
+            torch.manual_seed(0)
+            y = tt.unroll(model.train(training), x, from_rest=True)
+            assert torch.equal(y, expected)
+            assert expected.abs().sum() > 0
+
+
+def test_a_delay_out_of_range_is_refused_on_meta_too() -> None:
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match=r"delay must lie between 0 and max_delay=3"),
+    ):
+        snn.Delay(N, max_delay=3, delay=4.0)

@@ -22,7 +22,6 @@ from tests.snn import (
     test_noise,
     test_populations,
     test_recurrent,
-    test_residual,
 )
 
 Made = tuple[Any, Any]  # a model, and its inputs over time
@@ -59,11 +58,6 @@ def populations(name: str) -> Made:
     return model.float(), x.float()
 
 
-def recurrent_delays() -> Made:
-    x = test_recurrent.dyadic(7, 3, 5, dtype=torch.float32)
-    return test_recurrent.made("LIF", dtype=torch.float32, max_delay=test_recurrent.D), x
-
-
 CASES: dict[str, Callable[[], Made]] = {
     "norms": norms,
     **{kind: partial(delays, kind) for kind in test_delay.KINDS},
@@ -76,8 +70,11 @@ CASES: dict[str, Callable[[], Made]] = {
     "memory that learns": partial(memory, learnable=True, init=-0.5),
     "populations": partial(populations, "two types"),
     "images": partial(populations, "images"),
-    "blocks": lambda: (test_residual.network("iand"), test_residual.spikes(2, 3, 2, 4, 4)),
-    "recurrent delays": recurrent_delays,
+    "blocks": lambda: (test_populations.network("iand"), test_populations.spikes(2, 3, 2, 4, 4)),
+    "recurrent delays": lambda: (
+        test_recurrent.made("LIF", dtype=torch.float32, max_delay=test_recurrent.D),
+        test_recurrent.dyadic(7, 3, 5, dtype=torch.float32),
+    ),
     "connected": lambda: test_connect.exported_pair()[::2],
 }
 # Sums are taken in another order in the others.

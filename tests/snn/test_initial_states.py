@@ -70,21 +70,6 @@ def test_gradients_agree(name: str) -> None:
     agree(made(), sequence(9, 2, 3, dtype=torch.float32), name)
 
 
-@pytest.mark.slow
-def test_recurrent_neuron_starts_from_its_values() -> None:
-    layer, x = snn.Recurrent(made(), nn.Linear(3, 3)).double(), sequence(6, 2, 3)
-    expected = stepped(layer, x)
-    layer.zero_states()
-    torch.testing.assert_close(layer.forward_sequence(x)[0], expected)
-    layer.zero_states()
-    layer(x[0])
-    other = copy.deepcopy(layer)
-    del other.neuron.initial_v
-    other.zero_states()
-    other(x[0])
-    assert not torch.equal(layer.neuron.v, other.neuron.v)
-
-
 def test_masked_samples_restart_from_copies_of_the_initial_values() -> None:
     layer, x = made(), sequence(4, 2, 3, dtype=torch.float32)
     stepped(layer, x)

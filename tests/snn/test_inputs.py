@@ -216,11 +216,10 @@ def test_profile_and_record() -> None:
 def test_inputs_by_name() -> None:
     layer, inputs = made(), inputs_of((2, 3), torch.float32)
     expected = stepped(layer, inputs)
-    ways = (
+    for way in (
         lambda a, b, c: layer(a, current=c, modulator=b),
         lambda a, b, c: layer(a, b, current=c),
-    )
-    for way in ways:
+    ):
         layer.zero_states()
         y = [way(*step) for step in zip(*inputs, strict=True)]
         assert torch.equal(torch.stack(y), expected)

@@ -6,18 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import (
-    LAYERS,
-    PLACES,
-    READOUTS,
-    SPIKING,
-    configurations,
-    few,
-    layer,
-    sequence,
-    stepped,
-    vary,
-)
+from tests.cases import LAYERS, PLACES, SPIKING, configurations, few, layer, sequence, stepped, vary
 from tests.oracle import simulate
 from tests.unrolling.models import gradcheck
 from tracetorch import fuse, snn
@@ -163,7 +152,7 @@ def test_empty_setups_give_the_defaults_of_every_layer(name: str, empty: str) ->
         if averaging is not None:
             assert getattr(made, f"{part}_ema") is averaging
             # a readout's membrane is an average, by its constructor
-            assert getattr(wrapper, f"{part}_ema") is (averaging or name in READOUTS)
+            assert getattr(wrapper, f"{part}_ema") is (averaging or name not in SPIKING)
         if part.endswith("threshold"):
             assert getattr(made, f"{part[:3]}_spike") == atan_surrogate(2.0)
 

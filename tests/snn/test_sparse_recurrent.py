@@ -325,11 +325,6 @@ def test_writes_before_the_backward_pass(road: str, name: str) -> None:
             torch.autograd.grad(loss, weight)
 
 
-def as_tensor(events: Tensor, values: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    place = tuple(events.t())
-    return torch.zeros(shape, dtype=torch.float64).index_put(place, values, accumulate=True)
-
-
 def drawn_events(count: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.stack(
         [torch.randint(n, (count,), generator=seeded(i)) for i, n in enumerate(shape)], 1
@@ -347,7 +342,7 @@ def test_events_give_what_a_tensor_does(
     events, values = drawn_events(3000, shape), torch.rand(3000, generator=seeded()).double()
     values.requires_grad_()
     chosen = torch.randint(neurons, (17,), generator=seeded(5))
-    x = as_tensor(events, values, shape)
+    x = torch.zeros(shape).double().index_put(tuple(events.t()), values, accumulate=True)
     model, other = (recurrent(neurons, 4_000, delay=delay) for _ in range(2))
     losses = [torch.zeros(()).double(), torch.zeros(()).double()]
     for _ in range(2):  # the second goes on from the first
