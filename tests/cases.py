@@ -15,17 +15,7 @@ from torch import Tensor, nn
 from tests import networks
 from tests.networks import Net as Net
 from tests.networks import module as module
-from tracetorch import (
-    chips,
-    convert,
-    functional,
-    integers,
-    models,
-    neurons,
-    online,
-    quantize,
-    snn,
-)
+from tracetorch import chips, convert, functional, integers, models, neurons, online, quantize, snn
 from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.trace import Program
 

@@ -85,12 +85,8 @@ def test_the_call_makes_a_layer_of_the_same_cell(name: str) -> None:
     made = cases.layer(name)
     again = eval(str(made.cell.call), {**vars(snn), **vars(tt.neurons), **vars(tt.functional)})
     cell, other = made.cell, again.cell
-    assert (other.call, other.arguments, other.constraints) == (
-        cell.call,
-        cell.arguments,
-        cell.constraints,
-    )
-    assert (other.options, other.active, other.dim) == (cell.options, cell.active, cell.dim)
+    for part in ("call", "arguments", "constraints", "options", "active", "dim"):
+        assert getattr(other, part) == getattr(cell, part)
 
 
 def test_a_cell_is_current_until_its_class_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tracetorch.__main__ import info, main
 from tracetorch.fuse.runtime.machine_code import folder
 
 
-def test_info_names_versions_folder_and_backends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_names_versions_folder_and_backends(capsys, monkeypatch):
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"traceTorch {tt.__version__}, torch {torch.__version__}, Python ")
@@ -22,12 +22,7 @@ def test_info_names_versions_folder_and_backends(capsys: pytest.CaptureFixture[s
     assert re.match(r"events  auto, linear .* below 6400 rows [123]\d%, 1024 rows", lines[-1])
     with tt.events.mode("never"):
         assert "events  no: tt.events.mode('never') is requested" in info()
-
-
-def test_info_names_the_reason_of_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        tt.fuse, "unavailable_reason", lambda name: "there is no GPU" if name == "triton" else None
-    )
+    monkeypatch.setattr(tt.fuse, "unavailable_reason", {"triton": "there is no GPU"}.get)
     assert "triton  no: there is no GPU" in info()
 
 
@@ -51,14 +46,11 @@ def test_cache_names_folder_number_and_size_and_is_cleared(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_cache_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
+def test_cache_folder_that_is_not_there_and_limit_that_is_no_number(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRACETORCH_CACHE", str(tmp_path / "none"))
     assert main(["cache", "--clear"]) == 0
     assert "kernels 0" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
-
-
-def test_limit_that_is_no_number(monkeypatch, capsys):
     monkeypatch.setenv("TRACETORCH_CACHE_LIMIT", "lots")
     assert main(["cache"]) == 1
     assert "TRACETORCH_CACHE_LIMIT must be a number of megabytes" in capsys.readouterr().err

@@ -224,9 +224,8 @@ def test_every_function_that_takes_a_model_is_in_the_table() -> None:
             thing = getattr(room, name)
             if inspect.isfunction(thing) and not name.startswith("_"):
                 first = next(iter(inspect.signature(thing).parameters.values()), None)
-                if first is not None and re.search("Module|Neuron|Layer'", str(first.annotation)):
-                    taking.add(name)
-                if first is not None and first.name in ("model", "module", "layer"):
+                text = f"{first and first.name}: {first and first.annotation}"
+                if re.search("^(model|module|layer):|: .*(Module|Neuron|Layer')", text):
                     taking.add(name)
     called = set(re.findall(r"(\w+)\(", REFUSALS))
     assert taking - called == set()

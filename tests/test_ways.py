@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import tracetorch as tt
-from tests.cases import (
-    LAYER_MAKERS,
-    NETWORK_MAKERS,
-    RANDOM_LAYERS,
-    module_and_step,
-    weighted_sum,
-)
+from tests.cases import LAYER_MAKERS, NETWORK_MAKERS, RANDOM_LAYERS, module_and_step, weighted_sum
 from tests.networks import Counts, Twice
 from tests.processes import run_python
 

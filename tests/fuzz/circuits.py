@@ -12,20 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from tests.networks import Net
 from tracetorch import chips, integers, snn
 
 CAN_RUN = shutil.which("iverilog") is not None and shutil.which("verilator") is not None
-
-
-class _Added(nn.Module):
-    """A branch that is added to its input."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * x - self.inner(x)
 
 
 def neuron(draw: random.Random, size: int, dim: int = -1) -> snn.Neuron:
@@ -148,7 +138,7 @@ def drawn(seed: int) -> tuple[nn.Module, Tensor, int]:
             layers.append(snn.Recurrent(neuron(draw, width), linear(draw, width, width)))
         elif kind == "added":
             inner = nn.Sequential(linear(draw, width, width), neuron(draw, width))
-            layers.append(_Added(inner))
+            layers.append(Net(lambda net, x: 2 * x - net.inner(x), inner=inner))
         else:
             layers += [nn.Unflatten(1, (1, width)), nn.MaxPool1d(1), nn.Flatten()]
     if draw.random() < 0.5:

@@ -13,22 +13,11 @@ from torch import Tensor, nn
 import tracetorch as tt
 from tests import cases
 from tests.fuzz.draw import random_neuron
+from tests.networks import Residual
 from tests.unrolling.models import dyadic
 from tracetorch import snn
 
 WIDTH = 5  # of everything but images
-
-
-class Residual(nn.Module):
-    """Add a body to what goes by it."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the sum."""
-        return x + self.body(x)
 
 
 class Populations(nn.Module):
@@ -39,7 +28,6 @@ class Populations(nn.Module):
         self.first, self.second = first, second
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the output of both."""
         return torch.cat([self.first(x[..., :2]), self.second(x[..., 2:])], -1)
 
 
@@ -51,7 +39,6 @@ class Branches(nn.Module):
         self.body, self.gate = body, gate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the product."""
         return self.body(x) * torch.sigmoid(self.gate(x))
 
 

@@ -20,7 +20,6 @@ from tests.fuse.verify import verify
 from tests.fuzz.draw import random_neuron
 from tracetorch import fuse, snn
 from tracetorch.fuse.codegen.javascript import unknown
-from tracetorch.fuse.dispatch.plans import program_of
 from tracetorch.fuse.ir.plan import Plan
 from tracetorch.fuse.ir.schedule import backward_kernel, forward_kernel, step_kernel
 
@@ -115,22 +114,13 @@ def same(found: Results, expected: Results, where: str) -> None:
 
 
 def check(seed: int, folder: Path | None = None) -> str | None:
-    """Compare one random step by every printer; return why it does not compile, if it does not.
-
-    Args:
-        seed: of the step.
-        folder: for the C kernels, if they are to be compiled.
-    """
+    """Compare a step by every printer, in C in a folder; return why it does not compile."""
     case = drawn(seed)
     reason = fuse.unsupported_reason("cpu", case.layer, case.x)
     if reason is not None:
         return reason
     expected = results(case, plain)
-    for backend in (
-        "cpu",
-        "eager",
-        *(["triton"] if fuse.unavailable_reason("triton") is None else []),
-    ):
+    for backend in ("cpu", "eager", *["triton"] * (fuse.unavailable_reason("triton") is None)):
         same(results(case, by_backend(backend)), expected, f"seed {seed}, {backend}")
     one_by_one(case, expected[0])
     if folder is not None:
@@ -173,15 +163,12 @@ class Node:
     script = ""
 
     def set_content(self, text: str) -> None:
-        """Begin a new page."""
         self.script = "const window = globalThis;\n"
 
     def add_script_tag(self, content: str) -> None:
-        """Add a script."""
         self.script += content + ";\n"
 
     def evaluate(self, function: str, argument: Any) -> Any:
-        """Return what a function makes of an argument."""
         write = "(k, v) => typeof v === 'number' && !Number.isFinite(v) ? String(v) : v"
         call = f"({function})({json.dumps(argument)})"
         text = f"{self.script}\nconsole.log(JSON.stringify({call}, {write}))"
@@ -196,19 +183,14 @@ class Node:
         return read(json.loads(done.stdout))
 
 
-SETTINGS = 2, torch.float64
-
-
 def check_javascript(seeds: Sequence[int]) -> None:
     """Compare random steps in JavaScript, of one lane each."""
     layers = [random_neuron(seed, monitors=True).double() for seed in seeds]
+    x = torch.ones(2, 1, 5, dtype=torch.float64)
     compiled = [
         layer
         for layer in layers
-        if fuse.unsupported_reason("cpu", layer, torch.ones(2, 1, 5, dtype=torch.float64)) is None
-        and unknown(
-            program_of(layer.cell, 2, torch.float64, layer.step_kwargs(2, torch.float64)).graph
-        )
-        is None
+        if fuse.unsupported_reason("cpu", layer, x) is None
+        and unknown(cases.trace_layer(layer, 2, torch.float64).graph) is None
     ]
     test_javascript.compare(Node(), compiled, exact=False)
