@@ -331,17 +331,11 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "layer norm": lambda: nn.LayerNorm(N),
     "a shared layer": lambda: nn.Sequential(linear := nn.Linear(N, N), nn.ReLU(), linear),
     "a recurrent layer": lambda: snn.Recurrent(layer("LIF", N), nn.Linear(N, N)),
-    "memory inside a recurrent layer": lambda: snn.Recurrent(
-        layer("LIF", N), nn.Sequential(RunningNorm(), nn.Linear(N, N))
-    ),
+    "memory inside a recurrent layer": lambda: recurrent(RunningNorm()),
     "in place": lambda: nn.ReLU(inplace=True),
     "an input written to": lambda: Says(lambda x: x.mul_(2.0)),
-    "hooks with other values": changed(
-        lambda m: (
-            m.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
-            m.register_forward_hook(lambda module, args, y: y + 1),
-        )
-    ),
+    "a hook with other values": lambda: hooked(lambda module, args, y: y + 1),
+    "a hook before": changed(lambda m: m.register_forward_pre_hook(lambda m, args: (2 * args[0],))),
     "weight norm": changed(parametrizations.weight_norm),
     "spectral norm": changed(lambda m: parametrizations.spectral_norm(m).eval()),
     "a running norm in evaluation": lambda: RunningNorm().eval(),
