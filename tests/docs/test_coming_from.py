@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import weighted_sum
+from tests.docs.pages import DOCS
 from tracetorch import snn
 from tracetorch.snn.signatures import OTHER_NAMES
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/use/coming_from.md").read_text()
+PAGE = (DOCS / "use/coming_from.md").read_text()
 PEERS = {"snnTorch": "snntorch", "SpikingJelly": "spikingjelly", "Norse": "norse"}
 BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.M | re.S)
 

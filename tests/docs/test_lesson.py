@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,10 @@ import torch
 import tracetorch as tt
 from examples import playground
 from tests.browser import Page, Visits, wait_for_frame, wait_until
+from tests.docs.pages import DOCS
 from tracetorch import snn
 
-COURSE = Path(__file__).parents[2] / "docs" / "course"
+COURSE = DOCS / "course"
 WORKSHEETS = (COURSE / "worksheets.md").read_text("utf-8")
 QUESTION = re.compile(r"\*\*(\d\.\d)\*\*(.*?)(?=\*\*\d\.\d\*\*|\n## |\Z)", re.DOTALL)
 LINK = re.compile(r'<a data-settings href="\.\./use/(\w+)_playground\.html#([^"]+)">')
@@ -61,12 +61,8 @@ def test_every_question_is_answered_and_the_lesson_is_one_click_from_the_index()
     assert "[Teach it in an hour](course/lesson.md)" in index
     assert {"course/lesson", "course/worksheets", "course/answers"} <= set(index.split("\n"))
     lesson = (COURSE / "lesson.md").read_text("utf-8")
-    minutes = [
-        (int(a), int(b)) for a, b in re.findall(r"^\| (\d+) – (\d+) \|", lesson, re.MULTILINE)
-    ]
-    assert minutes[0][0] == 0
-    assert minutes[-1][1] == 60
-    assert all(end == start for (_, end), (start, _) in itertools.pairwise(minutes))
+    starts, ends = zip(*re.findall(r"^\| (\d+) – (\d+) \|", lesson, re.MULTILINE), strict=True)
+    assert ("0", *ends) == (*starts, "60")
 
 
 @pytest.mark.parametrize(("number", "place", "fragment"), OF["neuron"])

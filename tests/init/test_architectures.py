@@ -7,7 +7,7 @@ its ``step`` with silent spike functions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import Net
-from tests.init.test_fluctuation import free_membranes
+from tests.init.test_fluctuation import free_membranes, marked
 from tests.refusals import unchanged
 from tracetorch import snn
 from tracetorch.init import calibrate_, fluctuation_, tdbn_
@@ -102,47 +102,31 @@ HELD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "max pooling": (lambda: pooled(nn.MaxPool2d(2)), (2, 8, 8)),
     "recurrence": (lambda: recurrent(2), (N,)),
     "population in a loop": (lambda: nn.Sequential(snn.Recurrent(behind(), linear())), (N,)),
-    "signed spikes": (
-        lambda: nn.Sequential(
-            linear(), snn.BLIF(N, pos_scale=2.0, neg_scale=2.0), *list(behind())[2:]
-        ),
-        (N,),
-    ),
+    "signed spikes": (lambda: nn.Sequential(
+        linear(), snn.BLIF(N, pos_scale=2.0, neg_scale=2.0), *list(behind())[2:]), (N,)),
     "attention": (lambda: nn.Sequential(linear(), snn.LIF(N), attention()), (4, N)),
-}
+}  # fmt: skip
 DOES_NOT, ONE = "'2.lif' does not reach ", "'1' and '3' are driven by one parameter"
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "layer norm": (lambda: behind(nn.LayerNorm(N)), r"'4' does not .* 3 \(LayerNorm\)"),
     "relu": (lambda: behind(nn.ReLU()), r"'4' does not .* 3 \(ReLU\)"),
-    "large shortcut": (
-        lambda: computed(lambda m, x: m.a(x) + 10 * x),
-        DOES_NOT + "a deviation .* past that, as by a shortcut",
-    ),
-    "norm in forward": (
-        lambda: behind(ByHand()),
-        r"'4' does not .*div\(\) in the forward of 3 \(ByHand\)",
-    ),
-    "constant, no bias": (
-        lambda: biasless(computed(lambda m, x: m.a(x) + 0.7)),
-        DOES_NOT + ".* '2.a': .* or a constant with no bias against it",
-    ),
+    "large shortcut": (lambda: computed(lambda m, x: m.a(x) + 10 * x),
+     DOES_NOT + "a deviation .* past that, as by a shortcut"),
+    "norm in forward": (lambda: behind(ByHand()),
+     r"'4' does not .*div\(\) in the forward of 3 \(ByHand\)"),
+    "constant, no bias": (lambda: biasless(computed(lambda m, x: m.a(x) + 0.7)),
+     DOES_NOT + ".* '2.a': .* or a constant with no bias against it"),
     "storage": (lambda: sharing(lambda w: w), ONE),
     "transposed storage": (lambda: sharing(torch.t), ONE),
-    "expanded": (
-        lambda: sharing(lambda w: torch.randn(1, N).expand(N, N)),
-        "'2', before '3', has a parameter whose values share memory",
-    ),
-}
+    "expanded": (lambda: sharing(lambda w: torch.randn(1, N).expand(N, N)),
+     "'2', before '3', has a parameter whose values share memory"),
+}  # fmt: skip
 # the others are slow
 FAST_HELD = ("constant factor", "recurrence")
 FAST_REFUSED = ("layer norm", "storage", "expanded")
 
 
 INITIALISERS = pytest.mark.parametrize("initialiser", ["calibrate_", "fluctuation_"])
-
-
-def marked(names: Collection[str], fast: Collection[str]) -> list[Any]:
-    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
 
 
 def spikes(*sample: int, seed: int) -> Tensor:
@@ -159,11 +143,7 @@ def start(initialiser: str, net: nn.Module, sample: tuple[int, ...]) -> None:
 
 def deviations(net: nn.Module, x: Tensor, measured: slice | Tensor) -> dict[str, float]:
     """Simulate the eager model; return the deviation of each layer's free membranes."""
-    neurons = {
-        path: m
-        for path, m in net.named_modules()
-        if isinstance(m, snn.Neuron) and hasattr(m, "step") and not isinstance(m, snn.Recurrent)
-    }
+    neurons = {path: m for path, m in net.named_modules() if hasattr(m, "step")}
     inputs: dict[str, list[Tensor]] = {path: [] for path in neurons}
     handles = [
         m.register_forward_pre_hook(lambda _, args, path=path: inputs[path].append(args[0]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from tests.cases import LAYERS, Net
-from tests.init.test_fluctuation import FAST, LINEAR, free_membranes, grouped, quiet
+from tests.init.test_fluctuation import FAST, LINEAR, free_membranes, grouped, marked, quiet
 from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 from tracetorch.init import Membranes, calibrate_
@@ -23,16 +23,9 @@ def batch(*sample: int, rate: float = 0.1) -> Tensor:
     return (torch.rand(T, B, *sample, generator=generator) < rate).float()
 
 
-@pytest.mark.parametrize(
-    ("name", "mean"),
-    [
-        pytest.param(
-            name, 0.2 if name in LAYERS else 0.0, marks=() if name in FAST else pytest.mark.slow
-        )
-        for name in LINEAR
-    ],
-)
-def test_membranes_have_the_target_on_the_batch(name: str, mean: float) -> None:
+@pytest.mark.parametrize("name", marked(LINEAR, FAST))
+def test_membranes_have_the_target_on_the_batch(name: str) -> None:
+    mean = 0.2 if name in LAYERS else 0.0
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Linear(20, 12), quiet(name, 12), nn.Linear(12, 6), quiet(name, 6))
     x = batch(20)
@@ -56,41 +49,27 @@ def residual() -> nn.Module:
 
 
 NETWORKS: dict[str, Any] = {
-    "convolutions": lambda: (
-        nn.Sequential(
-            nn.Conv2d(2, 3, 3, padding=1), snn.LIF(3, dim=-3), nn.MaxPool2d(2), residual(),
-            nn.Flatten(), nn.Linear(27, 5), snn.Readout(5),
-        ),
-        batch(2, 6, 6),
-    ),
-    "batch norm": lambda: (
-        nn.Sequential(nn.Linear(9, 5), nn.BatchNorm1d(5), snn.SLIF(5), nn.Linear(5, 4), snn.LIF(4)),
-        batch(9),
-    ),
-    "delays": lambda: (
-        nn.Sequential(
-            snn.DelayedLinear(9, 6, max_delay=4, sigma=1.0), snn.Delay(6, max_delay=3),
-            snn.Recurrent(snn.LIF(6), snn.DelayedLinear(6, 6, max_delay=2)), nn.Linear(6, 3),
-        ),
-        batch(9),
-    ),
-    "delays along places": lambda: (
-        nn.Sequential(
-            snn.Delay(3, dim=-2, max_delay=4, sigma=1.0), nn.Conv1d(3, 6, 3, padding=1),
-            snn.Recurrent(snn.LIF(6, dim=-2), nn.Conv1d(6, 6, 1)),
-            nn.Flatten(), nn.Linear(18, 3),
-        ),
-        batch(9).unflatten(-1, (3, 3)),
-    ),
-    "no bias": lambda: (nn.Sequential(nn.Linear(9, 6, bias=False), snn.LIF(6)), batch(9)),
+    "convolutions": lambda: [
+        nn.Conv2d(2, 3, 3, padding=1), snn.LIF(3, dim=-3), nn.MaxPool2d(2), residual(),
+        nn.Flatten(), nn.Linear(27, 5), snn.Readout(5)],
+    "batch norm": lambda: [
+        nn.Linear(9, 5), nn.BatchNorm1d(5), snn.SLIF(5), nn.Linear(5, 4), snn.LIF(4)],
+    "delays": lambda: [
+        snn.DelayedLinear(9, 6, max_delay=4, sigma=1.0), snn.Delay(6, max_delay=3),
+        snn.Recurrent(snn.LIF(6), snn.DelayedLinear(6, 6, max_delay=2)), nn.Linear(6, 3)],
+    "delays along places": lambda: [
+        snn.Delay(3, dim=-2, max_delay=4, sigma=1.0), nn.Conv1d(3, 6, 3, padding=1),
+        snn.Recurrent(snn.LIF(6, dim=-2), nn.Conv1d(6, 6, 1)), nn.Flatten(), nn.Linear(18, 3)],
+    "no bias": lambda: [nn.Linear(9, 6, bias=False), snn.LIF(6)],
 }  # fmt: skip
+SAMPLES = {"convolutions": (2, 6, 6), "delays along places": (3, 3)}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_any_network_reaches_the_target(name: str, training: bool) -> None:
     torch.manual_seed(0)
-    net, x = NETWORKS[name]()
+    net, x = nn.Sequential(*NETWORKS[name]()), batch(*SAMPLES.get(name, (9,)))
     net.train(training)
     tt.unroll(net, x[:5])
     kept = [each.clone() for each in (*net.buffers(), *tt.get_states(net).values())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tracetorch as tt
-from tests.cases import LAYERS, NEURONS, Net, layer
+from tests.cases import LAYERS, NEURONS, Net, layer, thinned
 from tests.refusals import check, refusals, unchanged
 from tracetorch import neurons, snn
 from tracetorch.init import fluctuation_, impulse_response
@@ -71,29 +72,25 @@ LINEAR = (*LAYERS, *(name for name in NEURONS if name not in (*ENDLESS, *VOLTAGE
 FAST = ("LIF", "RLIF", "SLIF", "ALIF", "BRF", "AdEx")
 
 
-@pytest.mark.parametrize(
-    ("name", "target", "mean"),
-    [
-        pytest.param(*each, marks=() if each[0] in FAST else pytest.mark.slow)
-        for each in (
-            *((name, 0.5, 0.0) for name in LINEAR),
-            *((name, 0.3, 0.4) for name in LAYERS),
-            *((name, 0.005, 0.0) for name in VOLTAGES),
-        )
-    ],
-)
-def test_membranes_have_the_target_of_mean_and_deviation(name, target, mean) -> None:
-    torch.manual_seed(0)
-    made = getattr(neurons, name)(N) if name in VOLTAGES else quiet(name, N)
-    net: Any = nn.Sequential(nn.Linear(INPUTS, N), made).double()
-    fluctuation_(net, rate=RATE, target=target, mean=mean)
-    with torch.no_grad():
-        means, deviations = moments(free_membranes(net[1], net[0](events(INPUTS))))
-    # of each neuron by itself, from correlated steps of few samples, twice; 5 % of all of them
-    assert (means - mean).abs().max() < 0.2 * target
-    assert abs(float(means.mean()) - mean) < 0.05 * target
-    assert (deviations / target - 1).abs().max() < 0.15
-    assert abs(float(deviations.square().mean().sqrt()) / target - 1) < 0.05
+def marked(names: Iterable[str], fast: Collection[str]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", marked((*LINEAR, *VOLTAGES), FAST))
+def test_membranes_have_the_target_of_mean_and_deviation(name: str) -> None:
+    targets = [(0.005, 0.0)] if name in VOLTAGES else [(0.5, 0.0), (0.3, 0.4)]
+    for target, mean in targets if name not in NEURONS else targets[:1]:
+        torch.manual_seed(0)
+        made = getattr(neurons, name)(N) if name in VOLTAGES else quiet(name, N)
+        net: Any = nn.Sequential(nn.Linear(INPUTS, N), made).double()
+        fluctuation_(net, rate=RATE, target=target, mean=mean)
+        with torch.no_grad():
+            means, deviations = moments(free_membranes(net[1], net[0](events(INPUTS))))
+        # of each neuron by itself, from correlated steps of few samples, twice; 5 % of all of them
+        assert (means - mean).abs().max() < 0.2 * target
+        assert abs(float(means.mean()) - mean) < 0.05 * target
+        assert (deviations / target - 1).abs().max() < 0.15
+        assert abs(float(deviations.square().mean().sqrt()) / target - 1) < 0.05
 
 
 def after(net: Any, x: Tensor, skip: int) -> tuple[Tensor, Tensor]:
@@ -119,13 +116,7 @@ def test_convolutions_drive_channels_and_norms_take_the_part_of_weights() -> Non
     assert (deviations / 0.5 - 1).abs().max() < 0.1
 
 
-@pytest.mark.parametrize(
-    ("mean", "sigma"),
-    [
-        (0.2, 3.0),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0, 0), (0, 3.0), (0.2, 0))),
-    ],
-)
+@thinned(3, mean=(0.2, 0.0), sigma=(3.0, 0.0))
 @pytest.mark.parametrize("kind", ["linear", "axonal", "norm"])
 def test_delays_between_steps_are_part_of_the_kernel(kind: str, mean: float, sigma: float) -> None:
     torch.manual_seed(0)

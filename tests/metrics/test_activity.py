@@ -82,9 +82,7 @@ def outputs(T: int = 9, B: int = 40, C: int = 5) -> tuple[Tensor, Tensor, Tensor
 
 @pytest.mark.parametrize("by", BY)
 def test_accuracy_equals_that_of_torchmetrics_on_decoded_scores(by: Any) -> None:
-    functional = pytest.importorskip(
-        "torchmetrics.functional.classification", reason="torchmetrics is not installed"
-    )
+    functional = pytest.importorskip("torchmetrics.functional.classification")
     x, target, mask = outputs()
     if by == "first_spike":
         x = (x > 0.7).float() * 1.0

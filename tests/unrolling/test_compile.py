@@ -1,6 +1,7 @@
 """Test ``torch.compile`` around and inside ``unroll``: training steps, functions, single steps."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,14 +49,9 @@ def training(model: nn.Module, by: By) -> Callable[[Tensor, Tensor], Tensor]:
     return step
 
 
-TRAININGS: Any = [
-    ("dense", "layer", "aot_eager"),
-    ("recurrent", "layer", "aot_eager"),
-    ("dense", "step", "aot_eager"),
-    ("dense", "layer", "inductor"),
-    ("dense", "step", "inductor"),
-]
-TRAININGS = [pytest.param(*each, marks=pytest.mark.slow) for each in TRAININGS]
+TRAININGS = [pytest.param("recurrent", "layer", "aot_eager", marks=pytest.mark.slow)]
+for _by, _backend in itertools.product(("layer", "step"), ("aot_eager", "inductor")):
+    TRAININGS.append(pytest.param("dense", _by, _backend, marks=pytest.mark.slow))
 
 
 @pytest.mark.parametrize(("name", "by", "backend"), [("conv", "layer", "aot_eager"), *TRAININGS])

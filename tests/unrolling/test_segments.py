@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
-from tests.cases import LAYERS, layer, module, sequence, weighted_sum
+from tests.cases import layer, module, sequence, weighted_sum
 from tests.unrolling.models import MODELS, By, Whole, dyadic, made
 from tracetorch import fuse, snn
 
@@ -69,16 +69,6 @@ def test_outputs_states_and_gradients_equal_those_without_segments(name, segment
     (found, grads), (expected, expected_grads) = both(run, segment)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     torch.testing.assert_close(grads, expected_grads)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_every_layer(name: str) -> None:
-    def run(segment: int | None) -> Any:
-        net = nn.Sequential(layer(name, 3), nn.Linear(3, 2)).double()
-        y = tt.unroll(net, sequence(9, 2, 3), segment=segment)
-        return torch.autograd.grad(weighted_sum(y), [*net.parameters()])
-
-    torch.testing.assert_close(*both(run, 4))
 
 
 def fresh(decay: float) -> snn.Neuron:
