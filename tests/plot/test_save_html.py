@@ -105,9 +105,10 @@ def test_convolutional_layers_are_flattened_and_recordings_may_have_no_batch(tmp
     tt.plot.save_html(torch.ones(5, 2, 3, 4, 4), tmp_path / "run.html")
     (layer,) = run_of(tmp_path / "run.html")["layers"]
     assert (layer["path"], layer["shape"], layer["neurons"]) == ("recording", [3, 4, 4], 48)
-    tt.plot.save_html({"a": torch.ones(5, 2)}, tmp_path / "run.html", batched=False)
-    run = run_of(tmp_path / "run.html")
-    assert (run["samples"], run["layers"][0]["neurons"]) == (1, 2)
+    for value, neurons in ((torch.ones(5, 2), 2), (torch.ones(5), 1)):
+        tt.plot.save_html(value, tmp_path / "run.html", batched=False)
+        run = run_of(tmp_path / "run.html")
+        assert (run["samples"], run["layers"][0]["neurons"]) == (1, neurons)
 
 
 def test_names_are_escaped_and_pages_reproducible_and_small(tmp_path: Path) -> None:
