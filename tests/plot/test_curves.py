@@ -172,11 +172,11 @@ def test_equal_or_missing_norms_have_a_colour_scale(value: float) -> None:
 
 def test_values_are_drawn_over_steps_in_a_colour_and_a_legend_of_their_own() -> None:
     loss = torch.tensor(0.25, requires_grad=True)
-    ax = tt.plot.line_graph([1, 0.5, loss], "training", "loss")
+    ax = tt.plot.line_graph([1, 0.5, loss], "training", "loss", xlabel="epoch")
     (line,) = ax.lines
     assert line.get_xdata().tolist() == [0, 1, 2]  # type: ignore[union-attr]
     assert line.get_ydata().tolist() == [1, 0.5, 0.25]  # type: ignore[union-attr]
-    assert (ax.get_title(), ax.get_xlabel()) == ("training", "step")
+    assert (ax.get_title(), ax.get_xlabel()) == ("training", "epoch")
     ax = tt.plot.line_graph([1.0], "t", "train")
     tt.plot.line_graph(torch.tensor([2.0]), "t", "test", ax=ax)
     assert len({line.get_color() for line in ax.lines}) == 2
@@ -189,7 +189,7 @@ plot: Any = tt.plot
 
 def test_seeds_are_a_mean_and_a_band_of_tensors_or_arrays() -> None:
     seeds = [[4.0, 2.0, 1.0], torch.tensor([2.0, 4.0])]
-    ax = plot.learning_curves({"a": seeds, "b": [3.0, 5.0]}, ylabel="loss", title="x")
+    ax = plot.learning_curves({"a": seeds, "b": [3.0, 5.0]}, xlabel="round", ylabel="loss")
     assert ax.lines[0].get_xdata().tolist() == [1, 2, 3]
     assert ax.lines[0].get_ydata().tolist() == [3, 3, 1]  # the second seed has ended before
     assert ax.lines[1].get_ydata().tolist() == [3, 5]
@@ -198,7 +198,7 @@ def test_seeds_are_a_mean_and_a_band_of_tensors_or_arrays() -> None:
     assert {(1, 2), (1, 4), (2, 2), (2, 4), (3, 1)} == corners
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["a\nmean of 2", "b"]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("round", "loss")
     table = np.array([[4.0, 2.0], [2.0, 6.0]])
     mixed = [table[0], table[1].tolist()]
     for curve in (table, torch.tensor(table), list(table), mixed, tuple(table)):
