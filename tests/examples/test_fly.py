@@ -46,6 +46,16 @@ def test_a_drawn_graph_has_the_statistics_that_it_is_to_have(graph: fly.Graph) -
     assert not torch.equal(other.synapses[:100], graph.synapses[:100])
 
 
+def driven(graph: fly.Graph, steps: int) -> tuple[torch.Tensor, snn.PoissonInput, torch.Tensor]:
+    """Return neurons that are driven, by what, and that as values of each step."""
+    first, _ = fly.inputs_of(graph)
+    source = fly.stimulus(first, seed=5)
+    span = snn.event_inputs.Span(0, steps, 1, graph.neurons)
+    places, values = source.between(span, torch.float64)
+    x = torch.zeros(steps * graph.neurons, dtype=torch.float64).index_add_(0, places, values)
+    return first, source, x.view(steps, 1, -1)
+
+
 def plain_spikes(graph: fly.Graph, x: np.ndarray) -> list[list[int]]:
     """Run the published equations in the order of Brian2's clock, with a queue of spikes."""
     weight = np.zeros((graph.neurons, graph.neurons))
@@ -70,11 +80,8 @@ def plain_spikes(graph: fly.Graph, x: np.ndarray) -> list[list[int]]:
 def test_spikes_are_those_of_the_published_equations() -> None:
     graph = fly.draw_graph(400)
     net = fly.network(graph).double()
-    first, _ = fly.inputs_of(graph)
-    source = fly.stimulus(first, seed=5)
-    places, values = source.between(snn.event_inputs.Span(0, 1000, 1, 400), torch.float64)
-    x = torch.zeros(1000 * 400, dtype=torch.float64).index_add_(0, places, values)
-    expected = plain_spikes(graph, x.view(1000, 400).numpy())
+    first, source, x = driven(graph, 1000)
+    expected = plain_spikes(graph, x[:, 0].numpy())
     with torch.no_grad():
         assert net.run_events(source, 1000, events=True).events.tolist() == expected
     assert len({n for _, _, n in expected} - set(first.tolist())) > 10
@@ -119,13 +126,10 @@ def test_gradients_by_events_are_those_by_step(detach_reset: bool) -> None:
     graph = fly.draw_graph(200)
     net = fly.network(graph, detach_reset=detach_reset).double()
     weight = fly.weight_of(net)
-    first, _ = fly.inputs_of(graph)
-    source = fly.stimulus(first, seed=5)
-    places, values = source.between(snn.event_inputs.Span(0, 300, 1, 200), torch.float64)
-    x = torch.zeros(300 * 200, dtype=torch.float64).index_add_(0, places, values)
+    _, source, x = driven(graph, 300)
     toward = torch.randn(200, dtype=torch.float64)
     tt.zero_states(net)
-    spikes = torch.stack([net(step) for step in x.view(300, 1, 200)]).sum(0)
+    spikes = torch.stack([net(step) for step in x]).sum(0)
     (expected,) = torch.autograd.grad((spikes * toward).sum(), weight)
     tt.zero_states(net)
     found = net.run_events(source, 300, count_every=300).counts

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
 from examples import cartpole, common, events, memorise, networks, recipes
-from tests.cases import READOUTS
+from tests.cases import READOUTS, few
 from tests.data.files import write_heidelberg
 from tests.refusals import refusals
 
@@ -55,24 +55,16 @@ def test_quick_run_saves_a_model_and_a_figure(script, tmp_path, capsys) -> None:
     assert f"{parameters:,} parameters" in printed
 
 
-FEW = ("LIF", "BSRLIF", "SEAdLIF", "AdEx", "TCLIF")  # neurons that the fast tests train
-
-
+KINDS = few([*networks.NEURONS, *networks.READOUTS], "LIF", "BSRLIF", "SEAdLIF", "AdEx", "TCLIF")
 CHOICES = [
-    *(("--neuron", name) for name in (*networks.NEURONS, *networks.READOUTS)),
+    *(pytest.param(("--neuron", *each.values), marks=each.marks) for each in KINDS),
     *(("--readout", name) for name in READOUTS),
     *(("--baseline", name) for name in networks.BASELINES),
     *(("--recurrent",), ("--delays", "3")),
 ]
 
 
-def is_slow(choice: tuple[str, ...]) -> bool:
-    return choice[0] == "--neuron" and choice[1] not in FEW
-
-
-@pytest.mark.parametrize(
-    "choice", [pytest.param(each, marks=[pytest.mark.slow] * is_slow(each)) for each in CHOICES]
-)
+@pytest.mark.parametrize("choice", CHOICES)
 def test_every_layer_and_every_baseline_learns(choice: tuple[str, ...]) -> None:
     vowels: Any = import_module("examples.vowels")
     parser = argparse.ArgumentParser()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from matplotlib.axes import Axes
@@ -125,12 +125,6 @@ def baseline(name: str) -> Path:
     return BASELINE / f"{name.replace(' ', '_')}.png"
 
 
-def redraw() -> Any:
-    """Draw the baselines again after an intended change; look at them before committing."""
-    BASELINE.mkdir(exist_ok=True)
+if __name__ == "__main__":  # after an intended change; look at them before committing
     for name in PICTURES:
         picture(PLOTS[name], baseline(name))
-
-
-if __name__ == "__main__":
-    redraw()

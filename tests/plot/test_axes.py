@@ -132,15 +132,6 @@ def test_neurons_are_flattened_and_numbers_taken_from_tensors_arrays_and_lists()
         assert result.tolist() == [[1], [0]]
 
 
-def test_one_sample_is_drawn_where_it_is_named_one(tmp_path: Path) -> None:
-    spikes = torch.ones(5, 3)
-    drawn: Any = tt.plot.raster(spikes, sample=None).collections[0]
-    assert len(drawn.get_segments()) == 15
-    tt.plot.raster(spikes[:, 0], sample=None)
-    tt.plot.save_html(spikes, tmp_path / "run.html", batched=False)
-    tt.plot.save_html(spikes[:, 0], tmp_path / "run.html", batched=False)
-
-
 @pytest.mark.parametrize("name", PICTURES)
 def test_plot_matches_its_baseline(name: str, tmp_path: Path) -> None:
     made = tmp_path / "made.png"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tracetorch as tt
 from examples import playground
-from tests.browser import Page, Visits, wait_for_frame, wait_until
+from tests.browser import Page, wait_for_frame, wait_until
 from tests.cases import few
 from tracetorch import snn
 from tracetorch.plot.network_data import TRIES
@@ -27,12 +27,9 @@ RTOL = 1e-10
 
 
 @pytest.fixture
-def opened(visits: Visits, network_page: Path) -> Open:
-    def open_(path: Path = network_page, **options: Any) -> Page:
-        settings = options.pop("settings", {})
-        page = visits.open(path, fragment=f"#{urlencode(settings)}" if settings else "", **options)
-        page.wait_for_selector("body[data-ready='true']")
-        return page
+def opened(opened: Open, network_page: Path) -> Open:
+    def open_(path: Path = network_page, **settings: Any) -> Page:
+        return opened(f"#{urlencode(settings)}" if settings else "", path)
 
     return open_
 
@@ -160,7 +157,7 @@ def built(seen: dict[str, Any]) -> nn.Sequential:
 @pytest.mark.parametrize("size", few(SIZES, "a synapse, its half-lives", "adaptive, three layers"))
 def test_networks_of_any_size_train_as_their_python_does(opened: Open, size: str) -> None:
     settings = SIZES[size]
-    page = opened(settings=settings)
+    page = opened(**settings)
     model, width = built(read(page)), settings.get("width", 24)
     assert len(model) == 2 * settings.get("depth", 1) + 2
     last = model.get_parameter(f"{len(model) - 2}.weight").detach()
@@ -170,7 +167,7 @@ def test_networks_of_any_size_train_as_their_python_does(opened: Open, size: str
 
 
 def test_the_printed_training_runs_and_is_that_of_the_page(opened: Open) -> None:
-    page = opened(settings={"net": "ALIF, adaptive", "width": 5, "rate": 0.02})
+    page = opened(net="ALIF, adaptive", width=5, rate=0.02)
     seen = read(page)
     x, labels = DATA["spirals"]
     model = built(seen)
@@ -184,7 +181,7 @@ def test_the_printed_training_runs_and_is_that_of_the_page(opened: Open) -> None
 
 
 def test_held_out_samples_are_measured_and_not_learned(opened: Open) -> None:
-    page = opened(settings={"data": "few and noisy", "width": 8})
+    page = opened(data="few and noisy", width=8)
     model = built(read(page))
     update(page, 6)
     seen = read(page)
@@ -209,7 +206,7 @@ def test_held_out_samples_are_measured_and_not_learned(opened: Open) -> None:
 def test_what_flows_back_and_the_distance_from_the_threshold_are_those_of_pytorch(
     opened: Open, net: str
 ) -> None:
-    page = opened(settings={"net": net, "depth": 2, "width": 6, "rows": "gradient", "sample": 7})
+    page = opened(net=net, depth=2, width=6, rows="gradient", sample=7)
     seen = read(page)
     model, (x, labels) = built(seen), DATA["spirals"]
     inputs: dict[int, Tensor] = {}
@@ -266,7 +263,7 @@ def test_links_hold_all_settings_and_train_as_far(opened: Open) -> None:
         page, "document.getElementById('note').textContent.startsWith('Link copied. It trains 4 ')"
     )
     link = page.evaluate("copied")
-    again = opened(settings=dict(parse_qsl(link.partition("#")[2])))
+    again = opened(**dict(parse_qsl(link.partition("#")[2])))
     wait_until(again, "readNetwork().updates === 4 && !readNetwork().training")
     assert read(again) == seen
     start = read(opened())

@@ -30,20 +30,13 @@ PAGES: dict[str, tuple[Callable[[Path], Any], str, int]] = {
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 
-@pytest.fixture(scope="module", params=PAGES)
-def written(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, int]:
+@pytest.fixture(params=PAGES)
+def opened(request: Any, visits: Visits, tmp_path: Path) -> Open:
     write, ready, plots = PAGES[request.param]
-    path = tmp_path_factory.mktemp("pages") / "page.html"
-    write(path)
-    return path, ready, plots
-
-
-@pytest.fixture
-def opened(written: tuple[Path, str, int], visits: Visits) -> Open:
-    path, ready, plots = written
+    write(tmp_path / "page.html")
 
     def open_(**options: Any) -> Page:
-        page = visits.open(path, **options)
+        page = visits.open(tmp_path / "page.html", **options)
         page.wait_for_selector(ready)
         page.plots = plots
         return page

@@ -51,13 +51,9 @@ def test_xylo_equals_int64_and_the_simulator(version: int, seed: int) -> None:
 def test_xylo_fires_several_spikes_a_step() -> None:
     model, x, arguments = on_chip("Xylo 2", 3)
     prepared = quantize.prepare(model, 3 * x, **arguments)
-    _, seen = tt.unroll(prepared, 3 * x, record=[f"{prepared_hidden(prepared)}.output"])
-    (values,) = seen.values()
-    assert values.max() > 1
-
-
-def prepared_hidden(prepared: nn.Module) -> str:
-    return "1.neuron" if isinstance(prepared.get_submodule("1"), snn.Recurrent) else "1"
+    path = "1.neuron.output" if isinstance(prepared[1], snn.Recurrent) else "1.output"
+    _, seen = tt.unroll(prepared, 3 * x, record=[path])
+    assert seen[path].max() > 1
 
 
 def test_xylo_with_decays_by_shifts_is_near_the_float_network() -> None:
@@ -135,8 +131,8 @@ def test_a_chip_that_registers_itself_is_one_to_quantise_for(
     monkeypatch.setattr("tracetorch.chips.target._TARGETS", {})
     register(MINE, MineTarget)
     torch.manual_seed(0)
-    model, x = hidden(nn.Linear(2, 3), snn.LIF(3), out=()), spikes(20, 4, 2)
-    model.extend([nn.Linear(3, 1), snn.LIF(1)])
+    model = nn.Sequential(nn.Linear(2, 3), snn.LIF(3), nn.Linear(3, 1), snn.LIF(1))
+    x = spikes(20, 4, 2)
     prepared = quantize.prepare(widened(model), x, MINE)
     integer, report = quantize.convert(prepared)
     assert torch.equal(tt.unroll(integer, x), tt.unroll(prepared, x))
@@ -146,24 +142,6 @@ def test_a_chip_that_registers_itself_is_one_to_quantise_for(
         quantize.prepare(model, x, xylo.XYLO_2)
     with pytest.raises(ValueError, match="no branches that are added on Mine"):
         quantize.prepare(Residual(snn.LIF), spikes(9, 2, 5), MINE)
-
-
-X = spikes(4, 2, 2)
-OUT = (nn.Linear(3, 1), snn.LIF(1))
-
-
-def hidden(*modules: nn.Module, out: Any = OUT) -> nn.Sequential:
-    return nn.Sequential(*modules, *out)
-
-
-def test_rates_become_numbers_of_spikes_on_xylo() -> None:
-    model = hidden(nn.Linear(2, 3), snn.SLIF(3))
-    border = quantize.prepare(model, torch.rand(4, 2, 2), xylo.XYLO_2).get_submodule("input")
-    assert isinstance(border, tt.integers.Quantize)
-    assert (border.bits, border.signed) == (4, False)
-
-
-NAMES = ("connected", pytest.param("connected channels", marks=pytest.mark.slow))
 
 
 def rules(model: nn.Module) -> list[Connectivity]:
@@ -193,7 +171,7 @@ def train(prepared: Any, x: Tensor, steps: int = 3) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(["connected", "connected channels"], "connected"))
 def test_integers_keep_masks_and_signs(name: str) -> None:
     model, x, _ = case(name)
     kept = rules(model)

@@ -160,10 +160,6 @@ def tied(a: Any, c: Any) -> None:
     c.weight = a.weight
 
 
-def transposed(a: Any, c: Any) -> None:
-    c.weight = nn.Parameter(a.weight.data.t())
-
-
 def one_row(a: Any, c: Any) -> None:
     c.bias = nn.Parameter(a.weight.data[2])
 
@@ -264,7 +260,6 @@ def test_parts_of_one_memory_that_have_nothing_in_common_are_prepared() -> None:
     refuse(nn.Linear(1600, 8), snn.LIF(8), nn.Linear(8, 2), x=torch.rand(10, 4, 1600), **WIDE)
         -> ValueError: 0 \(Linear\) can reach \d+, and torch.float32 holds
     sharing(tied) -> ValueError: 2.weight is 0.weight too, or shares memory
-    sharing(transposed) -> ValueError: 2.weight is 0.weight too, or shares memory
     sharing(one_row) -> ValueError: 2.bias is 0.weight too, or shares memory
     refuse(nn.Linear(4, 3), chip=XYLO_2) -> ValueError: ^the model: quantised models have neurons th
     on_chip(snn.LIF(3), nn.Linear(3, 1), snn.Readout(1))
