@@ -121,8 +121,12 @@ def single_calls() -> dict[str, Callable[[], Any]]:
         "layer(x) with a graph": lambda: stepped(x[0]),
         "layer(x) without a graph": torch.no_grad()(lambda: streamed(x[0])),
     }
+    return _warmed(found)
+
+
+def _warmed(found: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
     for function in found.values():
-        for _ in range(5):
+        for _ in range(20):
             function()
     return found
 
@@ -142,12 +146,8 @@ def single_steps() -> dict[str, Callable[[], Any]]:
         "Linear-LIF-Linear-LIF-Readout": three,
         "Stream of it": tt.Stream(three),
     }
-    found: dict[str, Callable[[], Any]] = {}
-    for name, module in modules.items():
-        found[name] = partial(torch.no_grad()(module), x)
-        for _ in range(20):
-            found[name]()
-    return found
+    without_graph = torch.no_grad()
+    return _warmed({name: partial(without_graph(each), x) for name, each in modules.items()})
 
 
 def times(function: Callable[[], Any], rounds: int) -> tuple[float, float]:

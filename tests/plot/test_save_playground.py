@@ -12,7 +12,7 @@ from torch import Tensor
 
 import tracetorch as tt
 from tests.cases import LAYERS, NEURONS, READOUTS
-from tests.networks import Charged, Doubled, Twice
+from tests.networks import Charged, Doubled, Leaky, Twice
 from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 from tracetorch.functional.surrogates import Surrogate
@@ -367,20 +367,13 @@ def test_a_line_goes_on_from_the_states_of_the_neuron() -> None:
     assert all(map(torch.equal, after, expected))
 
 
-class Distant(snn.Neuron):
+class Distant(Leaky):
     """Neuron that fires by what no state shows: the product of its input and its membrane."""
 
-    states = ("mem",)
-
-    def __init__(self, num_neurons: int) -> None:
-        super().__init__(num_neurons)
-        self.decay("beta", 0.9)
-        self.threshold("theta", 1.0)
-
     @staticmethod
-    def step(x: Tensor, mem: Any, *, beta: Any, theta: Any, spike: Any) -> tuple[Any, ...]:
+    def step(x: Tensor, mem: Any, *, beta: Any, base: Any, spike: Any) -> tuple[Any, ...]:
         mem = beta * mem + x
-        return spike(mem * x - theta), mem
+        return spike(mem * x - base), mem
 
 
 def test_the_page_has_parameters_and_loops_and_no_line_where_none_is(tmp_path: Any) -> None:

@@ -39,12 +39,12 @@ _MEMBRANE = "beta"  # the decay of the membrane, in every neuron that has one
 
 
 class Spread(NamedTuple):
-    """New half-lives of a neuron layer, or the reason why there are none."""
+    """New half-lives of a neuron layer and what they are, or the reason why there are none."""
 
     path: str
     neuron: Neuron
     halflives: Tensor | None
-    reason: str = ""
+    reason: str
 
 
 def spread_(
@@ -100,11 +100,12 @@ def plan_spread(
     model: nn.Module, steps: int, generator: torch.Generator | None, reach: int | None = None
 ) -> list[Spread]:
     """Return new half-lives; ``reach``, of a target, is for what feeds back and for readouts."""
-    loops = [module for _, module in named_modules(model) if isinstance(module, Recurrent)]
-    fed_back = {id(each) for loop in loops for each in loop.modules()}
+    modules = list(named_modules(model))
+    loops = [each for _, each in modules if isinstance(each, Recurrent)]
+    fed_back = {id(each) for loop in loops for _, each in named_modules(loop)}
     found: list[Spread] = []
     raws: set[int] = set()
-    for path, module in named_modules(model):
+    for path, module in modules:
         if not has_step(module):
             continue
         spikes = bool(spike_functions(module))
@@ -116,8 +117,9 @@ def plan_spread(
         halflives = None
         exponents = torch.linspace(0, 1, module.num_neurons, dtype=torch.float64, device="cpu")
         if not reason and not spikes:
-            halflives = torch.full_like(exponents, cast(int, reach) / 8)
+            reason, halflives = "of the target", torch.full_like(exponents, cast(int, reach) / 8)
         elif not reason:
+            reason = "spread"
             device = None if generator is None else generator.device
             order = torch.randperm(module.num_neurons, generator=generator, device=device)
             longest = reach if reach and id(module) in fed_back else steps
@@ -283,7 +285,7 @@ def recipe(
     real = mask.sum(0) if isinstance(mask, Tensor) and mask.ndim == 2 else None
     longest = max(1, inputs.steps if real is None or not real.numel() else int(real.max()))
     if target is not None:
-        reach = min(longest, max(2, _halflife_of(target, inputs, time_dim, mask)))
+        reach = min(longest, max(2, _target_halflife(target, inputs, time_dim, mask)))
     spread = plan_spread(model, longest, None, reach)
     with spread_written(spread):
         trial = trial_on(model, inputs, _TARGET, 0.0, steps=steps, mask=mask, may_leave=True)
@@ -315,7 +317,7 @@ def recipe(
     return optimizer, scheduler
 
 
-def _halflife_of(target: object, inputs: Inputs, time_dim: int, mask: Tensor | None) -> int:
+def _target_halflife(target: object, inputs: Inputs, time_dim: int, mask: Tensor | None) -> int:
     """Return the lag in steps at which the autocorrelation of a signal has fallen to a half."""
     if not isinstance(target, Tensor) or not target.is_floating_point():
         raise TypeError("target must be a signal, floats [T, B, ...]. Of labels give none.")
@@ -443,11 +445,9 @@ def _lines(
     sources = {stage.path: stage for stage in trial.calls.stages}
     left = {stage.path: (stage.source_path, reason) for stage, reason in trial.left}
     rows = []
-    for path, neuron, halflives, reason in spread:
-        halflife = describe_halflives(neuron)
-        new = "spread" if spike_functions(neuron) else "of the target"
-        parts = [halflife, new if halflives is not None else reason]
-        row = [path, type(neuron).__name__, ", ".join(part for part in parts if part)]
+    for path, neuron, _, reason in spread:
+        text = ", ".join(filter(None, (describe_halflives(neuron), reason)))
+        row = [path, type(neuron).__name__, text]
         if path in sources:
             weight = join_path(sources[path].source_path, "weight")
             source = sources[path].source

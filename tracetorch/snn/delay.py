@@ -324,8 +324,8 @@ class Delay(DelayingLayer):
         # Added up in one order, element by element, so that no cut of a sequence changes a bit.
         if steps == 1:
             taken = window if index is None else window.gather(-1, index.expand(*lead, -1))
-            total: Tensor | None = reduce(torch.add, (weights * taken).unbind(-1)).unsqueeze(-1)
-            return cast(Tensor, total)
+            one: Tensor = reduce(torch.add, (weights * taken).unbind(-1))
+            return one.unsqueeze(-1)
         time, total = torch.arange(steps, device=window.device), None
         for k, weight in enumerate(weights.unbind(-1)):
             if index is None:
