@@ -55,12 +55,13 @@ def test_quick_run_saves_a_model_and_a_figure(script, tmp_path, capsys) -> None:
     assert f"{parameters:,} parameters" in printed
 
 
-KINDS = few([*networks.NEURONS, *networks.READOUTS], "LIF", "BSRLIF", "SEAdLIF", "AdEx", "TCLIF")
+KINDS = few([*networks.NEURONS, *networks.READOUTS], "LIF", "SEAdLIF", "TCLIF")
 CHOICES = [
     *(pytest.param(("--neuron", *each.values), marks=each.marks) for each in KINDS),
     *(("--readout", name) for name in READOUTS),
     *(("--baseline", name) for name in networks.BASELINES),
-    *(("--recurrent",), ("--delays", "3")),
+    pytest.param(("--recurrent",), marks=pytest.mark.slow),
+    ("--delays", "3"),
 ]
 
 

@@ -217,8 +217,10 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
 _SLOW = {
     "along a line",
     "connected channels",
-    *(f"random {seed}" for seed in range(5, 24)),
+    *(f"random {seed}" for seed in range(2, 24)),
     *(f"{version} {seed}" for version in CHIPS for seed in (1, 2)),
+    "Xylo 1 3",
+    "Xylo 2 0",
 }
 FEW_CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name in _SLOW)) for name in CASES]
 

@@ -122,7 +122,7 @@ def test_a_residual_network_of_the_models_is_quantised() -> None:
     assert max(layer.output_error for layer in report.layers[:-1]) < 0.05
 
 
-@pytest.mark.parametrize("name", cases.LAYERS)
+@pytest.mark.parametrize("name", cases.FEW_LAYERS)
 def test_each_of_the_twelve_layers_is_near_the_float_one(name: str) -> None:
     torch.manual_seed(0)
     layer = cases.layer(name, 6)

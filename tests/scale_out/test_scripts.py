@@ -73,6 +73,7 @@ def test_resumed_lightning_run_equals_an_uninterrupted_one(tmp_path: Path) -> No
     assert not any(torch.equal(a, b) for a, b in zip(halfway, expected.values(), strict=True))
 
 
+@pytest.mark.slow
 def test_all_code_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in a new process: the page compiles, joins a process group, and imports Lightning."""
     blocks = re.findall(

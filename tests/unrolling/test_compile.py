@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
-from tests.cases import weighted_sum
+from tests.cases import few, weighted_sum
 from tests.unrolling.models import MODELS, By, dyadic, made
 from tracetorch import snn
 
@@ -92,10 +92,10 @@ def test_memories_with_inductor(mode: str) -> None:
             torch.testing.assert_close(y, tt.unroll(twin, x))
 
 
-GRAPHS: list[tuple[str, dict[str, Any]]] = [
+GRAPHS: list[Any] = [
     ("dense", {"record": "mem", "time_dim": 1}),
-    ("dense", {"steps": 4}),
-    ("conv", {"record": ["output", "1.mem", "1.input"]}),
+    pytest.param("dense", {"steps": 4}, marks=pytest.mark.slow),
+    pytest.param("conv", {"record": ["output", "1.mem", "1.input"]}, marks=pytest.mark.slow),
     ("recurrent", {"record": ["1.prev_output", "1.neuron.output", "mem"]}),
 ]
 
@@ -122,8 +122,11 @@ def test_unroll_in_one_graph(name: str, options: dict[str, Any], by: By) -> None
     torch.testing.assert_close(*results)
 
 
+MODES = (torch.enable_grad, torch.no_grad, torch.inference_mode)
+
+
 @pytest.mark.parametrize("by", BY)
-@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("mode", few(MODES, torch.enable_grad))
 def test_stream_continues_in_one_graph_without_recompiling(mode: Any, by: By) -> None:
     model, twin, x = made("dense"), made("dense"), dyadic(12, 2, 3)
     run = compiled(lambda x: tt.unroll(model, x, by=by))
@@ -169,7 +172,7 @@ DRIVES: dict[str, Callable[[], nn.Module]] = {
     ("kind", "drive", "in_graph"),
     [
         *((kind, drive, False) for kind in (Driven, RestartsItself) for drive in DRIVES),
-        (RestartsItself, "delay", True),
+        pytest.param(RestartsItself, "delay", True, marks=pytest.mark.slow),
         pytest.param(Driven, "noise", True, marks=pytest.mark.slow),
         pytest.param(Driven, "recurrent", True, marks=pytest.mark.slow),
         pytest.param(RestartsItself, "noisy neurons", True, marks=pytest.mark.slow),

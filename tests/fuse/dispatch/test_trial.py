@@ -267,14 +267,19 @@ def test_a_checkpoint_around_a_trial() -> None:
     assert net[0].weight.grad is not None
 
 
-@pytest.mark.parametrize(
-    "case", [*CONFIGURATIONS, *((name, {}, (4, 64)) for name in cases.NEURONS)], ids=name_of
-)
-def test_right_kernels_are_believed(case, trials, caplog) -> None:
+# each in one dtype is fast
+BELIEVED = [
+    pytest.param(case, dtype, marks=[pytest.mark.slow] * slow, id=f"{name_of(case)}-{dtype}")
+    for place, case in enumerate([*CONFIGURATIONS, *((n, {}, (4, 64)) for n in cases.NEURONS)])
+    for slow, dtype in zip((place % 2, 1 - place % 2), (torch.float32, torch.float64), strict=True)
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), BELIEVED)
+def test_right_kernels_are_believed(case, dtype, trials, caplog) -> None:
     is_physical = case[0] in cases.NEURONS
-    for dtype in (torch.float32, torch.float64):
-        x = cases.NEURONS.get(case[0], 1) * cases.sequence(9, *case[2], dtype=dtype)
-        agree(make(case, dtype), x, "cpu", live=not is_physical)
+    x = cases.NEURONS.get(case[0], 1) * cases.sequence(9, *case[2], dtype=dtype)
+    agree(make(case, dtype), x, "cpu", live=not is_physical)
     assert set(trials) == {False, True}
     assert warnings_of(caplog) == []
 
