@@ -20,9 +20,9 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo $(ARGS)
 
 # mypy is one process, and so is most of Triton's part: they run side by side
-test: lint
-	$(MAKE) -j 2 types triton
-	$(MAKE) tests
+test:
+	@begin=$$(date +%s); $(MAKE) lint && $(MAKE) -j 2 types triton && $(MAKE) tests && \
+		echo "make test: $$(($$(date +%s) - begin)) seconds, with what it installed"
 
 test-all: $(VENV)/.test
 	$(PARALLEL)

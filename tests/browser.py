@@ -24,12 +24,17 @@ TIMEOUT = 120_000  # milliseconds; the machine may be busy with other tests
 Page = Any
 
 
+def interface() -> Any:
+    """Return what starts a browser; skip the test where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    return pytest.importorskip("playwright.sync_api", reason="needs the extra test-browser")
+
+
 @contextmanager
 def launched() -> Iterator[Any]:
     """Start a browser for the length of a block; skip the test where there is none."""
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra test-browser")
+    sync_api = interface()
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=CHROMIUM, args=list(OPTIONS), timeout=TIMEOUT

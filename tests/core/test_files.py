@@ -160,7 +160,7 @@ def test_threads_write_to_one_path(tmp_path: Path, writer: str) -> None:
 @pytest.mark.parametrize(
     ("limit", "names"),
     [
-        (1000, ["exact.nir", "model.safetensors"]),
+        (1000, ["model.safetensors"]),
         pytest.param(1000, [*ALL], marks=pytest.mark.slow),
         pytest.param(0, [*WRITERS], marks=pytest.mark.slow),
     ],

@@ -37,6 +37,7 @@ def trained(seed: int, epochs: int = 10, batch_size: int = 10) -> tuple[ConvSNN,
     return learn(options, DIGITS, seed)
 
 
+@pytest.mark.slow
 def test_a_run_saves_the_best_model_a_figure_and_a_page(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("tracetorch.data.load_digits", lambda folder: DIGITS)
     short = ("--epochs", "2", "--batch-size", "10", "--steps", "2", "--threads", "1", "--page")
@@ -106,6 +107,7 @@ def test_gradients_are_those_of_truncated_backpropagation() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_files_go_on_from_the_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
     stream.main(["--steps", "60", "--out", str(tmp_path)])

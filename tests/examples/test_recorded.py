@@ -82,6 +82,7 @@ def test_what_pages_say_of_recorded_rows_is_so() -> None:
         assert shown[f"GROWTH_{kind.upper()}"] == grown
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_a_published_network(tmp_path, capsys) -> None:
     arguments = ["--quick", "--networks", "SDT-2-32", "--seeds", "3", "--out", str(tmp_path)]
     assert published_networks.main(arguments) == 0

@@ -42,7 +42,7 @@ def saved_files(out: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...]]:
     return load_file(model), imread(figure).shape
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, SPOKEN])
+@pytest.mark.parametrize("script", [*few(SCRIPTS, "memorise", "row_digits", "vowels"), SPOKEN])
 def test_quick_run_saves_a_model_and_a_figure(script, tmp_path, capsys) -> None:
     assert run(script, tmp_path / "new", "--seeds", "3") == 0
     model, (height, width, _) = saved_files(tmp_path / "new")
@@ -61,7 +61,7 @@ CHOICES = [
     *(("--readout", name) for name in READOUTS),
     *(("--baseline", name) for name in networks.BASELINES),
     pytest.param(("--recurrent",), marks=pytest.mark.slow),
-    ("--delays", "3"),
+    pytest.param(("--delays", "3"), marks=pytest.mark.slow),
 ]
 
 
@@ -129,7 +129,7 @@ def write_recordings(folder: Path) -> None:
     ("task", "more", "learnt"),
     [
         ("shd", ("--neuron", "SEAdLIF", "--delays", "4"), 4),
-        ("ssc", ("--recurrent",), 8),
+        pytest.param("ssc", ("--recurrent",), 8, marks=pytest.mark.slow),
         pytest.param("nmnist", ("--neuron", "AdEx"), 18, marks=pytest.mark.slow),
         pytest.param("dvs_gesture", (), 2, marks=pytest.mark.slow),
     ],

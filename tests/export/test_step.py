@@ -47,7 +47,7 @@ def test_every_layer_equals_pytorch() -> None:
     assert all(each.any() for each in y.values())
 
 
-@pytest.mark.parametrize("name", few(NAMES, "skip", "recurrent"))
+@pytest.mark.parametrize("name", few(NAMES, "skip"))
 def test_models_equal_pytorch(name: str) -> None:
     for batch in (1, 4):
         assert_exact(made(name), sample_of(name, 1), sample_of(name, T, batch), batch)
@@ -76,6 +76,7 @@ def test_a_state_may_be_a_multiple_of_the_batch() -> None:
     assert shapes == {"cell.mem": [20, 2], "cell.syn": [20, 2]}
 
 
+@pytest.mark.slow
 def test_inputs_as_a_dict() -> None:
     model = made("skip")
     x, gate = sample_of("skip", T, 4)
@@ -84,7 +85,10 @@ def test_inputs_as_a_dict() -> None:
     assert_equal(got, reference(model, (x, gate)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+DTYPES = (torch.float16, torch.bfloat16, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", few(DTYPES, torch.bfloat16))
 def test_states_have_the_dtype_of_the_arithmetic(dtype: torch.dtype) -> None:
     x = sequence(T, 2, 3, dtype=dtype)
     _, states = assert_exact(layer("SRLIF", 3), torch.rand(1, 3, dtype=dtype), x, 2)
@@ -94,7 +98,7 @@ def test_states_have_the_dtype_of_the_arithmetic(dtype: torch.dtype) -> None:
 
 # torch.export.load of torch 2.12 reads tensors from bytes
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
-@pytest.mark.parametrize("kind", ["step", "sequence"])
+@pytest.mark.parametrize("kind", few(["step", "sequence"], "sequence"))
 def test_a_saved_program_continues_from_the_states_of_the_model(kind: str, tmp_path: Path) -> None:
     model, x = (made("dense"), sample_of("dense", 2 * T, 4)) if kind == "step" else (
         hidden(), sequence(2 * T, 4, 3, dtype=torch.float32))  # fmt: skip
@@ -145,9 +149,9 @@ class Aliased(snn.TTModule):
     "make",
     [
         lambda: layer("SRLIF", 3),
+        pytest.param(lambda: snn.Delay(3, max_delay=2), marks=pytest.mark.slow),
+        pytest.param(lambda: Adaptive(3), marks=pytest.mark.slow),
         lambda: snn.Recurrent(layer("LIF", 3), nn.Linear(3, 3)),
-        lambda: snn.Delay(3, max_delay=2),
-        lambda: Adaptive(3),
     ],
 )
 def test_a_layer_with_two_names_equals_pytorch(make: Any) -> None:

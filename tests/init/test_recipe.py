@@ -402,7 +402,7 @@ def _autoregressive() -> Tensor:
     return y[100:]
 
 
-@pytest.mark.parametrize("time_dim", [0, 1])
+@pytest.mark.parametrize("time_dim", few([0, 1], 1))
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("build", "lag"), [(_periodic, 5), (_autoregressive, 7)])
 def test_half_lives_go_to_that_of_the_target(

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from examples import playground
-from tests.browser import Page, Visits
+from tests.browser import Page, Visits, interface
 
 
 @pytest.fixture(scope="session")
 def playground_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    interface()  # before seconds of writing
     path = tmp_path_factory.mktemp("page") / "playground.html"
     playground.write(path)
     return path
@@ -19,6 +20,7 @@ def playground_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def network_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    interface()
     path = tmp_path_factory.mktemp("page") / "network.html"
     playground.write_network(path)
     return path

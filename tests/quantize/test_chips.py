@@ -26,7 +26,7 @@ from tracetorch.snn.connectivity import RAW_WEIGHT, Connectivity, connectivity
 
 
 @pytest.mark.parametrize("seed", few(range(8), 3))
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", few([1, 2], 2))
 def test_xylo_equals_int64_and_the_simulator(version: int, seed: int) -> None:
     model, x, arguments = on_chip(f"Xylo {version}", seed)
     prepared = quantize.prepare(model, x, **arguments)

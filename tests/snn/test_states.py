@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import examples, layer, module, sequence, stepped, through_save
+from tests.cases import examples, few, layer, module, sequence, stepped, through_save
 from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 from tracetorch.snn import passes
@@ -319,7 +319,7 @@ def test_a_nested_override_runs_exactly_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
-@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize("fullgraph", few([True, False], True))
 def test_a_nested_override_runs_exactly_once_under_compile(fullgraph: bool) -> None:
     """Of registered modules, which are all that ``torch.compile`` reaches."""
     cell = snn.LIF(2)

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import tracetorch as tt
-from tests.cases import module, sequence, stepped
+from tests.cases import few, module, sequence, stepped
 from tests.refusals import check, refusals
 from tests.unrolling.test_threads import NETWORKS, B, N, T, X, equal, failing, made, switching_often
 from tests.unrolling.test_threads import states_of as states_on
@@ -71,7 +71,7 @@ def test_gradients_of_a_stream_and_where_they_are_cut(way: Any) -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", few(NETWORKS, "residual", "population", "recurrent with delays"))
 def test_a_server_answers_each_request_right(name: str) -> None:
     """Clients that come, go, restart and take turns, in eight threads, on one model."""
     model, twin = made(name), made(name)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import tracetorch as tt
 from examples import zoo as script
+from tests.cases import few
 from tests.chips.test_xylo import simulated
 from tests.refusals import check, refusals
 from tracetorch.chips import xylo
@@ -43,7 +44,7 @@ def change_card(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("-sew-" in n)) for n in tt.zoo.names()]
+    "name", few(tt.zoo.names(), "digits-convolutions", "words-delays", "words-xylo", "rows-lif")
 )
 def test_every_network_computes_what_its_card_says(name: str) -> None:
     assert list(script.differences(name)) == []
@@ -208,11 +209,13 @@ def test_99_percent_of_new_trainings_land_in_the_interval(spread: float, samples
     assert lands >= 980  # 2.58 of both parts gives 950 and less
 
 
+@pytest.mark.slow
 def test_a_new_training_lands_in_the_interval(capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["train", "vowels-recurrent"]) == 0
     assert " is in " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_verified(folder, monkeypatch, capsys) -> None:
     build, load = NETWORKS[WORDS]
     train, test = (Batch(x[:, :100], y[:100], mask[:, :100]) for x, y, mask in load())
