@@ -13,6 +13,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
@@ -38,8 +39,7 @@ class Unset(Enum):
 
 
 UNSET = Unset.UNSET
-
-
+_signature = lru_cache(256)(inspect.signature)  # of constructors, for each parameter anew
 _sigmoid_backward: Callable[..., Tensor] = torch.ops.aten.sigmoid_backward.default
 _softplus_backward: Callable[..., Tensor] = torch.ops.aten.softplus_backward.default
 
@@ -313,8 +313,8 @@ def completed(layer: Any, name: str, given: Value | Mapping[str, Any] | S | None
     """Complete a setup by the constructor's own default, that of the nearest class, before ours."""
     for kind in reversed(type(layer).__mro__) if isinstance(given, Mapping | Weight) else ():
         own = vars(kind).get("__init__")
-        argument = inspect.signature(own).parameters.get(name) if own else None
-        value: Any = None if argument is None else argument.default
+        named = _signature(own).parameters if own else {}
+        value: Any = named[name].default if name in named else None
         is_setup = isinstance(value, float | Tensor | Mapping | Weight) or type(value) is int
         if is_setup:
             default = resolve_setup(name, value, default)
