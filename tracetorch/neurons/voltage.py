@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracetorch.core.checks import check_count
+from tracetorch.core.torch_private import has_values
 from tracetorch.functional import atan_surrogate
 from tracetorch.snn.neuron import Neuron
 from tracetorch.snn.parameters import (
@@ -57,10 +58,9 @@ def part_of_step(decay: Tensor, substeps: int) -> tuple[Tensor, Tensor]:
 def without_overshoot(change: Tensor, slope: Tensor) -> Tensor:
     """Return a change by Euler's method, made smaller where the method is unstable.
 
-    It is where the change falls by more than 2 per unit of the voltage. There a voltage far below
-    rest would be thrown beyond the peak; divided so, the step is nearly Newton's towards the
-    voltage at which nothing changes. Elsewhere the change is the same to the last bit. The slope is
-    the derivative of the change by the voltage.
+    It is where the change falls by more than 2 per unit of the voltage (``slope``). There a voltage
+    far below rest would be thrown beyond the peak; divided so, the step is nearly Newton's towards
+    the voltage at which nothing changes. Elsewhere the change is the same to the last bit.
     """
     return change / (-slope - 1).clamp(min=1.0)
 
@@ -85,8 +85,7 @@ class EIF(VoltageNeuron):
     leak, one step of Euler's method for the rest: constant inputs from 8 to 100 mV make it fire 13
     to 32 % less often than the equations do; 0 to 5 % less with ``substeps=16``. The exponent is
     held at 10, where the next step fires anyway. A spike is counted at ``v_t + 5 delta``, as
-    programs for Brian do, not at the paper's -30 mV: what passes there is far beyond it a step
-    later, and out of reach of a surrogate at the peak.
+    programs for Brian do: what passes the paper's -30 mV is out of reach of a surrogate there.
 
     Args:
         surrogate_derivative: the spike function, ``u -> spikes``, of mV above the peak.
@@ -160,10 +159,9 @@ class QIF(VoltageNeuron):
     The input is a current times the resistance, in mV; the voltage starts at the given ``v_rest``.
     Euler's method with a membrane of 10 ms, ``beta = exp(-1/10)`` at 1 ms per step: constant inputs
     from 5 to 100 mV make it fire 9 to 17 % less often than the equations do; 0 to 2 % less with
-    ``substeps=16``. Where a step of the method is unstable, below -215 mV, it is made smaller, for
-    it would throw the voltage beyond the peak: no inhibition makes the neuron fire. The defaults
-    are those that BrainPy's ``QuaIF`` takes from the paper: rest and critical voltage give the
-    curvature of 1/15 per mV, there 0.07.
+    ``substeps=16``. Where a step would throw the voltage beyond the peak, below -215 mV, it is made
+    smaller: no inhibition makes the neuron fire. The defaults are those that BrainPy's ``QuaIF``
+    takes from the paper: rest and critical voltage give a curvature of 1/15 per mV, there 0.07.
 
     Args:
         v_critical: voltage above which it spikes by itself, in mV; above ``v_rest``.
@@ -247,8 +245,7 @@ class AdEx(VoltageNeuron):
     make it fire 5 to 9 % less often than the equations do; 1 % less with ``substeps=16``. Patterns
     need smaller steps: at 1 ms Naud's delayed regular bursting is 27 irregular spikes in 400 ms for
     20 in bursts of four, which ``substeps=16`` has. A spike is counted at ``v_t + 5 delta``, as
-    programs for Brian do, not at the paper's 20 mV: what passes there is far beyond it a step
-    later, and out of reach of a surrogate at the peak.
+    programs for Brian do: what passes the paper's 20 mV is out of reach of a surrogate there.
 
     Args:
         rho: decay of the adaptation current, in (0, 1).
@@ -346,10 +343,12 @@ class Izhikevich(VoltageNeuron):
 
     The program is far from the equations: at inputs from 5 to 20, regular spiking has 9 to 17 %
     fewer spikes than they, fast spiking 28 to 63 %, and thalamo-cortical 70 to 75 %. With
-    ``substeps=16`` these are 0 to 2 %, 2 to 5 % and 5 to 7 %. Below -112.5 mV a half step is
-    unstable, and throws the voltage beyond the peak: at an input of -300 the program fires 30 times
-    in 30 steps, the equations never. There, and only there, the change of ``v`` is divided by
-    ``-(0.08 v + 5) / 2 - 1``, so that no inhibition makes the neuron fire.
+    ``substeps=16`` these are 0 to 2 %, 2 to 5 % and 5 to 7 %. Below -112.5 mV a half step throws
+    the voltage beyond the peak: at an input of -300 the program fires 30 times in 30 steps, the
+    equations never. There, and only there, the change of ``v`` is divided by
+    ``-(0.08 v + 5) / 2 - 1``, so that no inhibition makes the neuron fire. As ``u`` follows a ``v``
+    far beyond the peak, with ``b`` below 0 each spike can make the next larger until they overflow:
+    ``b`` is learned no lower than 0, or freely where one below is given.
 
     ``Izhikevich.presets`` has the named patterns::
 
@@ -402,9 +401,10 @@ class Izhikevich(VoltageNeuron):
     ) -> None:
         super().__init__(num_neurons, dim, -65.0, surrogate_derivative, substeps)
         follows = completed(self, "b", b, WEIGHT)
+        given = torch.as_tensor(follows.value)
         # a rate: below 0, or above 1, the recovery diverges
         self.gate("a", a)
-        self.weight("b", follows)
+        self.weight("b", follows, low=None if has_values(given) and (given < 0).any() else 0.0)
         self.weight("c", c)
         self.weight("d", d)
         self.state("u", init=-65.0 * follows.value)  # type: ignore[operator]
