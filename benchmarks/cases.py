@@ -8,7 +8,7 @@ from typing import Literal
 Kind = Literal[
     "shd", "recurrent", "static", "events", "dvs", "maps", "conv", "accuracy", "linear",
     "lif", "bsrlif", "alif", "seadlif", "delays", "recurrent delays", "stream", "growth", "memory",
-    "sew", "spikformer", "sew memory", "spikformer memory",
+    "sew", "spikformer", "sew memory", "spikformer memory", "stream recurrent", "stream network",
 ]  # fmt: skip
 Pass = Literal["forward", "train"]
 
@@ -19,7 +19,8 @@ ON_GPU: tuple[Kind, ...] = (
     "seadlif", "memory", *PUBLISHED,
 )  # fmt: skip
 NETWORKS: tuple[Kind, ...] = (
-    "shd", "delays", "static", "events", "dvs", "maps", "conv", "linear", *PUBLISHED,
+    "shd", "delays", "static", "events", "dvs", "maps", "conv", "linear", "stream network",
+    *PUBLISHED,
 )  # fmt: skip
 DECAY = 0.9
 ADAPTATION_DECAY = 0.98
@@ -66,6 +67,11 @@ class Case:
     def peak(self) -> bool:
         """Whether peak memory is measured, not time."""
         return self.kind.endswith("memory")
+
+    @property
+    def streams(self) -> bool:
+        """Whether a run is one step, which goes on from the one before."""
+        return self.kind.startswith("stream")
 
 
 def _both(
@@ -126,7 +132,15 @@ def all_cases() -> list[Case]:
     few = ("tracetorch", "tracetorch-eager", "floor")
     found += _both("SEAdLIF N=512", "seadlif", 100, 32, 512, few)
     found += _both("BSRLIF N=512", "bsrlif", 100, 32, 512, (*few, "0.9.2"))
-    found.append(Case("one step B=1 N=128", "stream", 1, 1, 128, "forward", threads=1))
+    some = ("tracetorch", "snntorch", "spikingjelly")
+    one: tuple[tuple[str, Kind, int, tuple[str, ...]], ...] = (
+        ("N=128", "stream", 128, ()),
+        ("recurrent N=128", "stream recurrent", 128, some),
+        ("8-128-128-128", "stream network", 8, (*some, "norse", "sinabs", "spyx")),
+    )
+    for name, kind, N, only in one:
+        name = f"one step B=1 {name}"
+        found.append(Case(name, kind, 1, 1, N, "forward", threads=1, only=only))
     found.append(Case("peak memory LIF N=2048", "memory", 100, 32, 2048, "train"))
     # time as the sequence or the batch grows; as the layer grows, the rows of LIF tell
     few = ("tracetorch", "spikingjelly", "floor")

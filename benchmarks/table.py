@@ -150,7 +150,7 @@ def amount(case: Case, value: float) -> str:
     """Format a time or a size with its unit."""
     if case.peak:
         return f"{value / 2**20:.0f} MiB, {value / (4 * case.elements):.1f} inputs"
-    if case.kind == "stream":
+    if case.streams:
         return f"{three_digits(value * 1e6)} µs"
     return f"{three_digits(value * 1e3)} ms"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -129,6 +130,10 @@ def parts(case: Case, cell: MakeCell) -> list[Part]:
             cell(256, DECAY, -1),
             nn.Linear(256, 20),
         ]
+    if case.kind == "stream network":
+        sizes = itertools.pairwise((case.N, 128, 128, 128))
+        pairs = [(weights(nn.Linear(m, n), 3.5), cell(n, DECAY, -1)) for m, n in sizes]
+        return list(itertools.chain(*pairs))
     if case.kind == "delays":
         return [
             DelayedProduct(case.N, 256, 7.0),
@@ -249,7 +254,7 @@ class TorchTask:
         self.model, self.reset, self.learnable = model, reset, list(learnable)
         self.spiking = spiking
         self.grad: Tensor | None = None
-        self.fresh = case.kind != "stream"
+        self.fresh = not case.streams
 
     def run(self) -> None:
         """Do the pass once, from fresh states; a streaming step continues from the last."""
@@ -345,7 +350,10 @@ def build(
 
     run = Folded if folded else Stepped
     learnable = [p for layer in each for p in layer.parameters()]
-    model: Model = cells[0] if case.kind == "stream" and not folded else run(layers)
+    model: Model = run(layers)
+    if case.streams and not folded:
+        # no loop around what is one layer
+        model = cells[0] if len(layers) == 1 else partial(Stepped(()).step, layers=layers)
     return Built(model, run(layers[:2]), reset, learnable)
 
 
@@ -437,9 +445,10 @@ def assemble(
     # every library gets the input in its own layout, without a copy in the measured run
     if batch_first:
         x = x.transpose(0, 1)
-    if case.kind == "stream" and not folded:
+    whole = x
+    if case.streams and not folded:
         x = x[0]
     if case.kind not in ("conv", "static"):
         x = x.contiguous()
-    spiking = (lambda: built.first(x)) if case.kind in NETWORKS else None
+    spiking = (lambda: built.first(whole)) if case.kind in NETWORKS else None
     return TorchTask(case, x, built.model, built.reset, built.learnable, spiking)

@@ -73,7 +73,7 @@ def model_of(case: Case) -> nn.Module:
         return neurons.ALIF(case.N, DECAY, ADAPTATION_DECAY, strength=ADAPTATION)
     if case.kind == "seadlif":
         return neurons.SEAdLIF(case.N, DECAY)
-    if case.kind in ("recurrent", "recurrent delays"):
+    if case.kind in ("recurrent", "recurrent delays", "stream recurrent"):
         torch.manual_seed(0)
         connection: nn.Module = nn.Linear(case.N, case.N)
         if case.kind == "recurrent delays":
@@ -137,9 +137,13 @@ def build(case: Case) -> Built:
 def prepare(case: Case) -> Task:
     if case.kind == "accuracy":
         return Training(case, lambda: build(case))
-    if case.kind == "stream":
-        model, x = model_of(case), inputs(case)[0]
-        return TorchTask(case, x, model, lambda: tt.zero_states(model), [*model.parameters()])
-    built, x = build(case), inputs(case)
+    if case.streams:
+        model = model_of(case)
+        built = Built(model, model, lambda: tt.zero_states(model), [*model.parameters()])
+        if isinstance(model, nn.Sequential):
+            built.first = model[:2]
+        x = inputs(case)[0]
+    else:
+        built, x = build(case), inputs(case)
     spiking = (lambda: built.first(x)) if case.kind in NETWORKS else None
     return TorchTask(case, x, built.model, built.reset, built.learnable, spiking)

@@ -82,5 +82,5 @@ def unsupported_reason(case: Case) -> str | None:
 
 
 def prepare(case: Case) -> Task:
-    cell = RecurrentCell if case.kind == "recurrent" else Cell
+    cell = RecurrentCell if case.kind.endswith("recurrent") else Cell
     return assemble(case, cell, folded=False)

@@ -80,7 +80,7 @@ def published(case: Case) -> Task:
 def prepare(case: Case) -> Task:
     if case.kind in PUBLISHED:
         return published(case)
-    mode, recurrent = "s" if case.kind == "stream" else "m", case.kind == "recurrent"
+    mode, recurrent = "s" if case.streams else "m", case.kind.endswith("recurrent")
     return assemble(
         case, lambda num, decay, dim: Cell(num, decay, mode, recurrent), folded=mode == "m"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from importlib.metadata import version as installed
 from typing import Any
@@ -43,6 +44,10 @@ def _model(case: Case) -> nnx.Module:
         return snn.Sequential(_linear(rngs, case.N, case.N, bias=0.3), neurons)
     if case.kind == "events":
         return snn.Sequential(_linear(rngs, case.N, case.N, 0.7 * case.density**-0.5), neurons)
+    if case.kind == "stream network":
+        sizes = itertools.pairwise((case.N, 128, 128, 128))
+        pairs = [(_linear(rngs, m, n, 3.5), _neurons((n,), (n,), DECAY)) for m, n in sizes]
+        return snn.Sequential(*itertools.chain(*pairs))
     if case.kind in ("shd", "static"):
         gains, outputs = ((7.0, 3.5), 20) if case.kind == "shd" else ((1.7, 1.7), 10)
         return snn.Sequential(
@@ -107,7 +112,7 @@ class JaxTask:
         self.spiking = jax.jit(first if network else forward)
         self.parameters = parameters
         self.call: Callable[[], Any]
-        if case.kind == "stream":
+        if case.streams:
             self._stream(graph, parameters)
         elif case.way == "forward":
             compiled = jax.jit(forward)

@@ -20,6 +20,7 @@ SCRIPTS: list[Any] = [
     ("online_memory", "--steps 100", {"_FIRST": 10}, r"(?m)^ +(10|100) steps", 2),
     ("sparse_linear", "--quick --plot {out}/a.png", {}, "ms a training step", 3),
     ("fixed_cost", "--rounds 1", {}, r"\| (4 x \(Linear, LIF\)|LIF) \| (train|forward) \|", 4),
+    ("loop_jitter", "--steps 20", {"COUNTS": (2,)}, r"(?m)^\| (Python.*|2) \|", 3),
     ("training_step", "--rounds 2", {"SIZES": TINY}, r"\| tiny \|", 1),
     (
         *("long_sequence", "--rounds 1"),
@@ -82,6 +83,7 @@ def quick_run(folder, cases: list[str], peers: list[str]) -> dict:
     return results
 
 
+@pytest.mark.slow
 def test_quick_run_writes_table_json_and_plots(tmp_path):
     cases = ["LIF N=128", "N=512, input 5 %, train"]
     results = quick_run(tmp_path, cases, ["floor"])
