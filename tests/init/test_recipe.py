@@ -678,3 +678,35 @@ def test_the_optimizer_of_a_wide_layer_is_diagnosed() -> None:
     batch = (given, torch.tensor([0, 1, 2, 0]))
     report = tt.diagnose(model, batch, tt.loss.membrane_cross_entropy, optimizer=optimizer)
     assert not [finding for finding in report.findings if "steps" in finding.name]
+
+
+def test_what_follows_the_voltage_of_izhikevich_stays_bounded() -> None:
+    """With ``b`` below 0 each spike can make the next larger, until ``u`` and ``v`` overflow."""
+    layer = tt.neurons.Izhikevich(2)
+    with torch.no_grad():
+        layer.raw_b.fill_(-1.0)
+    assert layer.b.tolist() == [0.0, 0.0]
+    with torch.device("meta"):
+        given = tt.neurons.Izhikevich(2, b=-0.1)
+    assert given.constraints["b"] == tt.neurons.Izhikevich(2, b=-0.1).constraints["b"]
+    assert given.constraints["b"] != layer.constraints["b"]
+
+
+@pytest.mark.slow
+def test_a_recipe_at_three_times_its_rate_stays_finite() -> None:
+    torch.manual_seed(1)
+    first, second = nn.BatchNorm1d(16), nn.BatchNorm1d(16)
+    before, between = (nn.Linear(6, 16), first), (nn.Linear(16, 16), second)
+    neurons = [tt.neurons.Izhikevich(16) for _ in range(2)]
+    model = nn.Sequential(
+        *before, neurons[0], *between, neurons[1], nn.Linear(16, 3), snn.Readout(3)
+    )
+    x, y = torch.rand(50, 16, 6), torch.arange(16) % 3
+    optimizer, schedule = tt.recipe(model, x, 100, lr=0.09)
+    for _ in range(100):
+        loss = tt.loss.membrane_cross_entropy(tt.unroll(model, x, from_rest=True), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    assert all(p.isfinite().all() for p in model.parameters())

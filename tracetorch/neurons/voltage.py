@@ -401,9 +401,9 @@ class Izhikevich(VoltageNeuron):
     ) -> None:
         super().__init__(num_neurons, dim, -65.0, surrogate_derivative, substeps)
         follows = completed(self, "b", b, WEIGHT)
-        given = torch.as_tensor(follows.value)
-        # a rate: below 0, or above 1, the recovery diverges
-        self.gate("a", a)
+        value: Any = follows.value
+        given = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+        self.gate("a", a)  # a rate: below 0, or above 1, the recovery diverges
         self.weight("b", follows, low=None if has_values(given) and (given < 0).any() else 0.0)
         self.weight("c", c)
         self.weight("d", d)
