@@ -45,10 +45,9 @@ rounding: $(VENV)/.test
 # Triton's kernels under its interpreter, on the CPU, and compiled for GPUs that are not there. PyTorch
 # for a GPU brings its own Triton; beside PyTorch for the CPU it is kept out of the environment, where
 # PyTorch would take it for a GPU's.
-# A process either interprets all kernels or none. Without Triton tests would be skipped: it must be there.
+# A test of the first file sets TRITON_INTERPRET for the process in which it runs the kernels.
 triton: $(VENV)/.test $(VENV)/.triton
-	PYTHONPATH=$(VENV)/triton $(BIN)/python -c 'import triton'
-	PYTHONPATH=$(VENV)/triton TRITON_INTERPRET=1 $(PARALLEL) -m "gpu and not slow" tests/fuse/codegen/test_triton_loops.py
+	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
 	PYTHONPATH=$(VENV)/triton $(PARALLEL) -m "not slow and not gpu" tests/fuse/codegen/test_triton_compiled.py tests/benchmarks/test_gpu.py
 
 # gpu: on a machine with a card, the tests that want one, then the benchmarks beside the peers that are

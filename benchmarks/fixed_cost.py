@@ -150,21 +150,23 @@ def single_steps() -> dict[str, Callable[[], Any]]:
     return _warmed({name: partial(without_graph(each), x) for name, each in modules.items()})
 
 
+def microseconds(
+    function: Callable[[], Any], rounds: int, between: Callable[[], Any] = lambda: None
+) -> float:
+    """Return the median time of runs, before each of which something else runs."""
+    found = []
+    for _ in range(rounds):
+        between()
+        start = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - start)
+    return 1e6 * statistics.median(found)
+
+
 def times(function: Callable[[], Any], rounds: int) -> tuple[float, float]:
     """Return medians in microseconds: of runs that follow each other, and of cold ones."""
     a, b = torch.rand(_SIDE, _SIDE), torch.rand(_SIDE, _SIDE)
-
-    def run(between: Callable[[], Any]) -> float:
-        found = []
-        for _ in range(rounds):
-            between()
-            start = time.perf_counter()
-            function()
-            found.append(time.perf_counter() - start)
-        return 1e6 * statistics.median(found)
-
-    hot = run(lambda: None)
-    return hot, run(lambda: torch.mm(a, b))
+    return microseconds(function, rounds), microseconds(function, rounds, partial(torch.mm, a, b))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

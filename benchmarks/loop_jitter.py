@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import multiprocessing
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,10 +24,12 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
+from benchmarks.fixed_cost import microseconds
 from benchmarks.machine import machine
 from tracetorch import snn
 
 COUNTS = (2, 5, 20, 100)  # of samples that wait
+ROUNDS = 300  # of a call that answers them
 SPIN = 0.0002  # seconds before a deadline in which a loop waits awake
 # How a loop in C waits: asleep until an absolute time. It answers the recorded input in turn.
 LOOP = """\
@@ -152,23 +152,16 @@ def summary(found: Times, period: float) -> list[str]:
     return [*cells, str(int((ended > period).sum()))]
 
 
-def _busy() -> None:
-    while True:
-        pass
-
-
 @contextmanager
 def _load(processes: int) -> Iterator[None]:
-    context = multiprocessing.get_context("spawn")
-    busy = [context.Process(target=_busy, daemon=True) for _ in range(processes)]
-    for each in busy:
-        each.start()
+    command = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(command) for _ in range(processes)]
     try:
         yield
     finally:
         for each in busy:
             each.kill()
-            each.join()
+            each.wait()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n| samples that wait | a step for each, us | one `tt.unroll`, us |\n|---|---|---|")
         for count in COUNTS:
             some = samples[:count]
-            by_step = _microseconds(partial(_by_step, net, some))
-            at_once = _microseconds(partial(tt.unroll, net, some))
+            by_step = microseconds(partial(_by_step, net, some), ROUNDS)
+            at_once = microseconds(partial(tt.unroll, net, some), ROUNDS)
             print(f"| {count} | {by_step:.0f} | {at_once:.0f} |")
     return 0
 
@@ -214,15 +207,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _by_step(net: nn.Module, samples: Tensor) -> None:
     for sample in samples.unbind():
         net(sample)
-
-
-def _microseconds(function: Callable[[], object], rounds: int = 300) -> float:
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - start)
-    return 1e6 * statistics.median(found)
 
 
 if __name__ == "__main__":

@@ -348,13 +348,16 @@ def build(
         for spiking in cells:
             spiking.reset()
 
-    run = Folded if folded else Stepped
-    learnable = [p for layer in each for p in layer.parameters()]
-    model: Model = run(layers)
-    if case.streams and not folded:
+    def run(some: Sequence[Part]) -> Model:
+        if folded:
+            return Folded(some)
+        if not case.streams:
+            return Stepped(some)
         # no loop around what is one layer
-        model = cells[0] if len(layers) == 1 else partial(Stepped(()).step, layers=layers)
-    return Built(model, run(layers[:2]), reset, learnable)
+        return cells[0] if len(some) == 1 else partial(Stepped(some).step, layers=some)
+
+    learnable = [p for layer in each for p in layer.parameters()]
+    return Built(run(layers), run(layers[:2]), reset, learnable)
 
 
 class Training:
@@ -445,10 +448,9 @@ def assemble(
     # every library gets the input in its own layout, without a copy in the measured run
     if batch_first:
         x = x.transpose(0, 1)
-    whole = x
     if case.streams and not folded:
         x = x[0]
     if case.kind not in ("conv", "static"):
         x = x.contiguous()
-    spiking = (lambda: built.first(whole)) if case.kind in NETWORKS else None
+    spiking = (lambda: built.first(x)) if case.kind in NETWORKS else None
     return TorchTask(case, x, built.model, built.reset, built.learnable, spiking)

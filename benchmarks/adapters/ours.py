@@ -104,7 +104,7 @@ def _module(part: Part) -> nn.Module:
 
 
 def build(case: Case) -> Built:
-    """Build the model of a case, unrolled over time."""
+    """Build the model of a case, unrolled over time; of one step the model itself."""
     model = model_of(case)
     first = model
     if isinstance(model, nn.Sequential):
@@ -129,6 +129,8 @@ def build(case: Case) -> Built:
     def reset() -> None:
         tt.zero_states(model)
 
+    if case.streams:
+        return Built(model, first, reset, [*model.parameters()])
     return Built(
         run, spikes if network or case.kind == "conv" else run, reset, [*model.parameters()]
     )
@@ -137,13 +139,8 @@ def build(case: Case) -> Built:
 def prepare(case: Case) -> Task:
     if case.kind == "accuracy":
         return Training(case, lambda: build(case))
+    built, x = build(case), inputs(case)
     if case.streams:
-        model = model_of(case)
-        built = Built(model, model, lambda: tt.zero_states(model), [*model.parameters()])
-        if isinstance(model, nn.Sequential):
-            built.first = model[:2]
-        x = inputs(case)[0]
-    else:
-        built, x = build(case), inputs(case)
+        x = x[0]
     spiking = (lambda: built.first(x)) if case.kind in NETWORKS else None
     return TorchTask(case, x, built.model, built.reset, built.learnable, spiking)

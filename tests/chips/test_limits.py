@@ -196,7 +196,7 @@ def test_what_fits_xylo_exactly_is_configured() -> None:
     ]  # fmt: skip
 
 
-MORE = [pytest.param(version, (0, 1), marks=pytest.mark.slow) for version in (1, 2)]
+MORE = [pytest.param(version, (0, 1, 3), marks=pytest.mark.slow) for version in (1, 2)]
 
 
 @pytest.mark.parametrize(("version", "seeds"), [(2, (3,)), *MORE])

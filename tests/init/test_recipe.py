@@ -498,6 +498,16 @@ def test_wide_weights_keep_their_rate_behind_norms_and_where_nothing_spikes_behi
     assert not slowed(200, nn.BatchNorm1d(N), snn.LIF(N))
 
 
+def train(model: Any, optimizer: Any, schedule: Any, x: Tensor, steps: int) -> None:
+    y = torch.arange(x.shape[1]) % 3
+    for _ in range(steps):
+        loss = tt.loss.membrane_cross_entropy(tt.unroll(model, x, from_rest=True), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
 @pytest.mark.parametrize("name", ["norm", "delays", "adaptive"])
 def test_a_training_goes_on_where_it_was_saved(name: str, tmp_path: Path) -> None:
     def prepared() -> tuple[Any, Any, Any]:
@@ -505,25 +515,15 @@ def test_a_training_goes_on_where_it_was_saved(name: str, tmp_path: Path) -> Non
         model = TRAINED[name][0]()
         return model, *tt.recipe(model, x, 8)
 
-    def train(model: Any, optimizer: Any, schedule: Any, steps: int) -> None:
-        for _ in range(steps):
-            loss = tt.loss.membrane_cross_entropy(
-                tt.unroll(model, x, from_rest=True), torch.arange(B) % 3
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-
     whole = prepared()
-    train(*whole, 8)
+    train(*whole, x, 8)
     first = prepared()
-    train(*first, 4)
+    train(*first, x, 4)
     torch.save([part.state_dict() for part in first], tmp_path / "half")
     second = prepared()
     for part, state in zip(second, torch.load(tmp_path / "half", weights_only=True), strict=True):
         part.load_state_dict(state)
-    train(*second, 4)
+    train(*second, x, 4)
     wanted = values(whole[0])
     assert all(torch.equal(value, wanted[key]) for key, value in values(second[0]).items())
 
@@ -701,12 +701,6 @@ def test_a_recipe_at_three_times_its_rate_stays_finite() -> None:
     model = nn.Sequential(
         *before, neurons[0], *between, neurons[1], nn.Linear(16, 3), snn.Readout(3)
     )
-    x, y = torch.rand(50, 16, 6), torch.arange(16) % 3
-    optimizer, schedule = tt.recipe(model, x, 100, lr=0.09)
-    for _ in range(100):
-        loss = tt.loss.membrane_cross_entropy(tt.unroll(model, x, from_rest=True), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    x = torch.rand(50, 16, 6)
+    train(model, *tt.recipe(model, x, 100, lr=0.09), x, 100)
     assert all(p.isfinite().all() for p in model.parameters())

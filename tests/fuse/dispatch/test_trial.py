@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
 from tests import cases
-from tests.fuse.cases import CONFIGURATIONS, agree, ends, make, name_of
+from tests.fuse.cases import CONFIGURATIONS, agree, ends, make
 from tests.snn import test_inputs
 from tracetorch import fuse, snn
 from tracetorch.fuse.dispatch import backends, plans, trial
@@ -267,15 +267,11 @@ def test_a_checkpoint_around_a_trial() -> None:
     assert net[0].weight.grad is not None
 
 
-# each in one dtype is fast
-BELIEVED = [
-    pytest.param(case, dtype, marks=[pytest.mark.slow] * slow, id=f"{name_of(case)}-{dtype}")
-    for place, case in enumerate([*CONFIGURATIONS, *((n, {}, (4, 64)) for n in cases.NEURONS)])
-    for slow, dtype in zip((place % 2, 1 - place % 2), (torch.float32, torch.float64), strict=True)
-]
-
-
-@pytest.mark.parametrize(("case", "dtype"), BELIEVED)
+@cases.thinned(
+    2,
+    case=[*CONFIGURATIONS, *((name, {}, (4, 64)) for name in cases.NEURONS)],
+    dtype=(torch.float32, torch.float64),
+)
 def test_right_kernels_are_believed(case, dtype, trials, caplog) -> None:
     is_physical = case[0] in cases.NEURONS
     x = cases.NEURONS.get(case[0], 1) * cases.sequence(9, *case[2], dtype=dtype)
