@@ -28,20 +28,6 @@ def few(cases: Iterable[Any], *fast: Any) -> list[Any]:
     ]
 
 
-def thinned(every: int, **factors: Iterable[Any]) -> pytest.MarkDecorator:
-    """Parametrize a test over a product, slow but for one case in ``every``.
-
-    Each two values meet in a fast case where a third factor has that many values.
-    """
-    numbered = [list(enumerate(values)) for values in factors.values()]
-    rows = []
-    for places in itertools.product(*numbered):
-        marks: Any = pytest.mark.slow if sum(number for number, _ in places) % every else ()
-        values = [value for _, value in places]
-        rows.append(pytest.param(*values, marks=marks, id="-".join(map(str, values))))
-    return pytest.mark.parametrize(tuple(factors), rows)
-
-
 SPIKING = ("LIF", "BLIF", "SLIF", "RLIF", "BSLIF", "BRLIF", "SRLIF", "BSRLIF")
 READOUTS = ("Readout", "SReadout", "RReadout", "SRReadout")
 LAYERS = SPIKING + READOUTS

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests import rounding
 
         rounding.install(int(config.option.rounding))
+
+
+CASES: Counter[tuple[Any, str]] = Counter()  # how many of a test have been collected
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark slow all but one case in ``n``; two values meet where a third factor has ``n``."""
+    thinned = item.get_closest_marker("one_in")
+    if thinned is None or not isinstance(item, pytest.Function):
+        return
+    number = CASES[item.parent, item.originalname]
+    CASES[item.parent, item.originalname] += 1
+    places = 0
+    for each in reversed(list(item.iter_markers("parametrize"))):  # the innermost loop first
+        number, place = divmod(number, len(each.args[1]))
+        places += place
+    if places % thinned.args[0]:
+        item.add_marker("slow")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -85,6 +85,7 @@ with open(sys.argv[1], "wb") as file:
 """
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     run_python("-c", CHILD, str(tmp_path / "found"), pickle.dumps(NAMES).hex())
     found = pickle.loads((tmp_path / "found").read_bytes())

@@ -36,6 +36,7 @@ SCRIPTS: list[Any] = [
 ]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # torch 2.12
 @pytest.mark.parametrize(("name", "arguments", "smaller", "pattern", "times"), SCRIPTS)

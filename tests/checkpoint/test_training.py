@@ -42,6 +42,7 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("cast", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("schedule", SCHEDULERS)
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -300,6 +300,7 @@ MISFITS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ..
 }  # fmt: skip
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("way", MISFITS)
 def test_connections_are_counted_over_all_that_reaches_or_leaves(
     way: str, small: tt.chips.Chip

@@ -438,6 +438,7 @@ ARITHMETIC: dict[str, Callable[[Any, Tensor], Any]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ARITHMETIC)
 def test_sums_differences_and_cat_are_converted(name: str) -> None:
     torch.manual_seed(0)

@@ -119,6 +119,7 @@ def test_states_continue_inside_a_transform() -> None:
         assert torch.equal(vmap(neurons)(X)[0], alone(X[0]))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_second_backward_is_an_error_and_of_a_kept_graph_exact(name: str) -> None:
     x, grads = sequence(4, 2, 3), []

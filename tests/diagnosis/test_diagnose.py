@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import PUBLISHED, Net, module_and_step
+from tests.cases import PUBLISHED, Net, few, module_and_step
 from tests.networks import Listed
 from tests.refusals import check, refusals
 from tracetorch import functional, snn
@@ -150,6 +150,7 @@ def train(model: Any, data: Tensor, classes: Tensor, loss: Any, lr: float, check
     return value.item()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["dense", "recurrent", "BSRLIF", "narrow surrogate"])
 def test_a_network_has_no_warnings_during_and_after_training(name: str) -> None:
     make, batch, loss = HEALTHY[name]
@@ -870,9 +871,7 @@ ZOO = ("digits-lif", "rows-lif", "vowels-recurrent", "words-adlif", "words-delay
 SLOW_ZOO = ("digits-convolutions", "digits-sew-resnet", "rows-seadlif")
 
 
-@pytest.mark.parametrize(
-    "name", [*ZOO, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_ZOO)]
-)
+@pytest.mark.parametrize("name", few([*ZOO, *SLOW_ZOO], *ZOO))
 def test_a_trained_network_of_the_zoo_has_no_warnings(name: str) -> None:
     by = tt.zoo.card(name).by
     # some data are sorted by class

@@ -57,6 +57,7 @@ def test_a_run_saves_the_best_model_a_figure_and_a_page(tmp_path, monkeypatch, c
     assert '"steps":8' in page
 
 
+@pytest.mark.slow
 def test_training_learns_and_is_reproducible() -> None:
     model, scores = trained(0)
     assert scores["accuracy"] > 0.8

@@ -87,6 +87,7 @@ def test_a_small_run_is_equal_in_every_form(tmp_path, capsys) -> None:
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_patterns_are_learned_in_integers_that_chip_and_c_fire(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -118,6 +118,7 @@ def test_a_quick_run_measures_parts_of_the_recipe(tmp_path, monkeypatch, capsys)
     assert all(0 <= row[score] <= 1 for row in rows for score in ("accuracy", "validation"))
 
 
+@pytest.mark.slow
 def test_a_quick_run_trains_on_a_set_kept_aside(tmp_path, capsys) -> None:
     rows = quick_rows(kept_aside, tmp_path, capsys, "--tasks", "ItalyPowerDemand")
     assert [row["parameters"] for row in rows] == [4932, 5316, *[12994] * 6]

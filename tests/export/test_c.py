@@ -398,6 +398,7 @@ def network(kind: str) -> tuple[nn.Module, Tensor]:
     return convolutional, spikes(30, 1, 1, 8, 8)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", ["residual", "recurrent", "delays", "convolutional"])
 def test_networks(kind: str, written: Any, tmp_path: Path) -> None:
     model, x, report = written(kind, tmp_path)

@@ -119,8 +119,11 @@ def integer_neurons() -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("dtype", few([torch.float32, torch.float64], torch.float32))
-def test_integer_neurons_and_clamps_equal_pytorch(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = Parallel([*integer_neurons(), Clamps(3)]).to(dtype)
+@pytest.mark.parametrize("kinds", few([1, 4], 1))
+def test_integer_neurons_and_clamps_equal_pytorch(
+    dtype: torch.dtype, kinds: int, tmp_path: Path
+) -> None:
+    model = Parallel([*integer_neurons()[:kinds], Clamps(3)]).to(dtype)
     x = torch.randint(-60, 90, (40, 3, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
     _, y = assert_exact(model, tmp_path, x[0], x, x[:, :1])
     assert all(each.any() for each in y.values())
@@ -134,8 +137,9 @@ def delayed() -> nn.Module:
     return nn.Sequential(first, snn.DelayedLinear(3, 3, max_delay=3), sparse, grouped, second)
 
 
-def test_unregistered_layers_and_user_defined_neurons(tmp_path: Path) -> None:
-    model = Parallel([hidden(), Adaptive(3), delayed()])
+@pytest.mark.parametrize("parts", few(["of the user", "with delays"], "of the user"))
+def test_unregistered_layers_and_user_defined_neurons(parts: str, tmp_path: Path) -> None:
+    model = Parallel([hidden(), Adaptive(3)] if parts == "of the user" else [delayed()])
     tt.export.onnx(model, tmp_path / "net.onnx", torch.rand(1, 3))
     stream = tt.export.OnnxStream(tmp_path / "net.onnx")
     x = sequence(20, 4, 3, dtype=torch.float32)
@@ -145,6 +149,7 @@ def test_unregistered_layers_and_user_defined_neurons(tmp_path: Path) -> None:
     torch.testing.assert_close(found, (flat(y), states), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mask_restarts_samples_from_what_a_neuron_starts_from(tmp_path: Path) -> None:
     net: Any = nn.Sequential(tt.neurons.Izhikevich(3), snn.SLIF(3))
     tt.export.onnx(net, tmp_path / "net.onnx", torch.rand(1, 3))
@@ -199,6 +204,7 @@ def test_bsrlif_streams_500_steps_bit_for_bit(tmp_path: Path) -> None:
     assert (y < 0).any()
 
 
+@pytest.mark.slow
 def test_inputs_and_outputs_have_the_names_of_arguments_and_states(tmp_path: Path) -> None:
     x, gate = torch.rand(2, 4), torch.rand(2, 4)
     tt.export.onnx(made("skip", torch.float32), tmp_path / "skip.onnx", (x, gate))
@@ -327,6 +333,7 @@ def test_a_graph_may_fix_the_batch_or_call_it_anything(lif: Path, tmp_path: Path
         assert torch.equal(y, tt.export.OnnxStream(lif)(x))
 
 
+@pytest.mark.slow
 def test_outputs_of_forward_are_named_or_refused(tmp_path: Path) -> None:
     def export(outputs: Callable[[Tensor], Any]) -> None:
         model = module(lambda self, x: outputs(self.cell(x)), cell=layer("LIF", 3))

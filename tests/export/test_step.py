@@ -53,6 +53,7 @@ def test_models_equal_pytorch(name: str) -> None:
         assert_exact(made(name), sample_of(name, 1), sample_of(name, T, batch), batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(NAMES, "skip"))
 def test_sequence_equals_unroll_by_step(name: str) -> None:
     model = made(name)
@@ -69,6 +70,7 @@ def test_unregistered_layers_and_user_defined_neurons(make: Any) -> None:
     assert_exact(make(), torch.rand(2, 3), sequence(T, 4, 3, dtype=torch.float32), 4)
 
 
+@pytest.mark.slow
 def test_a_state_may_be_a_multiple_of_the_batch() -> None:
     x = sequence(T, 5, 8, dtype=torch.float32)
     _, states = assert_exact(folded(), torch.rand(1, 8), x, 5)

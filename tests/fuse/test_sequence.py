@@ -252,6 +252,7 @@ def test_custom_operators_pass_opcheck() -> None:
     )
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph() -> None:
     torch._dynamo.reset()
     net: Any = nn.Sequential(nn.Linear(5, 5), snn.LIF(5))

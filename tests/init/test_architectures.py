@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import Net
-from tests.init.test_fluctuation import free_membranes, marked
+from tests.cases import Net, few
+from tests.init.test_fluctuation import free_membranes
 from tests.refusals import unchanged
 from tracetorch import snn
 from tracetorch.init import calibrate_, fluctuation_, tdbn_
@@ -163,8 +163,9 @@ def deviations(net: nn.Module, x: Tensor, measured: slice | Tensor) -> dict[str,
     return found
 
 
+@pytest.mark.one_in(2)
 @INITIALISERS
-@pytest.mark.parametrize("name", marked(HELD, FAST_HELD))
+@pytest.mark.parametrize("name", few(HELD, *FAST_HELD))
 def test_target_is_held_within_a_tenth(name: str, initialiser: str) -> None:
     torch.manual_seed(0)
     build, sample = HELD[name]
@@ -179,7 +180,7 @@ def test_target_is_held_within_a_tenth(name: str, initialiser: str) -> None:
 
 
 @INITIALISERS
-@pytest.mark.parametrize("name", marked(REFUSED, FAST_REFUSED))
+@pytest.mark.parametrize("name", few(REFUSED, *FAST_REFUSED))
 def test_what_loses_the_scale_is_refused_by_name(name: str, initialiser: str) -> None:
     torch.manual_seed(0)
     build, message = REFUSED[name]
@@ -219,7 +220,7 @@ def test_padding_counts_as_if_it_were_cut_out() -> None:
         calibrate_(net.append(snn.LIF(3)), spikes(N, seed=1), mask=torch.ones(T, B).bool())
 
 
-@pytest.mark.parametrize("name", marked(["chain", "recurrence", "residual sum"], ["chain"]))
+@pytest.mark.parametrize("name", few(["chain", "recurrence", "residual sum"], "chain"))
 def test_real_steps_have_the_target(name: str) -> None:
     torch.manual_seed(0)
     net = HELD[name][0]()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, Net
-from tests.init.test_fluctuation import FAST, LINEAR, free_membranes, grouped, marked, quiet
+from tests.cases import LAYERS, Net, few
+from tests.init.test_fluctuation import FAST, LINEAR, free_membranes, grouped, quiet
 from tests.refusals import check, refusals, unchanged
 from tracetorch import snn
 from tracetorch.init import Membranes, calibrate_
@@ -23,7 +23,7 @@ def batch(*sample: int, rate: float = 0.1) -> Tensor:
     return (torch.rand(T, B, *sample, generator=generator) < rate).float()
 
 
-@pytest.mark.parametrize("name", marked(LINEAR, FAST))
+@pytest.mark.parametrize("name", few(LINEAR, *FAST))
 def test_membranes_have_the_target_on_the_batch(name: str) -> None:
     mean = 0.2 if name in LAYERS else 0.0
     torch.manual_seed(0)

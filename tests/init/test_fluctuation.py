@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tracetorch as tt
-from tests.cases import LAYERS, NEURONS, Net, layer, thinned
+from tests.cases import LAYERS, NEURONS, Net, few, layer
 from tests.refusals import check, refusals, unchanged
 from tracetorch import neurons, snn
 from tracetorch.init import fluctuation_, impulse_response
@@ -72,11 +71,8 @@ LINEAR = (*LAYERS, *(name for name in NEURONS if name not in (*ENDLESS, *VOLTAGE
 FAST = ("LIF", "RLIF", "SLIF", "ALIF", "BRF", "AdEx")
 
 
-def marked(names: Iterable[str], fast: Collection[str]) -> list[Any]:
-    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", marked((*LINEAR, *VOLTAGES), FAST))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("name", few((*LINEAR, *VOLTAGES), *FAST))
 def test_membranes_have_the_target_of_mean_and_deviation(name: str) -> None:
     targets = [(0.005, 0.0)] if name in VOLTAGES else [(0.5, 0.0), (0.3, 0.4)]
     for target, mean in targets if name not in NEURONS else targets[:1]:
@@ -116,7 +112,9 @@ def test_convolutions_drive_channels_and_norms_take_the_part_of_weights() -> Non
     assert (deviations / 0.5 - 1).abs().max() < 0.1
 
 
-@thinned(3, mean=(0.2, 0.0), sigma=(3.0, 0.0))
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("sigma", [3.0, 0.0])
+@pytest.mark.parametrize("mean", [0.2, 0.0])
 @pytest.mark.parametrize("kind", ["linear", "axonal", "norm"])
 def test_delays_between_steps_are_part_of_the_kernel(kind: str, mean: float, sigma: float) -> None:
     torch.manual_seed(0)

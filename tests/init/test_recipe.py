@@ -135,6 +135,7 @@ def test_defaults_are_spread_over_the_steps_once(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in values(model).items())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_left_and_why(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     made, reason = LEFT[name]
@@ -198,6 +199,7 @@ TRAINED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_model_is_prepared_once_and_learns(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     build, batch, options = TRAINED[name]
@@ -229,6 +231,7 @@ def test_a_model_is_prepared_once_and_learns(name: str, capsys: pytest.CaptureFi
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["plain", "convolution", "ragged", "static"])
 @pytest.mark.parametrize("time_dim", [1, -1])
 def test_time_may_be_in_another_dimension(
@@ -248,6 +251,7 @@ def test_time_may_be_in_another_dimension(
     assert printed[0] == printed[1]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [("LIF", 1, 1), ("SRLIF", 1, 1), ("AdLIF", 1, 1), ("EIF", 0.2, 0.5), ("Izhikevich", 0.1, 0.3)],
@@ -317,6 +321,7 @@ def test_a_norm_that_drives_several_layers_keeps_its_weight(
         tt.recipe(model, x, 10)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "name", few(PUBLISHED, "models.SEWResNet", "models.MSResNet", "models.Spikformer")
 )
@@ -402,6 +407,7 @@ def _autoregressive() -> Tensor:
     return y[100:]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("time_dim", few([0, 1], 1))
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("build", "lag"), [(_periodic, 5), (_autoregressive, 7)])
@@ -650,6 +656,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_graph_of_weights_that_were_written_to_raises(steps: int, way: str) -> None:

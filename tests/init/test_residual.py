@@ -196,6 +196,7 @@ def test_output_is_the_input(combine: Any, by: Any) -> None:
 CANNOT_FIRE_AT_EVERY_STEP = ("RefractoryLIF", "RF", "BRF", "SigmaDelta")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["SLIF", *NEURONS])
 @pytest.mark.parametrize("combine", ["add", "and"])
 def test_any_neuron_is_silent_or_refused(name: str, combine: Any) -> None:

@@ -27,6 +27,7 @@ def from_steps(module: snn.Neuron, length: int) -> Tensor:
     return torch.stack(seen)[:, 0] / 1e-3
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", LAYERS)
 def test_response_is_that_of_small_steps(name: str) -> None:
     module = quiet(name, 3)

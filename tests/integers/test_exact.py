@@ -72,6 +72,7 @@ LAYERS: dict[str, snn.Neuron] = {
 }  # fmt: skip
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_is_proved_holds_in_every_neuron(name: str) -> None:
     layer = LAYERS[name]
@@ -170,6 +171,7 @@ def test_a_model_is_checked_and_keeps_its_states() -> None:
     assert held.shape == (1, 1)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["random 1", "residual", "delayed", "Xylo 2 1", "convolutional"])
 def test_what_is_proved_of_a_model_holds_for_other_inputs_in_the_range(name: str) -> None:
     """Of a sample that is silent but for its ends."""

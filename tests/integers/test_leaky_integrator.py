@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import tracetorch as tt
-from tests.cases import LAYERS, stepped, thinned, weighted_sum
+from tests.cases import LAYERS, stepped, weighted_sum
 from tests.integers import reference
 from tests.integers.compiled import assert_compiled_is_eager
 from tests.integers.reference import Noisy
@@ -62,7 +62,10 @@ def run_reference(
     return np.stack([model.step(step) for step in x.long().numpy()]), model
 
 
-@thinned(2, name=LAYERS, leak=LEAKS, overflow=("saturate", "wrap"))
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_equals_int64(name: str, leak: str, overflow: Any) -> None:
     decay, given = LEAKS[leak], parts(name, LEAKS[leak])
     options: dict[str, Any] = {
@@ -152,6 +155,7 @@ def test_a_recurrent_connection_of_integers_is_the_same_in_one_compiled_loop() -
     assert torch.equal(eager.neuron.mem, fused.neuron.mem)
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_without_a_graph_and_compiled_by_torch() -> None:
     eager = integers.LeakyIntegrator(N, **parts("LIF", LEAKS["multiplier"]), state_bits=11)
     other, compiled = copy.deepcopy(eager), copy.deepcopy(eager)

@@ -148,6 +148,7 @@ def test_descent_on_first_spike_losses_makes_the_class_fire_first(name: str) -> 
     assert times[0, 1] < 6
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ALL)
 def test_in_half_precision_compiled_and_on_another_device(name: str) -> None:
     """Halves are computed in float32; the meta device, like a GPU, does not mix with the CPU."""

@@ -201,6 +201,7 @@ def weighted(shares: list[float]) -> float:
     return sum(n * share for n, share in zip(LENGTHS, shares, strict=True)) / sum(LENGTHS)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("by", ["layer", "step"])
 def test_masked_counts_equal_those_of_the_sequences_without_padding(by: By) -> None:
     x, mask = ragged()

@@ -78,6 +78,7 @@ def network(name: str, **arguments: Any) -> tuple[Any, torch.Tensor]:
     return net, torch.rand(T, B, 2, size, size, dtype=torch.float64)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("build", "size"), [*PRINTED, *EXACT])
 def test_a_network_has_the_size_that_is_printed(build: Build, size: float) -> None:
     with torch.device("meta"):
@@ -111,6 +112,7 @@ def test_training_sees_all_steps_as_one_batch(name: str) -> None:
     torch.testing.assert_close(norm.running_mean, expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("kind", [partial(snn.BSRLIF, beta=0.7), neurons.ALIF, None])
 def test_any_neuron_takes_the_place_of_the_papers(name: str, kind: Any) -> None:

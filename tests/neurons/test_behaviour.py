@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tracetorch as tt
-from tests.cases import layer, sequence, stepped
+from tests.cases import few, layer, sequence, stepped
 from tests.fuse.cases import agree
 from tracetorch import fuse, neurons, snn
 
@@ -236,6 +236,7 @@ def declared(name: str, num_neurons: int, **arguments: Any) -> Any:
     return getattr(neurons, name)(num_neurons, **preset, **arguments)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", DECLARED)
 def test_spikes_converge_to_the_equations(name: str) -> None:
     reference, inputs = DECLARED[name]
@@ -284,9 +285,7 @@ def test_bursts_need_small_steps() -> None:
     assert neurons.EIF(1, substeps=10)(torch.full((1, 1), 3000.0)).item() > 1
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "QIF" else pytest.param(n, marks=pytest.mark.slow) for n in DECLARED]
-)
+@pytest.mark.parametrize("name", few(DECLARED, "QIF"))
 def test_kernels_of_substeps_equal_stepping(name: str) -> None:
     scale = {"EIF": 40.0, "QIF": 60.0, "AdEx": 60.0, "Izhikevich": 20.0}[name]
     made, x = layer(name, 3, substeps=2), scale * sequence(16, 2, 3, dtype=torch.float32).abs()

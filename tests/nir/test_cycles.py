@@ -101,6 +101,7 @@ def shuffled(given: nir.NIRGraph, seed: int) -> nir.NIRGraph:
     return graph(edges, **nodes | inner)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("where", CLOSINGS)
 @pytest.mark.parametrize("kind", HOLDING)
 def test_a_cycle_is_a_plain_loop(kind: str, where: str) -> None:

@@ -27,6 +27,7 @@ from tracetorch.nir.nodes import Clock
 SHAPES = ((-1, (4,)), (-3, (4, 2, 3)), (2, (3, 4, 1)), (-1, (2, 4)))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("discretization", ["euler", "exponential"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_twelve_layers_come_back(name: str, discretization: Any, tmp_path: Path) -> None:
@@ -55,6 +56,7 @@ def test_the_nodes_compute_the_layer(name: str, dim: int, shape: tuple[int, ...]
         assert name not in SPIKING or torch.equal(y != 0, z != 0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("synapse", [False, True])
 @pytest.mark.parametrize("recurrence", [False, True])
 def test_any_leaky_integrator_comes_back(synapse: bool, recurrence: bool) -> None:

@@ -44,6 +44,7 @@ def test_every_neuron_with_all_its_parameters(kind: str, shape: Any, reset: str)
         assert set(y.unique().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("reset", ["zero", "subtract"])
 @pytest.mark.parametrize("kind", [*NEURONS, "Delay"])
 def test_every_neuron_on_kernels(kind: str, reset: Any) -> None:
@@ -260,6 +261,7 @@ def test_states_are_kept_cut_moved_and_copied() -> None:
         model(x[0, :1])
 
 
+@pytest.mark.slow
 def test_it_can_be_exported_with_its_states() -> None:
     model = tt.nir.from_nir(recurrent(), dt=DT)
     x = 2 * sequence(20, 2, 3)

@@ -46,6 +46,7 @@ from tracetorch.online_learning import OnlineLearner
 from tracetorch.online_learning.rules import RULES
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", NEURONS)
 def test_neuron_of_the_literature_is_exact(name: str) -> None:
     net: Any = network(layer(name, 5))
@@ -65,11 +66,13 @@ ONE: dict[str, Callable[[], snn.Neuron]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ONE)
 def test_one_layer_is_exact(name: str) -> None:
     assert_exact(network(ONE[name]()), sequence(STEPS, 4, 6))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("hidden", ["LIF", "BSRLIF", "custom"])
 def test_hidden_layer_is_exact_before_a_readout_with_one_decay(hidden: str, readout: str) -> None:

@@ -190,6 +190,7 @@ FORMULAS: dict[str, tuple[Callable[[], snn.Neuron], type[Formula], float, set[st
 }  # fmt: skip
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", FORMULAS)
 def test_eprop_follows_the_published_formula(name: str) -> None:
     build, kind, gain, reset = FORMULAS[name]
@@ -271,6 +272,7 @@ def test_a_reset_in_the_next_step_is_left_out_everywhere(deep: bool) -> None:
     assert not torch.allclose(with_reset["0.weight"], expected["0.weight"], rtol=1e-2)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 @pytest.mark.parametrize("name", [name for name in LAYERS if "Readout" not in name])
 def test_eprop_is_backpropagation_with_the_reset_detached(name: str, reset: Any) -> None:

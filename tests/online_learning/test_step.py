@@ -324,6 +324,7 @@ def ottt_output(net: nn.Sequential, x: Tensor, frozen: Any, last: int) -> Tensor
     return y
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("rule", ["exact", "eprop", "ottt"])
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("names", FROZEN)

@@ -25,6 +25,7 @@ TOLERANCE = 2.0
 UNTITLED = ("spike_train", "line_graph", "distributions", "render_image", "measurement", "raster b")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", PLOTS)
 def test_plots_draw_on_ax_with_labels_and_new_figures_have_no_overlapping_text(name: str) -> None:
     left, right = Figure(figsize=(8, 3)).subplots(1, 2)
@@ -81,6 +82,7 @@ assert matplotlib.rcParams.copy() == before
 """
 
 
+@pytest.mark.slow
 def test_matplotlib_is_imported_late_and_named_where_it_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

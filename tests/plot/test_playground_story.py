@@ -45,6 +45,7 @@ def intervals(fired: Tensor) -> list[int]:
     return found
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [n for n, each in NEURONS.items() if is_spiking(each)])
 def test_a_neuron_begins_where_it_fires_and_not_at_an_edge(name: str) -> None:
     steps = RUNS.get(name, STEPS)
@@ -88,6 +89,7 @@ def fired(name: str, preset: str, **arguments: Any) -> Tensor:
     return spikes(layer, row.stimulus, RUNS[name])
 
 
+@pytest.mark.slow
 def test_presets_of_adex_fire_as_they_are_called() -> None:
     found = {each.name: fired("AdEx", each.name, substeps=4) for each in PRESETS["AdEx"]}
     gaps = {name: intervals(each) for name, each in found.items()}

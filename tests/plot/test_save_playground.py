@@ -315,6 +315,7 @@ def made(name: str) -> snn.Neuron:
     return layer
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [*LAYERS, *NEURONS])
 def test_a_neuron_fires_beyond_its_lines_and_nowhere_else(name: str) -> None:
     layer = made(name)

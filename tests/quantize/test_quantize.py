@@ -53,6 +53,7 @@ def assert_equal(one: nn.Module, other: nn.Module, x: Tensor) -> Tensor:
 SILENT = ("random 12", "Xylo 2 3")  # the only cases in which no neuron of the output fires
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", FEW_CASES)
 def test_the_trained_forward_is_the_integer_model(name: str) -> None:
     """Before training and after it, on other inputs than the sample too."""
@@ -122,6 +123,7 @@ def test_a_residual_network_of_the_models_is_quantised() -> None:
     assert max(layer.output_error for layer in report.layers[:-1]) < 0.05
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", cases.FEW_LAYERS)
 def test_each_of_the_twelve_layers_is_near_the_float_one(name: str) -> None:
     torch.manual_seed(0)
@@ -142,6 +144,7 @@ def test_each_of_the_twelve_layers_is_near_the_float_one(name: str) -> None:
         assert isinstance(integer[1], integers.LeakyIntegrator)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["SLIF", "BSRLIF"])
 def test_fine_integers_have_the_gradients_of_the_floats(name: str) -> None:
     torch.manual_seed(0)
@@ -168,6 +171,7 @@ def test_fine_integers_have_the_gradients_of_the_floats(name: str) -> None:
         assert float((grad - expected).norm() / expected.norm()) < 0.15, source
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["random 3", "convolutional", "Xylo 2 1"])
 def test_gradients_agree_by_step_and_by_layer(name: str) -> None:
     model, x, arguments = case(name)
@@ -272,6 +276,7 @@ def test_the_report_says_what_became_of_each_layer() -> None:
     assert printed[-1].startswith("81 bytes; one integer of the output is ")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("learns", [True, False])
 @pytest.mark.parametrize("chip", few([None, "Xylo 2"], "Xylo 2"))
 def test_the_report_names_thresholds_and_biases_that_are_clipped(
@@ -362,6 +367,7 @@ def test_inputs_that_are_integers_need_no_border() -> None:
     assert (border.bits, border.signed) == (4, False)  # rates become numbers of spikes
 
 
+@pytest.mark.slow
 def test_integers_load_into_those_of_another_sample(tmp_path: Path) -> None:
     """Shifts, and the binary point of a recurrent weight, go with the weights."""
 
@@ -558,6 +564,7 @@ def test_names_are_kept_apart_and_those_of_its_own_given_to_nobody() -> None:
     assert list(later._modules) == names
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("kind", ["delay", "Xylo"])
 def test_what_is_converted_is_at_rest(kind: str, graph: bool) -> None:
@@ -608,6 +615,7 @@ def test_units_are_kept_for_each_channel_where_they_can_be() -> None:
     assert [layer.unit.shape for layer in prepared.plan.layers] == [(5,), (4,), (3,)]
 
 
+@pytest.mark.slow
 def test_sizes_of_spikes_that_stop_to_learn_are_reported() -> None:
     x = spikes(9, 2, 4)
 

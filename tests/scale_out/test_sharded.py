@@ -86,6 +86,7 @@ NEEDS_WHOLE = """
 """
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("call", NEEDS_WHOLE.strip().splitlines())
 @pytest.mark.parametrize("kind", SHARDED)
 def test_a_sharded_model_is_refused_by_name(kind: str, call: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import tracetorch as tt
-from tests.cases import layer, sequence, thinned, weighted_sum
+from tests.cases import layer, sequence, weighted_sum
 from tests.refusals import check, refusals
 from tracetorch import snn
 from tracetorch.events import observed_products
@@ -72,7 +72,10 @@ def factor(kind: str, connection: Any) -> Tensor:
     return found * rule.mask if "mask" in kind else found
 
 
-@thinned(3, kind=KINDS, holder=HOLDERS, road=("step", "layer", "events"))
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("road", ["step", "layer", "events"])
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_parity_with_a_dense_layer_that_is_zero_there(holder: str, kind: str, road: str) -> None:
     made, dense, connection, twin, x = pair(holder, kind)
     if "mask" in kind:
@@ -265,7 +268,9 @@ def test_relative_rates_measure_the_connections_that_are_there(kind: str) -> Non
     assert all(abs(group["lr"] / expected - 1) < 0.03 for group in groups)
 
 
-@thinned(6, kind=("mask and signs", "mask", "signs"), recurrent=(False, True))
+@pytest.mark.one_in(6)
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("kind", ["mask and signs", "mask", "signs"])
 def test_fluctuation_counts_the_connections_that_are_there(kind: str, recurrent: bool) -> None:
     torch.manual_seed(0)
     neuron: Any = snn.LIF(30, beta=0.9)

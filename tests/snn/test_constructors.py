@@ -176,14 +176,9 @@ def made_on_meta(name: str, way: str) -> nn.Module:
         return LAYER_MAKERS[name]()
 
 
-@pytest.mark.parametrize("way", ["built", pytest.param("moved", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in {*LAYERS, *NEURONS} - {"BSRLIF"}))
-        for name in LAYER_MAKERS
-    ],
-)
+@pytest.mark.one_in(7)
+@pytest.mark.parametrize("way", ["built", "moved"])
+@pytest.mark.parametrize("name", LAYER_MAKERS)
 def test_a_layer_on_meta_runs_and_is_loaded(name: str, way: str, tmp_path: Path) -> None:
     model, true = made_on_meta(name, way), LAYER_MAKERS[name]()
     shape = (T, B, N, 6) if "Conv" in name else (T, B, N)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import PLACES, layer, sequence, weighted_sum
+from tests.cases import PLACES, few, layer, sequence, weighted_sum
 from tests.export.models import stepped_program
 from tests.snn import (
     test_batch_norm,
@@ -99,11 +99,10 @@ def first(x: Any) -> Any:
 
 
 # torch.export.load of torch 2.12 reads tensors from bytes
+@pytest.mark.one_in(3)
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
-@pytest.mark.parametrize("kind", ["step", pytest.param("sequence", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
-)
+@pytest.mark.parametrize("kind", few(["step", "sequence"], "step"))
+@pytest.mark.parametrize("name", few(CASES, *(CASES.keys() - SLOW)))
 def test_program_computes_what_the_model_does(name: str, kind: str, tmp_path: Path) -> None:
     model, x = CASES[name]()
     with torch.no_grad():
@@ -146,14 +145,8 @@ COMPILED += ["memory that learns", "populations", "connected"]
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
-@pytest.mark.parametrize(
-    ("name", "backend"),
-    [
-        *((name, "aot_eager") for name in COMPILED[:3]),
-        *(pytest.param(name, "aot_eager", marks=pytest.mark.slow) for name in COMPILED[3:]),
-        *(pytest.param(name, "inductor", marks=pytest.mark.slow) for name in COMPILED),
-    ],
-)
+@pytest.mark.parametrize("backend", few(["aot_eager", "inductor"], "aot_eager"))
+@pytest.mark.parametrize("name", few(COMPILED, COMPILED[0]))
 def test_compiled_it_computes_what_the_model_does(name: str, backend: str) -> None:
     torch._dynamo.reset()
     model, x = CASES[name]()

@@ -97,6 +97,7 @@ def test_detached_reset_keeps_the_gradient_of_its_threshold(name: str, reset: st
         assert grad is None or not bool(grad.any())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("name", "reset"),
     [(n, r) for n in LAYERS for r in ("subtract", "zero", "none") if n in SPIKING or r[0] == "s"],

@@ -118,6 +118,7 @@ def results(model: nn.Module, x: Tensor, run: Any) -> tuple[Any, ...]:
     return y.detach(), grads, tt.get_states(model)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("reset", [None, RESET])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_road_is_the_loop_with_a_variable(name: str, reset: Tensor | None) -> None:

@@ -8,7 +8,7 @@ from torch.nn.utils.parametrize import register_parametrization as parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 import tracetorch as tt
-from tests.cases import LAYERS, SPIKING, Net, layer, sequence, stepped, thinned
+from tests.cases import LAYERS, SPIKING, Net, layer, sequence, stepped
 from tests.networks import Doubled, Smooth
 from tests.refusals import unchanged
 from tracetorch import snn
@@ -173,14 +173,15 @@ def test_one_loop_is_the_loop_of_steps(name: str, live: bool, fused: list[bool])
     assert fused == [True]
 
 
-@thinned(
-    2,
-    shape=(
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("max_delay", [0, D])
+@pytest.mark.parametrize(
+    "shape",
+    [
         *((1, 3, 5), (4, 1, 5), (4, 5), (4, 2, 3, 5), (6, 2, 1), (5, 9, 17)),
         *((5, 9, 65), (6, 21, 130), (6, 4, 515)),
-    ),
-    max_delay=(0, D),
-    dtype=(torch.float32, torch.float64),
+    ],
 )
 def test_shapes(shape, max_delay, dtype, fused):
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5

@@ -158,6 +158,7 @@ def compare_with_dense_recurrence(model: Any, x: Tensor, *ways: dict[str, Any]) 
                 close(found / scale, each / scale)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("group", [False, True], ids=["own", "group"])
 @pytest.mark.parametrize("signs", [False, True], ids=["free", "signs"])
 @pytest.mark.parametrize("delay", DELAYS)
@@ -279,6 +280,7 @@ def test_derivatives_of_every_kind(delay: str) -> None:
         close(third, jacrev(lambda x: jacrev(lambda w: first(x, w))(weight).sum())(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", few(DELAYS, "each"))
 def test_compilation_and_export_see_plain_operations(delay: str) -> None:
     layer = sparse(delay=delay)

@@ -97,6 +97,7 @@ def both(model: Any, x: Tensor) -> list[list[Tensor]]:
     return found
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 def test_equal_to_the_dense_network(loops: list[str], surrogate: str, reset: str) -> None:

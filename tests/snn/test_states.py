@@ -472,6 +472,7 @@ def test_other_calls_inside_an_override_run_independently(depth: int) -> None:
         tt.zero_states(root, where=torch.ones(3, dtype=torch.bool))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
 def test_mask_and_input_are_checked_under_compile() -> None:
     net: Any = nn.Sequential(snn.LIF(2))

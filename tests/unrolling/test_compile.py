@@ -100,6 +100,7 @@ GRAPHS: list[Any] = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize(("name", "options"), GRAPHS, ids=str)
 def test_unroll_in_one_graph(name: str, options: dict[str, Any], by: By) -> None:
@@ -191,6 +192,7 @@ def test_what_drives_a_neuron_restarts_once(kind: type[Driven], drive: str, in_g
         torch.testing.assert_close(tt.get_states(model), tt.get_states(twin))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", BY)
 def test_unroll_of_a_compiled_model(by: By) -> None:
     model, x = made("dense"), dyadic(5, 2, 3)
@@ -212,6 +214,7 @@ def test_changing_lengths_and_batches() -> None:
         torch.testing.assert_close(any_size(dyadic(T, B, 3)), run(dyadic(T, B, 3)))
 
 
+@pytest.mark.slow
 def test_segments_break_the_graph() -> None:
     model, x = made("dense"), dyadic(5, 2, 3)
     run = lambda x: tt.unroll(model, x, segment=2, from_rest=True)  # noqa: E731

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import tracetorch as tt
-from tests.cases import layer, module, stepped, thinned, weighted_sum
+from tests.cases import layer, module, stepped, weighted_sum
 from tests.networks import Counts, Doubled, Listed, Smooth, Twice
 from tests.unrolling.memories import KINDS, WAYS, Says
 from tests.unrolling.models import Whole, dyadic, made, with_dyadic_weights
@@ -62,7 +62,9 @@ def by_layer(model: nn.Module, x: Tensor) -> Tensor:
     return first
 
 
-@thinned(3, kind=KINDS, way=WAYS)
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_memory_is_found_whatever_holds_it(kind: str, way: str) -> None:
     both = kind in ("item of a list", "generator", "Event", "threading.local")
     for place in (around, behind_silence) if both else (around,):
@@ -670,7 +672,9 @@ def calls_by_layer(make: Callable[[], Any], x: Tensor, **named: Any) -> list[int
     return sizes
 
 
-@thinned(3, kind=KINDS, way=WAYS)
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_memory_in_one_recurrent_or_in_two_is_that_of_steps(kind: str, way: str) -> None:
     def shared() -> nn.Module:
         held = WAYS[way](KINDS[kind])

@@ -65,6 +65,7 @@ WEIGHTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("segment", [None, 2])
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_weights_that_hooks_compute_anew_run_by_layer(kind: str, segment: int | None) -> None:

@@ -55,6 +55,7 @@ def assert_same(model: nn.Module, x: Tensor, reset: Tensor, **options: Any) -> N
     assert not torch.equal(without[1], expected[1])  # the restarts make a difference
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", [*FEW_LAYERS, *NEURONS])
 def test_every_neuron_restarts_as_in_a_loop(name: str) -> None:
     x = NEURONS.get(name, 1.0) * sequence(T, B, 3)
@@ -68,6 +69,7 @@ def test_samples_restart_wherever_the_neurons_are(dim, shape, backend):
         assert_same(layer("BSRLIF", 3, dim=dim), sequence(T, *shape), resets(T, shape[0], 0.4))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("options", [{}, {"by": "step"}, {"segment": 4}, {"segment": 1}])
 @pytest.mark.parametrize("share", [0.1, 0.9])

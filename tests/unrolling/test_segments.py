@@ -52,6 +52,7 @@ def both(run: Callable[[Any], Any], segment: Any = 3) -> tuple[Any, Any]:
     return run(segment), expected
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("by", ["layer", "step"])
 @pytest.mark.parametrize("segment", [1, 4, 5, 11, 99, "auto"])
 @pytest.mark.parametrize("name", MODELS)

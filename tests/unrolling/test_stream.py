@@ -71,6 +71,7 @@ def test_gradients_of_a_stream_and_where_they_are_cut(way: Any) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", few(NETWORKS, "residual", "population", "recurrent with delays"))
 def test_a_server_answers_each_request_right(name: str) -> None:
     """Clients that come, go, restart and take turns, in eight threads, on one model."""

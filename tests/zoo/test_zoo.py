@@ -43,6 +43,7 @@ def change_card(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "name", few(tt.zoo.names(), "digits-convolutions", "words-delays", "words-xylo", "rows-lif")
 )

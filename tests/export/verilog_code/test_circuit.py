@@ -84,6 +84,7 @@ def test_random_printed_modules(seed: int, tmp_path: Path) -> None:
     check_printed(step_of(random_step(seed), double=True), tmp_path)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("case", CASES)
 def test_a_circuit_equals_pytorch(case: str) -> None:
     check(CASES[case](), span=SPANS.get(case, (-100, 100)))
@@ -101,6 +102,7 @@ def test_every_leaky_integrator(
     check(leaky(leak, parts, ends, reset=reset, overflow=overflow), span=(-9000, 9000))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("seed", [0, 1, 2, 18])  # & and | are of step 18 alone
 def test_random_steps(seed: int) -> None:
     check(random_step(seed), double=True)

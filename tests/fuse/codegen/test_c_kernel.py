@@ -69,6 +69,7 @@ def compare(
             np.testing.assert_allclose(given[name], memory, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.one_in(3)
 @in_c
 @DTYPES
 @pytest.mark.parametrize("name", EXACT)

@@ -153,7 +153,10 @@ IN_A_LOOP = {
 
 
 # populations, steps
-@cases.thinned(3, kind=CONNECTIONS, size=((1, 5), (2, 5), (2, 2)), loss=IN_A_LOOP)
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("loss", IN_A_LOOP)
+@pytest.mark.parametrize("size", [(1, 5), (2, 5), (2, 2)])
+@pytest.mark.parametrize("kind", CONNECTIONS)
 def test_in_a_recurrence(kind, size, loss, monkeypatch) -> None:
     populations, steps = size
     poison(monkeypatch)
@@ -210,6 +213,7 @@ class Ring(snn.Neuron):
         return (x, b * w, a + v, c, d, e) if size == 2 else (x, b * w, c, a + v, d, e)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("slope", SLOPES)
 @pytest.mark.parametrize("size", [2, 3, 5])
 @pytest.mark.parametrize("run", ["cpu", "operators"])

@@ -138,6 +138,7 @@ def test_faults(name, monkeypatch, caplog) -> None:
         assert part in message, part
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", cases.SPIKING)
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
 def test_a_spike_in_the_last_place(name, scale, monkeypatch) -> None:
@@ -267,10 +268,10 @@ def test_a_checkpoint_around_a_trial() -> None:
     assert net[0].weight.grad is not None
 
 
-@cases.thinned(
-    2,
-    case=[*CONFIGURATIONS, *((name, {}, (4, 64)) for name in cases.NEURONS)],
-    dtype=(torch.float32, torch.float64),
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "case", [*CONFIGURATIONS, *((name, {}, (4, 64)) for name in cases.NEURONS)]
 )
 def test_right_kernels_are_believed(case, dtype, trials, caplog) -> None:
     is_physical = case[0] in cases.NEURONS

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import mmap
 import sys
 import threading
@@ -31,12 +30,10 @@ def test_pages_are_reused_only_after_the_tensor_is_freed(pool: Any) -> None:
     assert second.data_ptr() != address
     view = first[1:]
     del first
-    gc.collect()
     assert large_empty(LARGE, torch.float32).data_ptr() not in (address, second.data_ptr())
     view.fill_(1.0)
     assert view.sum() == view.numel()
     del view
-    gc.collect()
     assert large_empty(LARGE, torch.float32).data_ptr() == address
 
 
@@ -45,7 +42,6 @@ def test_pool_size_is_bounded(pool: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     for rows in (1, 5, 8, 11):
         del_me = large_empty((rows, 1 << 18), torch.float32)
         del del_me
-        gc.collect()
         assert 0 <= pool.kept <= 8 << 20
         assert pool.kept == sum(size * len(free) for size, free in pool.free.items())
 
