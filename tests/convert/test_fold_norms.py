@@ -142,6 +142,7 @@ def test_a_norm_that_cannot_be_folded_is_left_and_computes_the_same(name: str) -
     torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_integers_nir_and_c_of_the_copy_are_those_of_the_model(tmp_path: Path) -> None:
     model = learned(dense(), x)
     folded = fold_norms(model, x)

@@ -871,6 +871,7 @@ ZOO = ("digits-lif", "rows-lif", "vowels-recurrent", "words-adlif", "words-delay
 SLOW_ZOO = ("digits-convolutions", "digits-sew-resnet", "rows-seadlif")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", few([*ZOO, *SLOW_ZOO], *ZOO))
 def test_a_trained_network_of_the_zoo_has_no_warnings(name: str) -> None:
     by = tt.zoo.card(name).by

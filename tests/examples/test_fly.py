@@ -150,6 +150,7 @@ def test_two_inputs_are_told_apart_and_no_weight_changes_its_sign(graph: fly.Gra
     assert 0 < int((weight != graph.synapses).sum()) <= found["learnt_weights"] == 4000
 
 
+@pytest.mark.slow
 def test_a_quick_run_writes_a_row_and_a_figure(tmp_path: Path, capsys) -> None:
     assert fly.main(["--quick", "--neurons", "400", "--out", str(tmp_path)]) == 0
     found = capsys.readouterr().out

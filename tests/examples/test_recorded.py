@@ -108,6 +108,7 @@ def quick_rows(script: Any, folder: Path, capsys: Any, *given: str) -> Any:
     return rows
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_parts_of_the_recipe(tmp_path, monkeypatch, capsys) -> None:
     found = [("LIF", "all: calibration, spread, norm, 3e-2"), ("LIF", "none"), ("GRU", "0.01")]
     assert set(found) < set(recipe_parts.runs())

@@ -126,13 +126,14 @@ def write_recordings(folder: Path) -> None:
             np.save(path, np.array([(9 * k, 8 * k, k % 2, 300.0 * k) for k in range(11)]))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("task", "more", "learnt"),
     [
         ("shd", ("--neuron", "SEAdLIF", "--delays", "4"), 4),
-        pytest.param("ssc", ("--recurrent",), 8, marks=pytest.mark.slow),
-        pytest.param("nmnist", ("--neuron", "AdEx"), 18, marks=pytest.mark.slow),
-        pytest.param("dvs_gesture", (), 2, marks=pytest.mark.slow),
+        ("ssc", ("--recurrent",), 8),
+        ("nmnist", ("--neuron", "AdEx"), 18),
+        ("dvs_gesture", (), 2),
     ],
 )
 def test_recipes_run_with_files_on_disk(task, more, learnt, tmp_path, capsys, monkeypatch) -> None:

@@ -72,6 +72,7 @@ def test_bits_per_spike_are_the_gain_over_the_mean_rate() -> None:
 LIF = "--network LIF --delays 3"
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("arguments", few([LIF, "--network gru --lr 1e-2", "--network lnp"], LIF))
 def test_a_quick_run_saves_a_model_and_a_figure(arguments, folder, tmp_path, capsys) -> None:
     given = [*arguments.split(), "--quick", "--seeds", "3", "--out", str(tmp_path / "out")]

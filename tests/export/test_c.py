@@ -105,14 +105,10 @@ def test_neurons_are_the_eager_step_for_a_million_steps(dtype: Any, tmp_path: Pa
     assert all(bool(each.any()) for each in spoke.split(5))
 
 
-@pytest.mark.parametrize(
-    ("synapse", "recurrence", "each"),
-    [
-        (True, True, 97),
-        *slow((True, False, 97), (False, True, 97), (False, False, 97)),
-        *slow(*((s, r, 7) for s in (False, True) for r in (False, True))),
-    ],
-)
+@pytest.mark.one_in(4)
+@pytest.mark.parametrize("each", [97, 7])
+@pytest.mark.parametrize("recurrence", [True, False])
+@pytest.mark.parametrize("synapse", [True, False])
 def test_configurations(synapse: bool, recurrence: bool, each: int, tmp_path: Path) -> None:
     parts: dict[str, Any] = {"alpha_setup": {}} if synapse else {}
     parts |= {"gamma_setup": {}} if recurrence else {}
@@ -232,9 +228,9 @@ class InOrder(nn.Module):
         return torch.from_numpy(np.stack(rows))
 
 
-@pytest.mark.parametrize(
-    ("rate", "bias"), [(0.2, True), (1.0, False), *slow((0.2, False), (1.0, True))]
-)
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rate", [0.2, 1.0])
 def test_linear_networks_are_numpy_in_the_same_order(
     rate: float, bias: bool, tmp_path: Path
 ) -> None:
@@ -318,6 +314,7 @@ def varied(layer: Any) -> Any:
     return layer
 
 
+@pytest.mark.slow
 def test_pools_and_norms(tmp_path: Path) -> None:
     layers = [varied(layer) for layer in POOLS if not isinstance(layer, nn.LayerNorm)]
     model = Parts(layers, [(3, 8, 8)] * len(layers))
@@ -629,6 +626,7 @@ def test_integer_networks(bits: int, tmp_path: Path) -> None:
     assert weights <= net.report.flash_bytes < weights + 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, *slow(4)])
 def test_quantised_networks_are_what_training_ran_through(bits: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -649,6 +647,7 @@ def test_quantised_networks_are_what_training_ran_through(bits: int, tmp_path: P
     assert expected.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_delays_in_whole_steps_are_what_training_ran_through(tmp_path: Path) -> None:
     model, x, _ = case("delayed")
     x = x[:, :1]
@@ -985,9 +984,8 @@ def test_a_failure_leaves_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @needs_cortex
-@pytest.mark.parametrize(
-    "kind", [*slow("Izhikevich", "AdEx", "convolutional"), "BSRLIF", "integers"]
-)
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("kind", ["BSRLIF", "Izhikevich", "AdEx", "integers", "convolutional"])
 def test_cortex_m4(kind: str, written: Any, tmp_path: Path) -> None:
     model, x, report = written(kind, tmp_path)
     text, stack = run_on_cortex(tmp_path, "main.c")

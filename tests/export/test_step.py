@@ -99,6 +99,7 @@ def test_states_have_the_dtype_of_the_arithmetic(dtype: torch.dtype) -> None:
 
 
 # torch.export.load of torch 2.12 reads tensors from bytes
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 @pytest.mark.parametrize("kind", few(["step", "sequence"], "sequence"))
 def test_a_saved_program_continues_from_the_states_of_the_model(kind: str, tmp_path: Path) -> None:
@@ -147,13 +148,12 @@ class Aliased(snn.TTModule):
         return self.last
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: layer("SRLIF", 3),
-        pytest.param(lambda: snn.Delay(3, max_delay=2), marks=pytest.mark.slow),
-        pytest.param(lambda: Adaptive(3), marks=pytest.mark.slow),
         lambda: snn.Recurrent(layer("LIF", 3), nn.Linear(3, 3)),
+        *(lambda: layer("SRLIF", 3), lambda: snn.Delay(3, max_delay=2), lambda: Adaptive(3)),
     ],
 )
 def test_a_layer_with_two_names_equals_pytorch(make: Any) -> None:

@@ -253,6 +253,7 @@ def test_generators_statistics_and_states_are_left_alone(initialiser: str) -> No
     assert not tt.get_states(net)
 
 
+@pytest.mark.slow
 def test_spikes_too_rare_to_tell_are_logged_or_refused(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(50, 50), snn.LIF(50), nn.Linear(50, 50), snn.LIF(50))

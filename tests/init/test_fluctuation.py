@@ -96,6 +96,7 @@ def after(net: Any, x: Tensor, skip: int) -> tuple[Tensor, Tensor]:
         return moments(free_membranes(net[-1], drive), skip)
 
 
+@pytest.mark.slow
 def test_convolutions_drive_channels_and_norms_take_the_part_of_weights() -> None:
     torch.manual_seed(0)
     net: Any = nn.Sequential(nn.Conv2d(4, N, 3), snn.LIF(N, dim=-3)).double()
@@ -145,6 +146,7 @@ def test_delays_elsewhere_are_part_of_what_arrives(parts: list[Any]) -> None:
     assert (after(net, events(3), 50)[1] / 0.5 - 1).abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_recurrence_has_a_tenth_of_the_variance() -> None:
     torch.manual_seed(0)
     loop: Any = snn.Recurrent(snn.LIF(100), nn.Linear(100, 100))

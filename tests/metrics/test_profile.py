@@ -121,6 +121,7 @@ def test_figures_on_kernels_equal_those_of_plain_loops(name: str) -> None:
     assert sum(row.updates or 0.0 for row in figures[1][1]) > 0
 
 
+@pytest.mark.slow
 def test_profile_says_how_products_were_computed() -> None:
     model = nn.Sequential(nn.Linear(256, 256), snn.LIF(256), nn.Linear(256, 2))
     x = torch.zeros(50, 64, 256)

@@ -263,6 +263,7 @@ def test_no_inhibition_makes_it_fire(name: str, x: float) -> None:
         assert -9 * abs(x) - 300 < made.v.item() < -65
 
 
+@pytest.mark.slow
 def test_bursts_need_small_steps() -> None:
     p, x = BURSTING, np.full((240, 1), 110.0)
     expected = np.flatnonzero(adex(x, p))

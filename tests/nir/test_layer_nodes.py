@@ -43,6 +43,7 @@ def test_the_twelve_layers_come_back(name: str, discretization: Any, tmp_path: P
     torch.testing.assert_close(y, z, rtol=0, atol=1e-11)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("dim", "shape"), SHAPES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_nodes_compute_the_layer(name: str, dim: int, shape: tuple[int, ...]) -> None:

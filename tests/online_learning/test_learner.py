@@ -363,6 +363,7 @@ GO_ON = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("name", "rule"), GO_ON)
 def test_gradients_go_on_until_states_are_detached(

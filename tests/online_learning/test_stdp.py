@@ -131,6 +131,7 @@ def reference(rule, pre, post, mask=None, reward=None, tau=None):
     return up, down
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("rewarded", [False, True])
 @pytest.mark.parametrize("masked", [False, True])

@@ -48,6 +48,7 @@ def test_xylo_equals_int64_and_the_simulator(version: int, seed: int) -> None:
             assert np.array_equal(output, found.numpy())
 
 
+@pytest.mark.slow
 def test_xylo_fires_several_spikes_a_step() -> None:
     model, x, arguments = on_chip("Xylo 2", 3)
     prepared = quantize.prepare(model, 3 * x, **arguments)
@@ -56,6 +57,7 @@ def test_xylo_fires_several_spikes_a_step() -> None:
     assert seen[path].max() > 1
 
 
+@pytest.mark.slow
 def test_xylo_with_decays_by_shifts_is_near_the_float_network() -> None:
     torch.manual_seed(0)
     layer = snn.SLIF(20, 0.75, 0.875, 1.5), snn.SLIF(4, 0.5, 0.75, 1.5)
@@ -226,19 +228,3 @@ def test_c_is_what_training_ran_through(name: str, tmp_path: Path) -> None:
         expected = tt.unroll(prepared, x[:, :1], from_rest=True).flatten(1)
     assert torch.equal(net(x[:, :1]), expected.double())
     assert expected.any()
-
-
-def test_masks_and_signs_are_kept_on_a_chip() -> None:
-    torch.manual_seed(0)
-    products = [nn.Linear(5, 8, bias=False), nn.Linear(8, 3, bias=False)]
-    for product in products:
-        mask = torch.rand(product.weight.shape) < 0.5
-        snn.connect(product, mask=mask, signs=torch.tensor([1, -1] * 4)[: mask.shape[1]])
-    layers = products[0], snn.SLIF(8, beta=0.75), products[1], snn.SLIF(3, beta=0.75)
-    model, x = nn.Sequential(*layers), (torch.rand(9, 2, 5) < 0.5).float()
-    prepared = quantize.prepare(model, x, chip=tt.chips.xylo.XYLO_2)
-    train(prepared, x, 1)
-    integer, _ = quantize.convert(prepared)
-    for rule, weight in zip(rules(model), integer_weights(integer), strict=True):
-        assert torch.equal(rule.nearest(weight), weight)
-        assert weight.any()

@@ -76,6 +76,7 @@ def test_the_trained_forward_is_the_integer_model(name: str) -> None:
     assert not [p for p in integer.parameters() if p.requires_grad]
 
 
+@pytest.mark.slow
 def test_a_sample_is_run_twice_to_prepare_and_once_to_convert(monkeypatch) -> None:
     model, x, _ = case("random 3")
     calls, forward = [], nn.Sequential.forward
@@ -633,6 +634,7 @@ def test_sizes_of_spikes_that_stop_to_learn_are_reported() -> None:
     assert differences(pos_scale=0.5, neg_scale=1.0) == ()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_short_sample_is_compared_when_its_spikes_arrive(steps: int) -> None:
     model = widened(nn.Sequential(*widths(4, 6, 5, 3)), 4.0)

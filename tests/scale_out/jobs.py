@@ -139,6 +139,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "in segments": {"segment": 3},
     "in segments by step": {"segment": 3, "by": "step"},
 }
+FAST_WAYS = ("by layer", "in segments by step")
 
 
 def gradients_where(wrapped, engine, way, x, y, mine) -> dict[str, Tensor]:
@@ -236,7 +237,7 @@ def ways_of(engine: str, kind: str, every: bool) -> tuple[str, ...]:
     """By layer, and where every block is wrapped each other way, or one: each with two kinds."""
     first, *others = WAYS
     if engine != "FSDP of every block":
-        return (first,)
+        return (first,) * (every or engine == "DDP")
     return first, *(others if every else others[list(KINDS).index(kind) % len(others) :][:1])
 
 
@@ -258,7 +259,7 @@ def jobs(rank: int, device: str, folder: Path, every: bool) -> dict[str, Job]:
                 made[f"{kind}/{engine}/{way}"] = partial(of_a_memory, *arguments)
     for engine in ENGINES:
         made[f"trained/{engine}"] = partial(parameters_after_training, engine, x, y, mine)
-        for way in WAYS:
+        for way in WAYS if every else FAST_WAYS:
             for wrapped in ("whole", "model"):
                 if wrapped == "whole" or engine != "DDP" or "segment" not in WAYS[way]:
                     given = wrapped, engine, way, x, y, mine

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import tracetorch as tt
+from tests.cases import few
 from tests.scale_out.jobs import (
     ENGINES,
+    FAST_WAYS,
     KINDS,
     OF_BLOCKS,
     WAYS,
@@ -50,7 +52,7 @@ def reference(batch: int, way: str = "by layer") -> dict[str, Tensor]:
     return gradients(model)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", few(WAYS, *FAST_WAYS))
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("wrapped", ["whole", "model"])
 def test_gradients_equal_those_of_one_process(results, wrapped, engine, way) -> None:
@@ -63,7 +65,7 @@ def test_gradients_equal_those_of_one_process(results, wrapped, engine, way) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", OF_BLOCKS)
+@pytest.mark.parametrize("engine", few(OF_BLOCKS, "DDP", "FSDP of every block"))
 def test_memories_of_every_kind_beside_engines(results: Results, engine: str, kind: str) -> None:
     x, _ = data()
     for name in (each for each in results[0] if each.startswith(f"{kind}/{engine}/")):

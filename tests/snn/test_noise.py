@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tracetorch as tt
-from tests.cases import PLACES, sequence, stepped, vary, weighted_sum
+from tests.cases import PLACES, few, sequence, stepped, vary, weighted_sum
 from tests.refusals import unchanged
 from tests.unrolling.models import KEEPING, ROADS, Run
 from tracetorch import fuse, snn
@@ -190,14 +190,8 @@ def test_channels_last_has_the_noise_of_the_same_places() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of functions that Dynamo traces
-@pytest.mark.parametrize(
-    ("seed", "backend"),
-    [
-        (1, "aot_eager"),
-        pytest.param(1, "inductor", marks=pytest.mark.slow),
-        pytest.param(None, "inductor", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("backend", few(["aot_eager", "inductor"], "aot_eager"))
+@pytest.mark.parametrize("seed", few([1, None], 1))
 def test_compiled_by_torch(seed: int | None, backend: str) -> None:
     torch._dynamo.reset()
     # many samples: a few may have the same spikes with fresh noise

@@ -255,6 +255,7 @@ def test_operations_of_pytorch_compute_the_same(
         close(gradients(y, x, *clean.parameters()), expected)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # jvp imports it
 @pytest.mark.parametrize("delay", DELAYS)
 def test_derivatives_of_every_kind(delay: str) -> None:

@@ -318,6 +318,7 @@ def test_a_nested_override_runs_exactly_once() -> None:
         assert [(each.zeroed, each.detached) for each in every] == [(1, 1)] * 4
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore")  # warnings of PyTorch's compiler
 @pytest.mark.parametrize("fullgraph", few([True, False], True))
 def test_a_nested_override_runs_exactly_once_under_compile(fullgraph: bool) -> None:

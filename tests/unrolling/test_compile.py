@@ -169,16 +169,9 @@ DRIVES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "drive", "in_graph"),
-    [
-        *((kind, drive, False) for kind in (Driven, RestartsItself) for drive in DRIVES),
-        pytest.param(RestartsItself, "delay", True, marks=pytest.mark.slow),
-        pytest.param(Driven, "noise", True, marks=pytest.mark.slow),
-        pytest.param(Driven, "recurrent", True, marks=pytest.mark.slow),
-        pytest.param(RestartsItself, "noisy neurons", True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("in_graph", few([False, True], False))
+@pytest.mark.parametrize("drive", DRIVES)
+@pytest.mark.parametrize("kind", [Driven, RestartsItself])
 def test_what_drives_a_neuron_restarts_once(kind: type[Driven], drive: str, in_graph: bool) -> None:
     x, reset = dyadic(3, 2, 3), torch.zeros(3, 2, dtype=torch.bool)
     reset[1, 1] = True

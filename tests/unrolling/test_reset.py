@@ -141,6 +141,7 @@ class Names(Started):
         return Started.step(x + initial_x * initial_w_ + restarts, v, w, beta=beta)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", [Started, OwnStart, OwnZero, OwnSequence, Names])
 def test_samples_restart_from_what_the_layer_starts_from(kind: type[Started]) -> None:
     model = kind()

@@ -144,6 +144,7 @@ def test_a_stream_runs_in_one_thread_at_a_time() -> None:
     stream(X[1])
 
 
+@pytest.mark.slow
 def test_a_model_compiled_by_torch_runs_in_streams() -> None:
     model = made()
     expected = tt.unroll(made(), X, by="step")

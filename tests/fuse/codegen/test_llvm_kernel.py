@@ -69,6 +69,7 @@ def compare(
         assert np.array_equal(np.signbit(given[name][numbers]), np.signbit(memory[numbers])), name
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("lanes", [1, 15, 16, 17, 513])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -106,6 +107,7 @@ def test_layers_are_the_evaluators(name: str) -> None:
     compare(verify(step_kernel(plan)), 33, this_machine(), serial=True)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("taps", [1, 3, 9])  # fewer and more than there are steps
 @pytest.mark.parametrize("neurons", [1, 17, 130])
