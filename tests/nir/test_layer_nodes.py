@@ -57,7 +57,7 @@ def test_the_nodes_compute_the_layer(name: str, dim: int, shape: tuple[int, ...]
         assert name not in SPIKING or torch.equal(y != 0, z != 0)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("synapse", [False, True])
 @pytest.mark.parametrize("recurrence", [False, True])
 def test_any_leaky_integrator_comes_back(synapse: bool, recurrence: bool) -> None:
