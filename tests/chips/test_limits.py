@@ -199,7 +199,6 @@ def test_what_fits_xylo_exactly_is_configured() -> None:
 MORE = [pytest.param(version, (0, 1, 3), marks=pytest.mark.slow) for version in (1, 2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("version", "seeds"), [(2, (3,)), *MORE])
 def test_more_spikes_than_a_channel_takes_are_clipped_as_by_the_chip(
     version: int, seeds: tuple[int, ...]
@@ -301,7 +300,6 @@ MISFITS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ..
 }  # fmt: skip
 
 
-@pytest.mark.one_in(2)
 @pytest.mark.parametrize("way", MISFITS)
 def test_connections_are_counted_over_all_that_reaches_or_leaves(
     way: str, small: tt.chips.Chip

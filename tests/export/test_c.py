@@ -314,7 +314,6 @@ def varied(layer: Any) -> Any:
     return layer
 
 
-@pytest.mark.slow
 def test_pools_and_norms(tmp_path: Path) -> None:
     layers = [varied(layer) for layer in POOLS if not isinstance(layer, nn.LayerNorm)]
     model = Parts(layers, [(3, 8, 8)] * len(layers))

@@ -150,7 +150,6 @@ def test_unregistered_layers_and_user_defined_neurons(parts: str, tmp_path: Path
     torch.testing.assert_close(found, (flat(y), states), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_a_mask_restarts_samples_from_what_a_neuron_starts_from(tmp_path: Path) -> None:
     net: Any = nn.Sequential(tt.neurons.Izhikevich(3), snn.SLIF(3))
     tt.export.onnx(net, tmp_path / "net.onnx", torch.rand(1, 3))

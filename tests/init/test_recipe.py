@@ -135,7 +135,6 @@ def test_defaults_are_spread_over_the_steps_once(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in values(model).items())
 
 
-@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_left_and_why(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     made, reason = LEFT[name]

@@ -122,7 +122,6 @@ def own(step: Any) -> snn.Neuron:
     return made
 
 
-@pytest.mark.slow
 def test_a_chain_of_choices_becomes_a_barrel_shift() -> None:
     """A shift that is a state has no multiplier: a choice for each bit of it."""
 
