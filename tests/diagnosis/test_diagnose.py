@@ -867,8 +867,8 @@ def test_branches_behind_norms_of_zeros_are_no_vanishing_gradient(by: Any) -> No
     assert all(torch.equal(before[name], each) for name, each in net.state_dict().items())
 
 
-ZOO = ("digits-lif", "rows-lif", "vowels-recurrent", "words-adlif", "words-delays")
-ZOO += ("digits-convolutions", "digits-sew-resnet", "rows-seadlif")
+ZOO = ["digits-lif", "rows-lif", "vowels-recurrent", "words-adlif", "words-delays"]
+ZOO += ["digits-convolutions", "digits-sew-resnet", "rows-seadlif"]
 
 
 @pytest.mark.parametrize("name", few(ZOO, "digits-lif", "vowels-recurrent", "words-adlif"))
