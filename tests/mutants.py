@@ -147,11 +147,11 @@ def is_caught(mutant: Mutant, folder: Path, limit: float = 300.0) -> bool:
         return True
     finally:
         target.write_text(original)
-    # 4: with the fault, a module of the tests cannot be imported
+    # 4: with the fault, a module of the tests cannot be imported; below 0: Python crashes
     fails = ran.returncode in (1, 2) or (ran.returncode == 4 and b"ERROR collecting" in ran.stdout)
-    if ran.returncode != 0 and not fails:
+    if ran.returncode > 0 and not fails:
         raise RuntimeError(f"pytest ended with {ran.returncode}: {ran.stdout.decode()[-2000:]}")
-    return fails
+    return fails or ran.returncode < 0
 
 
 def main(arguments: list[str]) -> int:
