@@ -146,7 +146,6 @@ def test_delays_elsewhere_are_part_of_what_arrives(parts: list[Any]) -> None:
     assert (after(net, events(3), 50)[1] / 0.5 - 1).abs().max() < 0.1
 
 
-@pytest.mark.slow
 def test_recurrence_has_a_tenth_of_the_variance() -> None:
     torch.manual_seed(0)
     loop: Any = snn.Recurrent(snn.LIF(100), nn.Linear(100, 100))

@@ -57,7 +57,6 @@ def test_xylo_fires_several_spikes_a_step() -> None:
     assert seen[path].max() > 1
 
 
-@pytest.mark.slow
 def test_xylo_with_decays_by_shifts_is_near_the_float_network() -> None:
     torch.manual_seed(0)
     layer = snn.SLIF(20, 0.75, 0.875, 1.5), snn.SLIF(4, 0.5, 0.75, 1.5)

@@ -153,7 +153,6 @@ def test_a_change_takes_effect_in_an_export(change: str) -> None:
     assert torch.allclose(torch.stack(steps), expected["y"])
 
 
-@pytest.mark.one_in(2)
 @pytest.mark.parametrize("max_delay", [0, 2])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_takes_effect_in_a_recurrence(change: str, max_delay: int) -> None:
