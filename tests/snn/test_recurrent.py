@@ -374,7 +374,9 @@ DELAY_CHANGES: dict[str, Any] = {
         m.connection, "forward", lambda x: 2 * m.connection.forward_step(x)
     ),
     "step": lambda m: setattr(m.connection, "forward_step", lambda x: 2 * x),
-    "convolution": lambda m: setattr(m.connection, "convolve", lambda w, k, b: 2 * w[..., D:]),
+    "convolution": lambda m: setattr(
+        m.connection, "convolve", lambda w, k, b: 2 * w[..., D:].squeeze(-1)
+    ),
     **hooks("connection"),
     "parametrized weight": lambda m: parametrize(m.connection.linear, "weight", nn.Tanh()),
     "parametrized delays": lambda m: parametrize(m.connection, "raw_delay", nn.ReLU()),
@@ -493,7 +495,7 @@ def test_every_element_is_written(max_delay: int, monkeypatch: pytest.MonkeyPatc
 def test_patched_class_of_delays_runs_step_by_step(fused, monkeypatch):
     model, x = made("LIF", max_delay=D), dyadic(6, 3, 5)
     before = tt.unroll(model, x, from_rest=True)
-    monkeypatch.setattr(snn.DelayedLinear, "convolve", lambda self, w, k, b: w[..., D:])
+    monkeypatch.setattr(snn.DelayedLinear, "convolve", lambda self, w, k, b: w[..., D:].squeeze(-1))
     tt.zero_states(model)
     expected = stepped(model, x)
     assert torch.equal(tt.unroll(model, x, from_rest=True), expected)

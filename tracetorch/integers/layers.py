@@ -292,8 +292,8 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
 
         def product(window: Tensor) -> Tensor:
             kernel = weight_in_loop(self, self.kernel_of, window.dtype)
-            # time is behind the outputs
-            return cast(Linear, self.linear).shifted(self.convolve(window, kernel, None), 1)
+            behind = int(steps != 1)  # the outputs, time
+            return cast(Linear, self.linear).shifted(self.convolve(window, kernel, None), behind)
 
         return exactly(product, window)
 

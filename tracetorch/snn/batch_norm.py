@@ -132,9 +132,12 @@ class BatchNormThroughTime(SequenceLayer):
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
         dtype = self._check_input(x)
-        y, positions = self._run(x.unsqueeze(0), dtype)
-        self.position = positions[-1]
-        return y.squeeze(0).to(x.dtype)
+        if self.uses_batch_statistics:
+            return self.forward_sequence(x.unsqueeze(0))[0].squeeze(0)
+        start = cast(Tensor, self._states_for(x, dtype)[0])
+        y = self._by_running(x.to(dtype), start.clamp(max=self.steps - 1).flatten())
+        self.position = (start + 1).clamp(max=self.steps)
+        return y.to(x.dtype)
 
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
@@ -152,12 +155,11 @@ class BatchNormThroughTime(SequenceLayer):
         start = cast(Tensor, self._states_for(x, dtype, sequence=True)[0])
         if self.uses_batch_statistics and self.position is not None:
             self._check_one_step((start == start[:1]).all())
-        passed = torch.arange(len(x), device=x.device).view(-1, *[1] * start.ndim)
+        positions = start + torch.arange(len(x), device=x.device).view(-1, *[1] * start.ndim)
         # the step of every sample, the last one for all behind it
-        index = (start + passed).clamp(max=self.steps - 1).flatten(1)
-        by_batch, work = self.uses_batch_statistics, x.to(dtype)
-        y = self._by_batch(work, index[:, :1]) if by_batch else self._by_running(work, index)
-        return y, (start + passed + 1).clamp(max=self.steps)
+        index = positions.clamp(max=self.steps - 1).flatten(1)
+        normalised = self._by_batch if self.uses_batch_statistics else self._by_running
+        return normalised(x.to(dtype), index), (positions + 1).clamp(max=self.steps)
 
     def _check_one_step(self, same: Tensor) -> None:
         """Raise where the samples stand at different steps."""
@@ -167,17 +169,15 @@ class BatchNormThroughTime(SequenceLayer):
             raise ValueError(f"{self._label()} {_DIFFERENT}")
 
     def _by_batch(self, x: Tensor, index: Tensor) -> Tensor:
-        """Normalise every step by its own batch, and track them; ``index`` are rows ``[T, 1]``."""
+        """Normalise steps by their own batch, and track them; rows ``[T, B]``, alike in a step."""
         if not len(x):
             return x.clone()
-        norm, dtype, rows = self.norm, x.dtype, index.flatten()
-        weights = norm.weight.to(dtype)[rows].unbind()
-        biases = [None] * len(x) if norm.bias is None else norm.bias.to(dtype)[rows].unbind()
+        norm, dtype, rows = self.norm, x.dtype, index[:, :1]
+        weights = norm.weight.to(dtype)[index[:, 0]].unbind()
+        biases = [None] * len(x) if norm.bias is None else norm.bias.to(dtype)[index[:, 0]].unbind()
         tracked = [each for each in (norm.running_mean, norm.running_var) if each is not None]
         outputs: list[Tensor] = []
-        for step, row, weight, bias in zip(
-            x.unbind(), index.unbind(), weights, biases, strict=True
-        ):
+        for step, row, weight, bias in zip(x.unbind(), rows.unbind(), weights, biases, strict=True):
             values = [each[row].squeeze(0).to(dtype) for each in tracked]
             mean, var = values or (None, None)
             momentum = norm.momentum
@@ -193,18 +193,21 @@ class BatchNormThroughTime(SequenceLayer):
         return torch.stack(outputs)
 
     def _by_running(self, x: Tensor, index: Tensor) -> Tensor:
-        """Normalise samples by the running statistics of their steps, rows ``[T, B]``."""
+        """Normalise by the running statistics of each sample's step, rows ``[T, B]`` or ``[B]``."""
         norm = self.norm
-        mean, var = (cast(Tensor, each) for each in (norm.running_mean, norm.running_var))
-        scale = norm.weight.to(x.dtype) * (var.to(x.dtype) + norm.eps).rsqrt()
-        shift = -mean.to(x.dtype) * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias.to(x.dtype)
-        sizes = [1] * (x.ndim - 1)
+        values: list[Any] = [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+        if index.ndim == 1:  # of one step only its rows are computed, of a sequence each row once
+            values = [each if each is None else each.index_select(0, index) for each in values]
+        values = [each if each is None else each.to(x.dtype) for each in values]
+        mean, var, weight, bias = values
+        scale = weight * (var + norm.eps).rsqrt()
+        shift = -mean * scale if bias is None else bias - mean * scale
+        if index.ndim == 2:
+            shift, scale = (each.index_select(0, index.flatten()) for each in (shift, scale))
+        sizes = [1] * (x.ndim - index.ndim + 1)
         sizes[self.dim] = self.num_neurons
         shape = (*index.shape, *sizes[1:])
-        shifts, scales = (F.embedding(index, each).reshape(shape) for each in (shift, scale))
-        return torch.addcmul(shifts, x, scales)
+        return torch.addcmul(shift.reshape(shape), x, scale.reshape(shape))
 
 
 _DIFFERENT = (
@@ -221,10 +224,9 @@ WeightedLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 def needs_batch(module: nn.Module) -> bool:
     """Whether a module is a batch norm without statistics: it computes with its batch always."""
-    if not isinstance(module, BatchNorm):
-        return False
-    norm: Any = module
-    return norm.running_mean is None or norm.running_var is None
+    return isinstance(module, BatchNorm) and (
+        module.running_mean is None or module.running_var is None
+    )
 
 
 def norm_affine(norm: Any) -> tuple[Tensor, Tensor] | None:

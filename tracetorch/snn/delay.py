@@ -47,8 +47,7 @@ class PastLayer(SequenceLayer):
     def forward_step(self, x: Tensor) -> Tensor:
         """Run one time step."""
         dtype = self._check_input(x)
-        y, window = self._run(x.unsqueeze(0), dtype)
-        return self._finish(y.squeeze(0), window, 1, x.dtype)
+        return self._finish(*self._run_step(x, dtype), 1, x.dtype)
 
     def forward_sequence(
         self, x: Tensor, record: Sequence[str] = ()
@@ -65,6 +64,10 @@ class PastLayer(SequenceLayer):
 
     def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
+
+    def _run_step(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        y, window = self._run(x.unsqueeze(0), dtype)
+        return y.squeeze(0), window
 
     def _finish(self, y: Tensor, window: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         """Keep the last inputs, part of the graph, and return the output."""
@@ -197,12 +200,15 @@ class DelayingLayer(PastLayer):
     def _run(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         past = cast(Tensor, self._states_for(x, dtype, sequence=True)[0])
         window = self._window(past, x.to(dtype))
-        return self._delayed(window, x.ndim - 1, len(x)).movedim(-1, 0), window
-
-    def _finish(self, y: Tensor, window: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+        y = self._delayed(window, x.ndim - 1, len(x))
+        y = y.unsqueeze(0) if len(x) == 1 else y.movedim(-1, 0)
         # a view could not be changed in place behind an engine's hooks; time is in front in memory
-        output = super()._finish(y, window, steps, dtype)
-        return output.clone(memory_format=torch.contiguous_format)
+        return y.clone(memory_format=torch.contiguous_format), window
+
+    def _run_step(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        past = cast(Tensor, self._states_for(x, dtype)[0])
+        window = self._window(past, x.to(dtype).unsqueeze(0))
+        return self._delayed(window, x.ndim, 1), window
 
     def _known(
         self, steps: int, key: Any, tensors: Sequence[Tensor], compute: Callable[[], Any]
@@ -225,6 +231,7 @@ class DelayingLayer(PastLayer):
         return torch.cat([past, x.movedim(0, -1)], -1)
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
+        """Return the outputs ``[..., steps]``; of one step, ``[...]``, a tensor and no view."""
         raise NotImplementedError
 
 
@@ -324,8 +331,7 @@ class Delay(DelayingLayer):
         # Added up in one order, element by element, so that no cut of a sequence changes a bit.
         if steps == 1:
             taken = window if index is None else window.gather(-1, index.expand(*lead, -1))
-            one: Tensor = reduce(torch.add, (weights * taken).unbind(-1))
-            return one.unsqueeze(-1)
+            return cast(Tensor, reduce(torch.add, (weights * taken).unbind(-1)))
         time, total = torch.arange(steps, device=window.device), None
         for k, weight in enumerate(weights.unbind(-1)):
             if index is None:
@@ -339,13 +345,12 @@ class Delay(DelayingLayer):
     def _lags(self, ndim: int, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """Return where the first step finds what it adds up, ``None``: everywhere; and weights."""
         delay: Tensor = self.step_kwargs(ndim, dtype)["delay"]
-        largest = self.max_delay
         if self.sigma > 0:
-            return None, taps(delay, largest, self.sigma).movedim(0, -1)
+            return None, taps(delay, self.max_delay, self.sigma).movedim(0, -1)
         # Only the nearest step and its neighbours can have a weight, or a gradient.
         lag = delay.detach().round().unsqueeze(-1) + torch.arange(-1, 2, device=delay.device)
         # NaN is no index; the weight is NaN then
-        index = largest - lag.nan_to_num(0.0).clamp(0, largest).long()
+        index = self.max_delay - lag.nan_to_num(0.0).clamp(0, self.max_delay).long()
         return index, hat(lag - delay.unsqueeze(-1))
 
 
@@ -454,13 +459,13 @@ class DelayedLinear(DelayingLayer):
         return self.convolve(window, self._known(steps, dtype, tensors, compute), bias)
 
     def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the convolution of a window over time, ``[..., out_features, steps]``."""
+        """Return the convolution of a window over time, of one step a sum without a time."""
         lead, steps = window.shape[:-2], window.shape[-1] - self.max_delay
         if steps == 0:
             return window.new_zeros(*lead, self.out_features, 0)
         if steps == 1:  # one product, of what lies so in memory
             y = window.transpose(-1, -2).flatten(-2) @ kernel.permute(2, 1, 0).flatten(0, 1)
-            return (y if bias is None else y + bias).unsqueeze(-1)
+            return y if bias is None else y + bias
         batch = window.reshape(math.prod(lead), *window.shape[-2:])
         return F.conv1d(batch, kernel, bias).reshape(*lead, self.out_features, steps)
 

@@ -52,16 +52,8 @@ def _same_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
     return grad
 
 
-def _sigmoid(raw: Tensor) -> Tensor:
-    return torch.sigmoid(raw)
-
-
 def _sigmoid_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
     return _sigmoid_backward(grad, value)
-
-
-def _softplus(raw: Tensor) -> Tensor:
-    return F.softplus(raw)
 
 
 def _softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Tensor:
@@ -83,7 +75,7 @@ def _negative_softplus_gradient(grad: Tensor, raw: Tensor, value: Tensor) -> Ten
 unbounded = Constraint("unbounded", _same, gradient=ConstraintGradient(_same_gradient, False))
 sigmoid = Constraint(
     "sigmoid",
-    _sigmoid,
+    torch.sigmoid,
     sigmoid_inverse,
     ConstraintGradient(_sigmoid_gradient, reads_raw=False),
     *(0.0, 1.0),
@@ -93,7 +85,7 @@ sigmoid = Constraint(
 fraction = replace(sigmoid, name="fraction")
 softplus = Constraint(
     "softplus",
-    _softplus,
+    F.softplus,
     softplus_inverse,
     ConstraintGradient(_softplus_gradient, reads_raw=True),
     low=0.0,
