@@ -32,6 +32,11 @@ SCRIPTS: list[Any] = [
         {"find_spec": lambda name: None},
         *(r"(?m)^ *(build|forward|gradient|growth_edges|growth_spikes):", 5),
     ),
+    (
+        *("signals", "--seeds 1 --signals Mackey-Glass"),
+        {"SAMPLES": (64, 64), "UPDATES": {"LIF": 2, "GRU": 2}},
+        *(r"\| Mackey-Glass \|", 1),
+    ),
     pytest.param("online_digits", "--epochs 1 --rules eprop", {}, "epochs", 3, marks=SLOW),
 ]
 

@@ -17,7 +17,7 @@ from tracetorch.core.torch_private import one_trace_at_a_time
 from tracetorch.export.c_code.recorded import RecordedStep, record_step
 from tracetorch.export.program import named_leaves
 from tracetorch.export.verilog_code.arrangement import arranged
-from tracetorch.export.verilog_code.files import bench_module, makefile, recorded_files
+from tracetorch.export.verilog_code.files import MAKEFILE, bench_module, recorded_files
 from tracetorch.export.verilog_code.network import network
 from tracetorch.snn.module import zero_states
 from tracetorch.unrolling.inputs import Inputs, call, parse_inputs
@@ -170,7 +170,7 @@ def _files(model: nn.Module, inputs: Inputs, lanes: int) -> tuple[dict[str, str]
     files |= {f"{each.name}.hex": each.text for each in made.tables}
     files |= recorded_files(made, recorded.named, _answers(recorded))
     files["testbench.v"] = bench_module(made, recorded.inputs.batch, recorded.inputs.steps)
-    files["Makefile"] = makefile([*made.modules])
+    files["Makefile"] = MAKEFILE.format(sources=" ".join(f"{name}.v" for name in made.modules))
     events: dict[str, int] = {}
     for layer in made.layers:
         if layer.source is not None:

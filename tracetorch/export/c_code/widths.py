@@ -272,7 +272,13 @@ class IntegerLines(ABC):
             return Number(self.truth(op, *self._aligned(args, spans)[0]))
         if op == "mul":
             return self._product(args, like)
-        if op == "div":  # kept undone: its rounding, or its sign, is done at once
+        if op == "div":
+            of, by = args
+            if is_constant(by.value) and math.frexp(by.value)[0] == 0.5:  # a power of two
+                point = self._whole(of).point + math.frexp(by.value)[1] - 1 - by.point
+                if point >= 0:
+                    return replace(of, point=point)
+            # kept undone: its rounding, or its sign, is done at once
             if not np.all(np.greater(spans[1].low, 0)):
                 raise self.refused("a quotient by what may be zero or negative")
             (value, divisor), _ = self._aligned(args, spans)

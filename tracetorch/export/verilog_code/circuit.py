@@ -113,13 +113,6 @@ class _Lines(IntegerLines):
             condition = self.operand(line.args[0]).value
             if not isinstance(condition, Wire):
                 return self.operand(line.args[1 if condition else 2])
-        if line.op == "div":
-            by = self.operand(line.args[1])
-            if not isinstance(by.value, Wire) and math.frexp(by.value)[0] == 0.5:  # a power of two
-                of = self._whole(self.operand(line.args[0]))
-                point = of.point + math.frexp(by.value)[1] - 1 - by.point
-                if point >= 0:
-                    return replace(of, point=point)
         number = self._multiplied(line) or super().line(line)
         if number.divisor is None and isinstance(number.value, Wire) and np.all(span.exact):
             return replace(number, value=self._narrowed(number.value, span, number.point))

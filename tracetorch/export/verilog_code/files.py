@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -83,13 +83,14 @@ MAKEFILE = """\
 # make sim: play the recorded input, and compare; make verilated: the same, faster
 # make lint, make synth (cells), make layers (cells of each module), make route (clock)
 # make netlist: play it after synthesis; make netlist_verilated: the same, faster
-# FAMILY=ecp5 for a Lattice ECP5
+# FAMILY=ecp5 for a Lattice ECP5, whose netlist is without multipliers: yosys has no model of them
 SOURCES = {sources}
 FAMILY ?= ice40
 ICE40 ?= --up5k --package sg48
 ECP5 ?= --25k --package CABGA381
 LIBRARY ?= /usr/share/yosys
-NETLIST = testbench.v netlist_$(FAMILY).v $(LIBRARY)/$(FAMILY)/cells_sim.v
+NETLIST = -I$(LIBRARY)/$(FAMILY) testbench.v netlist_$(FAMILY).v $(LIBRARY)/$(FAMILY)/cells_sim.v
+NETLIST_ecp5 = -nodsp
 
 sim: sim.vvp
 \tvvp -n sim.vvp | tee sim.log
@@ -113,7 +114,11 @@ synth: network_$(FAMILY).json
 
 network_$(FAMILY).json: $(SOURCES)
 \tyosys -q -l synth.log -p "read_verilog $(SOURCES); synth_$(FAMILY) -top network -json $@; \\
-\t  write_verilog -noattr netlist_$(FAMILY).v; tee -q -o cells_$(FAMILY).txt stat"
+\t  tee -q -o cells_$(FAMILY).txt stat"
+
+netlist_$(FAMILY).v: $(SOURCES)
+\tyosys -q -p "read_verilog $(SOURCES); synth_$(FAMILY) $(NETLIST_$(FAMILY)) -top network; \\
+\t  write_verilog -noattr $@"
 
 layers: layers_$(FAMILY).txt
 \t@cat $<
@@ -122,7 +127,7 @@ layers_$(FAMILY).txt: $(SOURCES)
 \tyosys -q -l layers.log -p "read_verilog $(SOURCES); synth_$(FAMILY) -noflatten -top network; \\
 \t  tee -q -o $@ stat -top network"
 
-netlist: network_$(FAMILY).json testbench.v
+netlist: netlist_$(FAMILY).v testbench.v
 \tiverilog -g2005 -DNO_ICE40_DEFAULT_ASSIGNMENTS -o netlist.vvp $(NETLIST)
 \tvvp -n netlist.vvp | tee netlist.log
 \t@grep -q "^equal" netlist.log
@@ -131,7 +136,7 @@ netlist_verilated: netlist_$(FAMILY)/Vtestbench
 \t$< | tee netlist.log
 \t@grep -q "^equal" netlist.log
 
-netlist_$(FAMILY)/Vtestbench: network_$(FAMILY).json testbench.v
+netlist_$(FAMILY)/Vtestbench: netlist_$(FAMILY).v testbench.v
 \tverilator --binary -O3 -Wno-fatal -Wno-lint -DNO_ICE40_DEFAULT_ASSIGNMENTS \\
 \t  --Mdir netlist_$(FAMILY) --top-module testbench $(NETLIST)
 
@@ -148,8 +153,7 @@ route_ecp5: network_ecp5.json
 clean:
 \trm -rf verilated netlist_* cells_*.txt layers_*.txt *.vvp *.log *.json *.asc *.config
 
-.PHONY: sim verilated lint synth layers netlist netlist_verilated route route_ice40 route_ecp5 \\
-\tclean
+.PHONY: sim verilated lint synth layers netlist netlist_verilated route route_ice40 route_ecp5 clean
 """
 
 
@@ -196,7 +200,3 @@ def bench_module(network: Network, streams: int, steps: int) -> str:
         given="\n".join(given), compared="\n".join(compared), streams=streams, steps=steps,
         count=streams * steps,
     )  # fmt: skip
-
-
-def makefile(modules: Sequence[str]) -> str:
-    return MAKEFILE.format(sources=" ".join(f"{name}.v" for name in modules))
