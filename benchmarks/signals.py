@@ -1,7 +1,7 @@
 """Measure regression of smooth signals beside a GRU: a driven mass, and chaotic series.
 
 ``python -m benchmarks.signals``, about ten minutes of one core for each seed. A driven mass is
-followed as its force jumps; of a series, what comes ten steps later is to be said. All train on the
+followed as its force jumps; of a series, the target is what comes ten steps later. All train on the
 same batches of 64 samples of 100 steps: two layers of recurrent LIF neurons by ``tt.recipe``, 900
 updates, and a GRU of 128 units, 300 updates at the best of three rates by the test samples.
 """
