@@ -177,7 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print a table: means of the seeds, with the least and the most."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.signals", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="how many (3)")
-    parser.add_argument("--signals", nargs="*", default=[*SIGNALS], help="of all, by name")
+    parser.add_argument(
+        "--signals", nargs="*", default=[*SIGNALS], choices=SIGNALS, help="of all, by name"
+    )
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(f"{machine()['processor']}, one thread, seeds 0 to {given.seeds - 1}\n")

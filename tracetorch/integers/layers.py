@@ -292,7 +292,7 @@ class DelayedLinear(CheckedLoading, FloatDelayedLinear):
 
         def product(window: Tensor) -> Tensor:
             kernel = weight_in_loop(self, self.kernel_of, window.dtype)
-            behind = int(steps != 1)  # the outputs, time
+            behind = int(steps != 1)  # dimensions after the outputs: time, where there is one
             return cast(Linear, self.linear).shifted(self.convolve(window, kernel, None), behind)
 
         return exactly(product, window)

@@ -133,7 +133,9 @@ class BatchNormThroughTime(SequenceLayer):
         """Run one time step."""
         dtype = self._check_input(x)
         if self.uses_batch_statistics:
-            return self.forward_sequence(x.unsqueeze(0))[0].squeeze(0)
+            y, positions = self._run(x.unsqueeze(0), dtype)
+            self.position = positions[-1]
+            return y.squeeze(0).to(x.dtype)
         start = cast(Tensor, self._states_for(x, dtype)[0])
         y = self._by_running(x.to(dtype), start.clamp(max=self.steps - 1).flatten())
         self.position = (start + 1).clamp(max=self.steps)
@@ -179,13 +181,13 @@ class BatchNormThroughTime(SequenceLayer):
         outputs: list[Tensor] = []
         for step, row, weight, bias in zip(x.unbind(), rows.unbind(), weights, biases, strict=True):
             values = [each[row].squeeze(0).to(dtype) for each in tracked]
-            mean, var = values or (None, None)
             momentum = norm.momentum
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.index_add_(0, row, torch.ones_like(row))
                 if momentum is None and not row.is_meta:  # the mean of all batches
                     momentum = 1 / float(norm.num_batches_tracked[row])
             given, settings = step.movedim(self.dim, 1), (True, momentum or 0.0, norm.eps)
+            mean, var = values or (None, None)
             y = F.batch_norm(given, mean, var, weight, bias, *settings)
             outputs.append(y.movedim(1, self.dim))
             for each, value in zip(tracked, values, strict=True):
@@ -196,13 +198,13 @@ class BatchNormThroughTime(SequenceLayer):
         """Normalise by the running statistics of each sample's step, rows ``[T, B]`` or ``[B]``."""
         norm = self.norm
         values: list[Any] = [norm.running_mean, norm.running_var, norm.weight, norm.bias]
-        if index.ndim == 1:  # of one step only its rows are computed, of a sequence each row once
+        few = index.ndim == 1 and not torch.compiler.is_compiling() and len(index) < self.steps
+        if few:  # only the rows that are read; a program takes any batch
             values = [each if each is None else each.index_select(0, index) for each in values]
-        values = [each if each is None else each.to(x.dtype) for each in values]
-        mean, var, weight, bias = values
+        mean, var, weight, bias = cast(Any, [v if v is None else v.to(x.dtype) for v in values])
         scale = weight * (var + norm.eps).rsqrt()
         shift = -mean * scale if bias is None else bias - mean * scale
-        if index.ndim == 2:
+        if not few:
             shift, scale = (each.index_select(0, index.flatten()) for each in (shift, scale))
         sizes = [1] * (x.ndim - index.ndim + 1)
         sizes[self.dim] = self.num_neurons

@@ -183,8 +183,7 @@ class DelayingLayer(PastLayer):
         if isinstance(value, Tensor):
             self._buffers["sigma"] = value.detach().clone().reshape(())
         buffer = cast(Tensor, self._buffers["sigma"])
-        with torch.no_grad():
-            buffer.fill_(number)
+        buffer.detach().fill_(number)
         self.__dict__["_sigma"] = number, buffer, version_of(buffer)
         self._declared.note_assigned(type(self), "sigma", number)
 
@@ -231,7 +230,7 @@ class DelayingLayer(PastLayer):
         return torch.cat([past, x.movedim(0, -1)], -1)
 
     def _delayed(self, window: Tensor, ndim: int, steps: int) -> Tensor:
-        """Return the outputs ``[..., steps]``; of one step, ``[...]``, a tensor and no view."""
+        """Return the outputs ``[..., steps]``; of one step a new tensor ``[...]``."""
         raise NotImplementedError
 
 
@@ -459,7 +458,7 @@ class DelayedLinear(DelayingLayer):
         return self.convolve(window, self._known(steps, dtype, tensors, compute), bias)
 
     def convolve(self, window: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the convolution of a window over time, of one step a sum without a time."""
+        """Return the convolution of a window over time; one step has no dimension of time."""
         lead, steps = window.shape[:-2], window.shape[-1] - self.max_delay
         if steps == 0:
             return window.new_zeros(*lead, self.out_features, 0)

@@ -276,7 +276,7 @@ class IntegerLines(ABC):
             of, by = args
             if is_constant(by.value) and math.frexp(by.value)[0] == 0.5:  # a power of two
                 point = self._whole(of).point + math.frexp(by.value)[1] - 1 - by.point
-                if point >= 0:
+                if 0 <= point < 31:  # bits that any number has
                     return replace(of, point=point)
             # kept undone: its rounding, or its sign, is done at once
             if not np.all(np.greater(spans[1].low, 0)):
@@ -398,9 +398,10 @@ class IntegerKernel(IntegerLines, StageKernel):
         # a float stands for a number of the arithmetic
         numbers = [a if isinstance(a, (Var, bool)) else float(a) for a in args]
         wide = any(isinstance(a, Var) and a.dtype is Dtype.INT64 for a in args)
-        if like is not None:
-            reach = like.magnitude * 2.0**point
-            if reach >= 2.0**63:
-                raise self.refused(f"numbers of {reach:.3g}")
-            wide = reach >= 2.0**31
+        # in C a shift by all the bits of a number is undefined
+        constants = [2.0**a if op == "shift" else abs(a) for a in numbers if isinstance(a, float)]
+        reach = max([0.0 if like is None else like.magnitude * 2.0**point, *constants])
+        if reach >= (2.0**31 if op == "shift" and not wide else 2.0**63):
+            raise self.refused(f"numbers of {reach:.3g}")
+        wide = reach >= 2.0**31 or (wide and like is None)
         return self.k.op(op, *numbers, dtype=Dtype.INT64 if wide else Dtype.INT32)
