@@ -694,6 +694,13 @@ def test_products_are_as_wide_as_their_input(value: int, rate: float, tmp_path: 
     assert "(long long)" in (tmp_path / "main.c").read_text()
 
 
+@pytest.mark.parametrize("rounded", [torch.ceil, torch.floor, torch.round, torch.trunc])
+def test_quotients_by_powers_of_two_are_rounded(rounded: Any, tmp_path: Path) -> None:
+    x = torch.tensor([-128.0, 127, -1, 12, 4, 100, -20, -4]).view(-1, 1, 4)
+    model = module(lambda self, x: rounded(x / 8))
+    assert torch.equal(CNetwork(model, x, tmp_path, dtype="int")(x), stepped(model, x).double())
+
+
 SUMS = module(  # of eight values, and of windows of two in both spellings
     lambda self, x: {"all": x.sum(-1), "ones": self.ones(x), "pool": self.pool(x)},
     ones=integers.SumPool2d((1, 2)),

@@ -186,11 +186,12 @@ def test_positions_of_any_length_are_recorded_and_none_is_left() -> None:
     assert net[1].position is None
 
 
-def test_samples_restart_by_mask_in_evaluation() -> None:
+@pytest.mark.parametrize("run", [tt.unroll, stepped])
+def test_samples_restart_by_mask_in_evaluation(run: Any) -> None:
     layer, x = bntt().eval(), sequence(6, 3, 3)
     tt.unroll(layer, x[:2])
     layer.zero_states(where=torch.tensor([False, True, False]))
-    y = tt.unroll(layer, x[2:])
+    y = run(layer, x[2:])
     assert layer.position.flatten().tolist() == [4, 4, 4]
     expected = tt.unroll(layer, x, from_rest=True)[2:]
     expected[:, 1] = tt.unroll(layer, x[2:, 1:2], from_rest=True)[:, 0]
