@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from tracetorch.fuse.ir.graph import COMPARISONS, Line
 from tracetorch.fuse.ir.graph import Value as GraphValue
 from tracetorch.fuse.ir.intervals import (
     MOST_EXACT,
+    RULES,
     Bounds,
     Interval,
     bounds,
@@ -184,6 +185,7 @@ class IntegerLines(ABC):
     """Integer arithmetic of a pointwise stage's lines; a child appends the operations."""
 
     values: dict[str, Any]
+    most_bits: ClassVar[float] = math.inf  # by which any number may be shifted
 
     def __init__(self, stage: Pointwise, widths: Widths) -> None:
         self.stage, self.widths, self.table = stage, widths, widths.lines(stage)
@@ -273,19 +275,18 @@ class IntegerLines(ABC):
         if op == "mul":
             return self._product(args, like)
         if op == "div":
-            of, by = args
+            by = args[1]
             if is_constant(by.value) and math.frexp(by.value)[0] == 0.5:  # a power of two
-                point = self._whole(of).point + math.frexp(by.value)[1] - 1 - by.point
-                if 0 <= point < 31:  # bits that any number has
-                    return replace(of, point=point)
+                point = self._whole(args[0]).point + math.frexp(by.value)[1] - 1 - by.point
+                if 0 <= point < self.most_bits:
+                    return replace(args[0], point=point)
             # kept undone: its rounding, or its sign, is done at once
             if not np.all(np.greater(spans[1].low, 0)):
                 raise self.refused("a quotient by what may be zero or negative")
             (value, divisor), _ = self._aligned(args, spans)
             return Number(value, 0, divisor)
         if op == "fma":
-            ends = [a * b for a in _ends(spans[0]) for b in _ends(spans[1])]
-            span = Interval(min(ends), max(ends))
+            span = RULES["mul"](*spans[:2])
             args, spans, op = [self._product(args[:2], span), args[2]], [span, spans[2]], "add"
         if op == "add" and args[1].value == 0.0:
             return args[0]
@@ -327,10 +328,6 @@ class IntegerLines(ABC):
 def is_constant(value: Any) -> bool:
     """Whether a value is a number, not something computed."""
     return isinstance(value, (bool, int, float))
-
-
-def _ends(span: Interval) -> tuple[float, float]:
-    return float(np.min(span.low)), float(np.max(span.high))
 
 
 _LANE = (Axis.LANE,)
@@ -381,6 +378,7 @@ class StageKernel:
 
 class IntegerKernel(IntegerLines, StageKernel):
     dtype = Dtype.INT32
+    most_bits = 31  # of an int32_t: in C a shift by more is undefined
 
     def __init__(self, stage: Pointwise, widths: Widths) -> None:
         StageKernel.__init__(self, stage)
@@ -398,10 +396,11 @@ class IntegerKernel(IntegerLines, StageKernel):
         # a float stands for a number of the arithmetic
         numbers = [a if isinstance(a, (Var, bool)) else float(a) for a in args]
         wide = any(isinstance(a, Var) and a.dtype is Dtype.INT64 for a in args)
-        # in C a shift by all the bits of a number is undefined
-        constants = [2.0**a if op == "shift" else abs(a) for a in numbers if isinstance(a, float)]
-        reach = max([0.0 if like is None else like.magnitude * 2.0**point, *constants])
-        if reach >= (2.0**31 if op == "shift" and not wide else 2.0**63):
+        if op == "shift" and args[1] >= self.most_bits + 32 * wide:
+            raise self.refused(f"a shift by {args[1]} bits")
+        span = 0.0 if like is None else like.magnitude * 2.0**point
+        reach = max([span, *(abs(a) for a in numbers if isinstance(a, float))])
+        if reach >= 2.0**63:
             raise self.refused(f"numbers of {reach:.3g}")
-        wide = reach >= 2.0**31 or (wide and like is None)
+        wide = wide if like is None else span >= 2.0**31
         return self.k.op(op, *numbers, dtype=Dtype.INT64 if wide else Dtype.INT32)

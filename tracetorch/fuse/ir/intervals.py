@@ -270,7 +270,7 @@ def _chosen(condition: Interval, x: Interval, y: Interval) -> Interval:
     return Interval(pick("low"), pick("high"), pick("step"), exact)
 
 
-_RULES: dict[str, Rule] = {
+RULES: dict[str, Rule] = {
     "add": _sum,
     "sub": lambda x, y: _sum(x, _negative(y)),
     "mul": _product,
@@ -361,10 +361,10 @@ def bounds(graph: Graph, inputs: Mapping[str, Interval], dtype: torch.dtype) -> 
 
     found = []
     for line in graph.lines:
-        if line.op not in _RULES:
+        if line.op not in RULES:
             raise ValueError(f"{line.op} has no rule of interval arithmetic: it is not exact.")
         args = [of(arg) for arg in line.args]
-        interval = _RULES[line.op](*args)
+        interval = RULES[line.op](*args)
         for index, arg in enumerate(args):
             fits: Any = _fits(arg, most)
             if line.op in _ORDER:
