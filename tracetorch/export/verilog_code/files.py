@@ -90,7 +90,7 @@ ICE40 ?= --up5k --package sg48
 ECP5 ?= --25k --package CABGA381
 LIBRARY ?= /usr/share/yosys
 NETLIST = -I$(LIBRARY)/$(FAMILY) testbench.v netlist_$(FAMILY).v $(LIBRARY)/$(FAMILY)/cells_sim.v
-NETLIST_ecp5 = -nodsp
+WRITE_ice40 = write_verilog -noattr netlist_ice40.v;
 
 sim: sim.vvp
 \tvvp -n sim.vvp | tee sim.log
@@ -114,11 +114,11 @@ synth: network_$(FAMILY).json
 
 network_$(FAMILY).json: $(SOURCES)
 \tyosys -q -l synth.log -p "read_verilog $(SOURCES); synth_$(FAMILY) -top network -json $@; \\
-\t  tee -q -o cells_$(FAMILY).txt stat"
+\t  $(WRITE_$(FAMILY)) tee -q -o cells_$(FAMILY).txt stat"
 
-netlist_$(FAMILY).v: $(SOURCES)
-\tyosys -q -p "read_verilog $(SOURCES); synth_$(FAMILY) $(NETLIST_$(FAMILY)) -top network; \\
-\t  write_verilog -noattr $@"
+netlist_ice40.v: network_ice40.json ;
+netlist_ecp5.v: $(SOURCES)
+\tyosys -q -p "read_verilog $(SOURCES); synth_ecp5 -nodsp -top network; write_verilog -noattr $@"
 
 layers: layers_$(FAMILY).txt
 \t@cat $<
