@@ -13,7 +13,8 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from benchmarks.machine import machine
 from tracetorch import snn
 
 STEPS, BATCH, AHEAD, WIDTH, UNITS = 100, 64, 10, 64, 128
+SKIPPED = 500  # steps of a flow before its series begins
 SAMPLES = 4096, 512  # to train and to test
 UPDATES = {"LIF": 900, "GRU": 300}
 RATES = (3e-3, 1e-2, 2e-2)  # of the GRU
@@ -66,18 +68,17 @@ def flow(
     def series(samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         noise = torch.randn(len(start), samples, generator=generator, dtype=torch.float64)
         state, h, found = torch.tensor(start)[:, None] + noise, dt / parts, []
-        for step in range((skipped + STEPS + AHEAD) * parts):
+        for step in range((SKIPPED + STEPS + AHEAD) * parts):
             a = torch.stack([*slope(*state)])
             b = torch.stack([*slope(*(state + h / 2 * a))])
             c = torch.stack([*slope(*(state + h / 2 * b))])
             d = torch.stack([*slope(*(state + h * c))])
             state = state + h / 6 * (a + 2 * b + 2 * c + d)
-            if step >= skipped * parts and step % parts == 0:
+            if step >= SKIPPED * parts and step % parts == 0:
                 found.append(state[0].float())
         both = torch.stack(found)
         return both[:-AHEAD], both[AHEAD:]
 
-    skipped = 500
     return series
 
 
@@ -125,33 +126,42 @@ def spiking() -> nn.Sequential:
     )
 
 
+class Samples(NamedTuple):
+    """Input and target ``[steps, samples, 1]``, to train and to test, and what draws batches."""
+
+    tensors: list[Tensor]
+    generator: torch.Generator
+
+
+def samples_of(signal: Signal, seed: int) -> Samples:
+    """Return samples to train on, and others to test on, of the mean and deviation of the first."""
+    generator = torch.Generator().manual_seed(seed)
+    raw, raw_test = (signal(count, generator) for count in SAMPLES)
+    tensors = [
+        ((each - like.mean()) / like.std())[..., None]
+        for each, like in zip((*raw, *raw_test), raw * 2, strict=True)
+    ]
+    return Samples(tensors, generator)
+
+
 class Found(NamedTuple):
     """The share of the test samples' variance that is explained, and the seconds of training."""
 
     share: float
     seconds: float
-    parameters: int
 
 
-def train(signal: Signal, kind: str, seed: int, rate: float = 0.0) -> Found:
-    """Train a network of a kind on samples of a signal, and test it on others."""
-    generator = torch.Generator().manual_seed(seed)
-    raw, raw_test = (signal(count, generator) for count in SAMPLES)
-    x, target, x_test, target_test = (
-        ((each - like.mean()) / like.std())[..., None]
-        for each, like in zip((*raw, *raw_test), raw * 2, strict=True)
-    )
+def train(samples: Samples, seed: int, rate: float | None = None) -> Found:
+    """Train the GRU at a rate, or without one the spiking network by the recipe, and test it."""
+    x, target, x_test, target_test = samples.tensors
+    generator = samples.generator.clone_state()  # the same batches at every rate
     torch.manual_seed(seed)
-    model: nn.Module = spiking() if kind == "LIF" else Gated()
-    updates = UPDATES[kind]
-
-    def run(x: Tensor) -> Tensor:
-        y: Tensor = tt.unroll(model, x, from_rest=True) if kind == "LIF" else model(x)
-        return y
-
+    model: nn.Module = spiking() if rate is None else Gated()
+    run = partial(tt.unroll, model, from_rest=True) if rate is None else model
+    updates = UPDATES["LIF" if rate is None else "GRU"]
     start = time.perf_counter()
     schedule: torch.optim.lr_scheduler.LRScheduler
-    if kind == "LIF":
+    if rate is None:
         with contextlib.redirect_stdout(None):
             optimizer, schedule = tt.recipe(model, x[:, :BATCH], updates, target=target[:, :BATCH])
     else:
@@ -162,7 +172,7 @@ def train(signal: Signal, kind: str, seed: int, rate: float = 0.0) -> Found:
         loss = nn.functional.mse_loss(run(x[:, some]), target[:, some])
         optimizer.zero_grad()
         loss.backward()
-        if kind == "GRU":
+        if rate is not None:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -170,7 +180,7 @@ def train(signal: Signal, kind: str, seed: int, rate: float = 0.0) -> Found:
     model.eval()
     with torch.no_grad():
         error = (run(x_test) - target_test).square().mean() / target_test.var()
-    return Found(1 - float(error), seconds, sum(each.numel() for each in model.parameters()))
+    return Found(1 - float(error), seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -184,21 +194,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     print(f"{machine()['processor']}, one thread, seeds 0 to {given.seeds - 1}\n")
     print("| signal | LIF explains | seconds | GRU explains | seconds |\n|---|---|---|---|---|")
-    sizes: dict[str, int] = {}
     for name in given.signals:
-        cells: list[Any] = [name]
-        for kind, rates in (("LIF", (0.0,)), ("GRU", RATES)):
-            best = [
-                max(train(SIGNALS[name], kind, seed, rate) for rate in rates)
-                for seed in range(given.seeds)
-            ]
-            shares = [100 * each.share for each in best]
+        cells = [name]
+        by_recipe, by_rate = list[Found](), list[Found]()
+        for seed in range(given.seeds):
+            samples = samples_of(SIGNALS[name], seed)
+            by_recipe.append(train(samples, seed))
+            by_rate.append(max(train(samples, seed, rate) for rate in RATES))
+        for found in (by_recipe, by_rate):
+            shares = [100 * each.share for each in found]
             spread = f" ({min(shares):.1f} to {max(shares):.1f})" if given.seeds > 1 else ""
             cells.append(f"{statistics.mean(shares):.1f} %{spread}")
-            cells.append(f"{statistics.median(each.seconds for each in best):.0f}")
-            sizes[kind] = best[0].parameters
+            cells.append(f"{statistics.median(each.seconds for each in found):.0f}")
         print(f"| {' | '.join(cells)} |", flush=True)
-    print("\nParameters:", ", ".join(f"{kind} {size:,}" for kind, size in sizes.items()))
+    sizes = (sum(each.numel() for each in model.parameters()) for model in (spiking(), Gated()))
+    print("\nParameters: LIF {:,}, GRU {:,}".format(*sizes))
 
 
 if __name__ == "__main__":

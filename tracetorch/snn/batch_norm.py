@@ -181,13 +181,13 @@ class BatchNormThroughTime(SequenceLayer):
         outputs: list[Tensor] = []
         for step, row, weight, bias in zip(x.unbind(), rows.unbind(), weights, biases, strict=True):
             values = [each[row].squeeze(0).to(dtype) for each in tracked]
+            mean, var = values or (None, None)
             momentum = norm.momentum
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.index_add_(0, row, torch.ones_like(row))
                 if momentum is None and not row.is_meta:  # the mean of all batches
                     momentum = 1 / float(norm.num_batches_tracked[row])
             given, settings = step.movedim(self.dim, 1), (True, momentum or 0.0, norm.eps)
-            mean, var = values or (None, None)
             y = F.batch_norm(given, mean, var, weight, bias, *settings)
             outputs.append(y.movedim(1, self.dim))
             for each, value in zip(tracked, values, strict=True):
